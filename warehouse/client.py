@@ -1,0 +1,156 @@
+"""The one way to talk to ClickHouse: clickhouse-connect underneath, polars frames in and out over Arrow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import clickhouse_connect
+import polars as pl
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from warehouse.errors import WarehouseError, WarehouseUnavailable
+from warehouse.settings import MailhouseSettings, WarehouseAddress
+
+_CODE = re.compile(r"code:? (\d+)", re.IGNORECASE)
+_EXCEPTION = re.compile(r"DB::Exception: (.*?)(?: \(version [^)]*\))?\s*$", re.DOTALL)
+
+INSERT_SETTINGS = {
+    # JSON columns keep what was written: a string that looks like a date stays a string
+    "input_format_try_infer_dates": "0",
+    "input_format_try_infer_datetimes": "0",
+}
+
+
+class Warehouse:
+    """A connection to ClickHouse; opened on first use, safe to share between threads.
+
+    Args:
+        address: where ClickHouse answers.
+        comment: who asks, e.g. `dagster run 1a2b`; put into `log_comment`, so that the query log tells.
+    """
+
+    def __init__(self, address: WarehouseAddress, *, comment: str = "") -> None:
+        self.address = address
+        self.comment = comment
+        self._client: Any = None
+
+    @classmethod
+    def connect(cls, settings: MailhouseSettings | None = None, *, comment: str = "") -> Warehouse:
+        """The warehouse of the settings in force."""
+        return cls((settings or MailhouseSettings.load()).warehouse, comment=comment)
+
+    @property
+    def client(self) -> Any:
+        """The underlying clickhouse-connect client.
+
+        Raises:
+            WarehouseUnavailable: nothing answers at the address, or it refuses our password.
+        """
+        if self._client is None:
+            with self._errors():
+                self._client = clickhouse_connect.get_client(
+                    interface=self.address.scheme,
+                    host=self.address.host,
+                    port=self.address.port,
+                    username=self.address.user,
+                    password=self.address.password,
+                    autogenerate_session_id=False,
+                    client_name="mailhouse",
+                    settings={"log_comment": self.comment} if self.comment else {},
+                )
+        return self._client
+
+    def execute(self, sql: str, parameters: Mapping[str, Any] | None = None) -> None:
+        """Run a statement that returns no rows. Parameters are `{name:Type}` in the text."""
+        with self._errors():
+            self.client.command(sql, parameters=dict(parameters or {}))
+
+    def frame(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pl.DataFrame:
+        """Run a query; all rows as one frame. Strings come as strings, `DateTime64` in UTC."""
+        with self._errors():
+            table = self.client.query_arrow(
+                sql,
+                parameters=dict(parameters or {}),
+                settings={"output_format_arrow_string_as_string": "1"},
+            )
+        return _frame(pl.from_arrow(table))
+
+    def batches(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, *, rows: int = 10_000
+    ) -> Iterator[pl.DataFrame]:
+        """Run a query; frames of up to `rows` rows as they arrive, in bounded memory."""
+        with self._errors(), self.client.query_arrow_stream(
+            sql,
+            parameters=dict(parameters or {}),
+            settings={"output_format_arrow_string_as_string": "1", "max_block_size": str(rows)},
+        ) as stream:
+            for table in stream:
+                frame = _frame(pl.from_arrow(table))
+                if frame.height:
+                    yield from frame.iter_slices(rows)
+
+    def value(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Any:
+        """The first column of the first row, None if there is no row."""
+        frame = self.frame(sql, parameters)
+        return frame.item(0, 0) if frame.height else None
+
+    def insert(self, table: str, frame: pl.DataFrame) -> int:
+        """Append a frame to a table, columns by name; columns left out take their defaults. Returns the rows."""
+        if frame.height:
+            with self._errors():
+                self.client.insert_arrow(table, frame.to_arrow(), settings=dict(INSERT_SETTINGS))
+        return frame.height
+
+    def close(self) -> None:
+        """Give the connection back; the next call opens a new one."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def __enter__(self) -> Warehouse:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except ClickHouseError as error:
+            raise _translated(error, self.address) from error
+        except OSError as error:
+            raise _unavailable(self.address) from error
+
+
+def _frame(frame: pl.DataFrame | pl.Series) -> pl.DataFrame:
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _unavailable(address: WarehouseAddress) -> WarehouseUnavailable:
+    return WarehouseUnavailable(
+        f"The warehouse does not answer at {address.url}.",
+        fix="Start it with `mailhouse up`, or set MAILHOUSE_WAREHOUSE_URL to a ClickHouse server that runs.",
+    )
+
+
+def _translated(error: ClickHouseError, address: WarehouseAddress) -> WarehouseError:
+    text = str(error)
+    code = _CODE.search(text)
+    if code is None:
+        # clickhouse-connect wraps connection failures without ClickHouse's code
+        return _unavailable(address) if "HTTPConnectionPool" in text or "connect" in text.lower() else WarehouseError(text)
+    found = _EXCEPTION.search(text)
+    message = (found.group(1) if found else text).strip()
+    number = int(code.group(1))
+    if number in (193, 194, 516):
+        return WarehouseUnavailable(
+            f"The warehouse at {address.url} refuses user {address.user!r}.",
+            fix="Correct the user and password in MAILHOUSE_WAREHOUSE_URL.",
+            code=number,
+        )
+    return WarehouseError(f"ClickHouse refused a query: {message}", code=number)

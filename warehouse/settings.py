@@ -1,0 +1,142 @@
+"""Settings that every room shares: where data lives, which warehouse, what time it is.
+
+All settings are environment variables that begin with `MAILHOUSE_`, or lines of a `.env` file in the working
+directory. Rooms that need more subclass `MailhouseSettings`; a `MAILHOUSE_` variable that no room knows is an error
+(`check_environment`), because a misspelt setting would otherwise be silently without effect.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from warehouse.errors import SettingsError
+
+PREFIX = "MAILHOUSE_"
+DEFAULT_PORT = 18123
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+class MailhouseSettings(BaseSettings):
+    """Settings common to all rooms.
+
+    Attributes:
+        home: folder for everything Mailhouse writes; made on first use.
+        content_dir: folder of what marketers write (campaigns, templates, sources).
+        warehouse_url: `http(s)://user:password@host:port` of a ClickHouse server. Unset means the embedded engine
+            on `127.0.0.1:warehouse_port`, its data under `home/warehouse`.
+        warehouse_port: port of the embedded engine.
+        clock_offset: seconds added to the wall clock, for rehearsals on past data (the demo lives in June 2011).
+            Every room and every dbt model takes the time through it.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore")
+
+    home: Path = PROJECT_ROOT / ".mailhouse"
+    content_dir: Path = PROJECT_ROOT / "content"
+    warehouse_url: SecretStr | None = None
+    warehouse_port: int = DEFAULT_PORT
+    clock_offset: float = 0.0
+
+    @classmethod
+    def load(cls):
+        """Read the environment.
+
+        Raises:
+            SettingsError: a value does not parse; the message names the variable, never a secret's value.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            name = PREFIX + str(first["loc"][0]).upper()
+            raise SettingsError(
+                f"Setting {name}: {first['msg']}.", fix=f"Correct {name} in the environment or in .env."
+            ) from None
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the warehouse is the embedded engine."""
+        return self.warehouse_url is None
+
+    @property
+    def warehouse(self) -> WarehouseAddress:
+        """Where ClickHouse answers."""
+        if self.warehouse_url is None:
+            return WarehouseAddress("http", "127.0.0.1", self.warehouse_port, "default", "")
+        return WarehouseAddress.parse(self.warehouse_url.get_secret_value())
+
+    def now(self) -> datetime:
+        """The time, UTC, milliseconds, through `clock_offset`."""
+        moment = datetime.now(UTC) + timedelta(seconds=self.clock_offset)
+        return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+class WarehouseAddress:
+    """A ClickHouse HTTP endpoint: scheme, host, port, user, password. `repr` hides the password."""
+
+    __slots__ = ("host", "password", "port", "scheme", "user")
+
+    def __init__(self, scheme: str, host: str, port: int, user: str, password: str) -> None:
+        self.scheme, self.host, self.port, self.user, self.password = scheme, host, port, user, password
+
+    @classmethod
+    def parse(cls, url: str) -> WarehouseAddress:
+        """Parse `http(s)://user:password@host:port`.
+
+        Raises:
+            SettingsError: the URL has another scheme or no host.
+        """
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            parts, port = urlsplit(""), None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise SettingsError(
+                "MAILHOUSE_WAREHOUSE_URL is not an http or https URL of a ClickHouse server.",
+                fix="Write it as http://user:password@host:8123, percent-encoding special characters.",
+            )
+        return cls(
+            parts.scheme,
+            parts.hostname,
+            port or (8443 if parts.scheme == "https" else 8123),
+            unquote(parts.username or "default"),
+            unquote(parts.password or ""),
+        )
+
+    @property
+    def url(self) -> str:
+        """`scheme://host:port`, without credentials."""
+        return f"{self.scheme}://{self.host}:{self.port}"
+
+    def __repr__(self) -> str:
+        return f"WarehouseAddress({self.url}, user={self.user!r})"
+
+
+def known_settings(classes: Iterable[type[MailhouseSettings]]) -> set[str]:
+    """Names of the environment variables that the given settings classes read."""
+    return {PREFIX + name.upper() for settings in classes for name in settings.model_fields}
+
+
+def check_environment(
+    classes: Iterable[type[MailhouseSettings]], environment: Mapping[str, str] | None = None
+) -> None:
+    """Refuse `MAILHOUSE_` variables that no settings class knows.
+
+    Raises:
+        SettingsError: names the variable and the nearest known one.
+    """
+    known = known_settings(classes)
+    for name in sorted(os.environ if environment is None else environment):
+        if name.startswith(PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"Known settings: {', '.join(sorted(known))}."
+            raise SettingsError(f"{name} is no setting of Mailhouse.", fix=f"{hint} Unset it otherwise.")
