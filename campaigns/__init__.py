@@ -1,0 +1,1 @@
+"""What marketers write (campaign specs), and who it goes to (audiences)."""

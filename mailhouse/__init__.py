@@ -1,0 +1,1 @@
+"""The `mailhouse` command: a verb per thing a person does."""

@@ -1,0 +1,1 @@
+"""Estimators and statistics: polars frame in, polars frame out, no I/O."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 import clickhouse_connect
 import polars as pl
 from clickhouse_connect.driver.exceptions import ClickHouseError
+from clickhouse_connect.driver.external import ExternalData
 
 from warehouse.errors import WarehouseError, WarehouseUnavailable
 from warehouse.settings import MailhouseSettings, WarehouseAddress
@@ -68,13 +70,28 @@ class Warehouse:
         with self._errors():
             self.client.command(sql, parameters=dict(parameters or {}))
 
-    def frame(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pl.DataFrame:
-        """Run a query; all rows as one frame. Strings come as strings, `DateTime64` in UTC."""
+    def frame(
+        self,
+        sql: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        external: Mapping[str, pl.DataFrame] | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> pl.DataFrame:
+        """Run a query; all rows as one frame. Strings come as strings, `DateTime64` in UTC.
+
+        Args:
+            sql: one query.
+            parameters: values of `{name:Type}` in the text.
+            external: frames that the query may read as tables by these names; they travel with it.
+            settings: ClickHouse settings for this query alone.
+        """
         with self._errors():
             table = self.client.query_arrow(
                 sql,
                 parameters=dict(parameters or {}),
-                settings={"output_format_arrow_string_as_string": "1"},
+                settings={"output_format_arrow_string_as_string": "1", **(settings or {})},
+                external_data=_external_data(external) if external else None,
             )
         return _frame(pl.from_arrow(table))
 
@@ -82,11 +99,14 @@ class Warehouse:
         self, sql: str, parameters: Mapping[str, Any] | None = None, *, rows: int = 10_000
     ) -> Iterator[pl.DataFrame]:
         """Run a query; frames of up to `rows` rows as they arrive, in bounded memory."""
-        with self._errors(), self.client.query_arrow_stream(
-            sql,
-            parameters=dict(parameters or {}),
-            settings={"output_format_arrow_string_as_string": "1", "max_block_size": str(rows)},
-        ) as stream:
+        with (
+            self._errors(),
+            self.client.query_arrow_stream(
+                sql,
+                parameters=dict(parameters or {}),
+                settings={"output_format_arrow_string_as_string": "1", "max_block_size": str(rows)},
+            ) as stream,
+        ):
             for table in stream:
                 frame = _frame(pl.from_arrow(table))
                 if frame.height:
@@ -126,6 +146,27 @@ class Warehouse:
             raise _unavailable(self.address) from error
 
 
+_EXTERNAL_TYPES: dict[pl.DataType, str] = {
+    pl.String(): "String",
+    pl.Int64(): "Int64",
+    pl.UInt64(): "UInt64",
+    pl.Float64(): "Float64",
+    pl.Boolean(): "Bool",
+    pl.Datetime("ms", "UTC"): "DateTime64(3, 'UTC')",
+}
+
+
+def _external_data(frames: Mapping[str, pl.DataFrame]) -> ExternalData:
+    data = ExternalData()
+    for name, frame in frames.items():
+        body = io.BytesIO()
+        # the oldest layout: ClickHouse reads no string views
+        frame.write_ipc_stream(body, compat_level=pl.CompatLevel.oldest())
+        structure = [f"{column} {_EXTERNAL_TYPES[dtype]}" for column, dtype in frame.schema.items()]
+        data.add_file(file_name=name, data=body.getvalue(), fmt="ArrowStream", structure=structure)
+    return data
+
+
 def _frame(frame: pl.DataFrame | pl.Series) -> pl.DataFrame:
     assert isinstance(frame, pl.DataFrame)
     return frame
@@ -143,7 +184,11 @@ def _translated(error: ClickHouseError, address: WarehouseAddress) -> WarehouseE
     code = _CODE.search(text)
     if code is None:
         # clickhouse-connect wraps connection failures without ClickHouse's code
-        return _unavailable(address) if "HTTPConnectionPool" in text or "connect" in text.lower() else WarehouseError(text)
+        return (
+            _unavailable(address)
+            if "HTTPConnectionPool" in text or "connect" in text.lower()
+            else WarehouseError(text)
+        )
     found = _EXCEPTION.search(text)
     message = (found.group(1) if found else text).strip()
     number = int(code.group(1))

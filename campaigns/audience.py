@@ -1,0 +1,477 @@
+# ruff: noqa: S608  (queries are put together from checked conditions and names from allow-lists)
+"""Who a campaign goes to in one occurrence, and why some of them get nothing.
+
+The audience is the campaign's segment, narrowed by its condition. Who belongs to it is settled once, when the
+sending begins, and kept in `campaigns.audience_members`: a send that was interrupted goes on with the same
+contacts, whatever the segment says by then. Consent, suppression, deletion and the profile are never kept:
+they are read anew for every page of contacts, so that somebody who unsubscribes while a campaign is under way
+gets no more of it.
+
+A row of `campaigns.audiences` is what makes a kept audience count. It is written after the members, so a
+process that dies in between leaves members that nothing refers to, and the next one starts over.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import polars as pl
+
+from campaigns.identity import occurrence_key
+from campaigns.predicates import Predicate, check_types, parse_predicate
+from campaigns.specs import CampaignSpec, predicate_place
+from warehouse.client import Warehouse
+from warehouse.errors import InputError, WarehouseError
+from warehouse.yaml_specs import nearest
+
+AUDIENCE_COLUMNS = (
+    "contact_id",
+    "email",
+    "skip_reason",
+    "consent_id",
+    "suppression_event_id",
+    "recommendations",
+    "recommendation_version",
+)
+"""Columns of every batch, beside all others of `marts.contact_profiles`."""
+
+SKIP_REASONS = ("deleted", "invalid", "suppressed", "no_consent")
+"""Why a contact gets nothing, in the order in which they are judged; '' is a contact who does."""
+
+PURPOSE = "marketing"
+"""The purpose of the consent that marketing needs."""
+
+_TABLES = (
+    "create database if not exists campaigns",
+    """
+    create table if not exists campaigns.audience_members (
+        audience_id UUID,
+        contact_id Int64 codec(Delta, ZSTD(1)),
+        frozen_at DateTime64(3, 'UTC') default now64(3)
+    ) engine = MergeTree partition by toYYYYMM(frozen_at) order by (audience_id, contact_id)
+    comment 'One contact of one kept audience. Counts only if campaigns.audiences has the audience_id.'
+    """,
+    """
+    create table if not exists campaigns.audiences (
+        audience_id UUID,
+        campaign LowCardinality(String),
+        occurrence String,
+        members UInt64,
+        campaign_version String,
+        segment LowCardinality(String),
+        segment_version String,
+        condition String,
+        as_of DateTime64(3, 'UTC'),
+        frozen_at DateTime64(3, 'UTC') default now64(3)
+    ) engine = MergeTree order by (campaign, occurrence, frozen_at, audience_id)
+    comment 'One kept audience of one campaign and occurrence, of which the first counts.'
+    """,
+)
+
+_EMAIL = (
+    r"^[^\\s@<>,;:\"()\\[\\]\\\\]{1,64}@([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]$"
+)
+_RECOMMENDATIONS = (
+    "Array(Tuple(product_id String, name String, price Nullable(Decimal(18, 2)), image_url String,"
+    " url String, reason String))"
+)
+
+
+@dataclass(frozen=True)
+class FrozenAudience:
+    """A kept audience: the versions that chose its members, for `mailhouse why`."""
+
+    audience_id: str
+    members: int
+    campaign_version: str
+    segment: str
+    segment_version: str
+    frozen_at: datetime
+
+
+@dataclass(frozen=True)
+class AudienceSummary:
+    """An audience in numbers, as of when it was asked for.
+
+    Attributes:
+        members: contacts in the audience, sendable or not.
+        sendable: contacts without a skip reason.
+        skipped: from skip reason to contacts, reasons that occur only.
+        unconsented: sendable contacts who, counted a second way, lack consent or are suppressed; must be 0.
+        previous_members: members of the occurrence before, None if there was none.
+        is_frozen: whether the members are settled.
+    """
+
+    members: int
+    sendable: int
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    unconsented: int = 0
+    previous_members: int | None = None
+    is_frozen: bool = False
+
+
+class Audience:
+    """The audience of one occurrence of one campaign.
+
+    Args:
+        warehouse: where the marts are.
+        spec: the campaign.
+        occurrence: the scheduled instant.
+        now: what `now()` in the campaign's condition means; left out, the occurrence, so that a late send
+            chooses the same contacts.
+        segment_version: from `campaigns.specs.segment_version`, kept with the audience.
+        is_dry_run: never settle the members, only look.
+        page_rows: contacts a query; bounds the memory.
+    """
+
+    def __init__(
+        self,
+        warehouse: Warehouse,
+        spec: CampaignSpec,
+        occurrence: datetime,
+        *,
+        now: datetime | None = None,
+        segment_version: str = "",
+        is_dry_run: bool = False,
+        page_rows: int = 20_000,
+    ) -> None:
+        self.warehouse = warehouse
+        self.spec = spec
+        self.occurrence = occurrence_key(occurrence)
+        self.now = (now or occurrence).astimezone(UTC)
+        self.segment_version = segment_version
+        self.is_dry_run = is_dry_run
+        self.page_rows = page_rows
+        self._profile_columns: list[str] | None = None
+
+    def frozen(self) -> FrozenAudience | None:
+        """The kept audience of this occurrence, None if its members are not settled yet."""
+        if not self._has_table("campaigns", "audiences"):
+            return None
+        rows = self.warehouse.frame(
+            """
+            select toString(audience_id) as audience_id, members, campaign_version, segment, segment_version,
+                frozen_at
+            from campaigns.audiences
+            where campaign = {campaign:String} and occurrence = {occurrence:String}
+            order by frozen_at, audience_id limit 1
+            """,
+            self._parameters(),
+        )
+        return FrozenAudience(**rows.row(0, named=True)) if rows.height else None
+
+    def freeze(self) -> FrozenAudience | None:
+        """Settle the members, once; later calls, also of other processes, give the same audience.
+
+        An audience without members is not kept, so that a send refused for that can be tried again.
+
+        Raises:
+            InputError: the campaign's condition does not fit the profile, or its segment has not been built.
+        """
+        if (kept := self.frozen()) is not None:
+            return kept
+        chosen = self._chosen()
+        for statement in _TABLES:
+            self.warehouse.execute(statement)
+        parameters = self._parameters(audience_id=str(uuid.uuid4()))
+        self.warehouse.execute(
+            f"""
+            insert into campaigns.audience_members (audience_id, contact_id)
+            select {{audience_id:UUID}}, contact_id from ({chosen})
+            """,
+            parameters,
+        )
+        members = self.warehouse.value(
+            "select count() from campaigns.audience_members where audience_id = {audience_id:UUID}",
+            parameters,
+        )
+        if not members:
+            return None
+        self.warehouse.execute(
+            """
+            insert into campaigns.audiences (audience_id, campaign, occurrence, members, campaign_version,
+                segment, segment_version, condition, as_of)
+            select {audience_id:UUID}, {campaign:String}, {occurrence:String}, {members:UInt64},
+                {campaign_version:String}, {segment:String}, {segment_version:String}, {condition:String},
+                {now:DateTime64(3, 'UTC')}
+            """,
+            {
+                **parameters,
+                "members": members,
+                "campaign_version": self.spec.version,
+                "segment": self.spec.audience.segment,
+                "segment_version": self.segment_version,
+                "condition": self.spec.audience.where or "",
+            },
+        )
+        # another process may have been first: the earliest row counts for all
+        return self.frozen()
+
+    def count(self) -> int:
+        """Contacts in the audience, sendable or not. Settles nothing."""
+        members, parameters = self._members()
+        return int(self.warehouse.value(f"select count() from ({members})", parameters))
+
+    def summary(self) -> AudienceSummary:
+        """The audience in numbers, for the checks that stand before a send. Settles nothing."""
+        kept = self.frozen()
+        members, parameters = self._members(kept)
+        counts = self.warehouse.frame(
+            f"select skip_reason, count() as contacts from ({self._judged(members)})"
+            " group by skip_reason settings join_use_nulls = 0",
+            parameters,
+        )
+        by_reason = {str(reason): int(contacts) for reason, contacts in counts.iter_rows()}
+        return AudienceSummary(
+            members=sum(by_reason.values()),
+            sendable=by_reason.pop("", 0),
+            skipped=dict(sorted(by_reason.items())),
+            unconsented=self._unconsented(members, parameters),
+            previous_members=self._previous_members(),
+            is_frozen=kept is not None,
+        )
+
+    def batches(self, rows: int = 1_000) -> Iterator[pl.DataFrame]:
+        """The audience in order of contact_id; settles its members first, unless this is a dry run.
+
+        Args:
+            rows: contacts a frame, at most.
+
+        Yields:
+            Frames with `AUDIENCE_COLUMNS` and the profile's columns. `recommendations` is a list of structs
+            of product_id, name, price, image_url, url and reason, best first; empty where there are none.
+        """
+        if rows < 1:
+            raise ValueError("rows must be at least 1")
+        if not self.is_dry_run and self.freeze() is None:
+            return
+        members, parameters = self._members()
+        last = -(2**63)
+        while True:
+            page = f"""
+                select contact_id from ({members}) where contact_id > {{last:Int64}}
+                order by contact_id limit {{page_rows:UInt64}}
+            """
+            frame = self.warehouse.frame(
+                self._personalised(page), {**parameters, "last": last, "page_rows": self.page_rows}
+            )
+            yield from frame.iter_slices(rows)
+            if frame.height < self.page_rows:
+                return
+            last = int(frame["contact_id"][-1])
+
+    def _parameters(self, **more: Any) -> dict[str, Any]:
+        return {
+            "campaign": self.spec.campaign,
+            "occurrence": self.occurrence,
+            "now": self.now.strftime("%Y-%m-%d %H:%M:%S.") + f"{self.now.microsecond // 1000:03d}",
+            "purpose": PURPOSE,
+            "channel": self.spec.send.channel,
+            "recommendations": self.spec.send.recommendations,
+            **more,
+        }
+
+    def _members(self, kept: FrozenAudience | None = None) -> tuple[str, dict[str, Any]]:
+        """A query that gives the members' contact_id once each, and its parameters."""
+        kept = kept or self.frozen()
+        if kept is not None:
+            return (
+                "select contact_id from campaigns.audience_members where audience_id = {audience_id:UUID}",
+                self._parameters(audience_id=kept.audience_id),
+            )
+        return self._chosen(), self._parameters()
+
+    def _chosen(self) -> str:
+        """Who belongs to the audience now."""
+        self._check_segment()
+        predicate = self._predicate()
+        condition = f"and {predicate.sql}" if predicate else ""
+        return f"""
+            select contact_id from marts.contact_profiles
+            where contact_id in (select contact_id from segments.`{self.spec.audience.segment}`) {condition}
+        """
+
+    def _check_segment(self) -> None:
+        segment = self.spec.audience.segment
+        known = self.warehouse.frame(
+            "select name from system.tables where database = 'segments' order by name"
+        )
+        if segment not in known["name"].to_list():
+            raise InputError(
+                f"{self.spec.place('audience', 'segment')}: audience.segment: the warehouse has no segment"
+                f" {segment!r}.",
+                fix=nearest(segment, known["name"].to_list()) or "Build the dbt models first.",
+            )
+
+    def _predicate(self) -> Predicate | None:
+        if self.spec.audience.where is None:
+            return None
+        predicate = parse_predicate(
+            self.spec.audience.where,
+            columns=self.profile_columns(),
+            place=lambda line: predicate_place(self.spec, line),
+            key="audience.where",
+        )
+        check_types(
+            predicate,
+            self.warehouse,
+            "marts.contact_profiles",
+            self._parameters(),
+            place=predicate_place(self.spec),
+            key="audience.where",
+        )
+        return predicate
+
+    def profile_columns(self) -> list[str]:
+        """The columns of `marts.contact_profiles`, in their order.
+
+        Raises:
+            WarehouseError: the table has not been built.
+        """
+        if self._profile_columns is None:
+            self._profile_columns = profile_columns(self.warehouse)
+        return self._profile_columns
+
+    def _judged(self, members: str, more_columns: str = "") -> str:
+        """Members with consent, suppression and skip reason, read live."""
+        columns = self.profile_columns()
+        deleted = "profile.contact_id = 0" + (" or profile.is_deleted" if "is_deleted" in columns else "")
+        is_marketing = self.spec.send.category == "marketing"
+        # an operational message may go to somebody who unsubscribed, never to a mailbox that does not exist
+        reasons = "" if is_marketing else "where reason = 'bounced'"
+        no_consent = "consent.consent_id = ''" if is_marketing else "false"
+        return f"""
+            select
+                member.contact_id as contact_id,
+                profile.email as email,
+                multiIf(
+                    {deleted}, 'deleted',
+                    not match(lower(profile.email), '{_EMAIL}') or length(profile.email) > 254, 'invalid',
+                    suppression.email != '', 'suppressed',
+                    {no_consent}, 'no_consent',
+                    ''
+                ) as skip_reason,
+                consent.consent_id as consent_id,
+                suppression.event_id as suppression_event_id
+                {more_columns}
+            from ({members}) as member
+            left join (
+                select * from marts.contact_profiles where contact_id in ({members})
+            ) as profile on profile.contact_id = member.contact_id
+            left join (
+                select lower(trim(email)) as email, argMax(event_id, suppressed_at) as event_id
+                from marts.suppressions {reasons} group by email
+            ) as suppression on suppression.email = lower(trim(profile.email))
+            left join (
+                select contact_id, argMax(consent_id, occurred_at) as consent_id
+                from marts.consents
+                where channel = {{channel:String}} and purpose = {{purpose:String}} and is_granted
+                    and contact_id in ({members})
+                group by contact_id
+            ) as consent on consent.contact_id = member.contact_id
+        """
+
+    def _personalised(self, page: str) -> str:
+        """A page of members with all that templates may use."""
+        own = ("contact_id", "email")
+        profile = "".join(
+            f", profile.`{name}` as `{name}`" for name in self.profile_columns() if name not in own
+        )
+        judged = self._judged(page, profile)
+        if not self.spec.send.recommendations:
+            return f"""
+                select *, cast([], '{_RECOMMENDATIONS}') as recommendations, '' as recommendation_version
+                from ({judged}) order by contact_id settings join_use_nulls = 0
+            """
+        return f"""
+            select judged.*, recommended.items as recommendations,
+                recommended.version as recommendation_version
+            from ({judged}) as judged
+            left join (
+                select contact_id,
+                    cast(arrayMap(item -> item.2, arraySort(item -> item.1, groupArray((rank, (product_id,
+                        product_name, price, ifNull(image_url, ''), ifNull(url, ''), reason))))),
+                        '{_RECOMMENDATIONS}') as items,
+                    any(model_version) as version
+                from marts.recommendations
+                where rank <= {{recommendations:UInt64}} and contact_id in ({page})
+                group by contact_id
+            ) as recommended on recommended.contact_id = judged.contact_id
+            order by judged.contact_id settings join_use_nulls = 0
+        """
+
+    def _unconsented(self, members: str, parameters: Mapping[str, Any]) -> int:
+        """Sendable contacts who should not be, counted from the rows of consent and suppression."""
+        if self.spec.send.category != "marketing":
+            return 0
+        return int(
+            self.warehouse.value(
+                f"""
+                select count() from ({self._judged(members)})
+                where skip_reason = '' and (
+                    contact_id not in (
+                        select contact_id from marts.consents
+                        where channel = {{channel:String}} and purpose = {{purpose:String}} and is_granted
+                    )
+                    or lower(trim(email)) in (select lower(trim(email)) from marts.suppressions)
+                )
+                settings join_use_nulls = 0
+                """,
+                parameters,
+            )
+        )
+
+    def _previous_members(self) -> int | None:
+        if not self._has_table("campaigns", "audiences"):
+            return None
+        return self.warehouse.value(
+            """
+            select members from campaigns.audiences
+            where campaign = {campaign:String} and occurrence < {occurrence:String}
+            order by occurrence desc, frozen_at, audience_id limit 1
+            """,
+            self._parameters(),
+        )
+
+    def _has_table(self, database: str, table: str) -> bool:
+        return bool(
+            self.warehouse.value(
+                """
+                select count() from system.tables
+                where database = {database:String} and name = {table:String}
+                """,
+                {"database": database, "table": table},
+            )
+        )
+
+
+def profile_columns(warehouse: Warehouse) -> list[str]:
+    """The columns of `marts.contact_profiles`, which conditions and templates may use.
+
+    Raises:
+        WarehouseError: the table has not been built.
+    """
+    rows = warehouse.frame(
+        """
+        select name from system.columns where database = 'marts' and table = 'contact_profiles'
+        order by position
+        """
+    )
+    if not rows.height:
+        raise WarehouseError(
+            "The warehouse has no marts.contact_profiles.",
+            fix="Build the dbt models first: materialise the marts.",
+        )
+    names = [str(name) for name in rows["name"]]
+    odd = [name for name in names if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)]
+    if odd:
+        raise WarehouseError(
+            f"marts.contact_profiles has a column named {odd[0]!r}, which no merge tag can name.",
+            fix="Give it a name of letters, digits and _ in the dbt model.",
+        )
+    return names

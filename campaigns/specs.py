@@ -1,0 +1,329 @@
+"""Campaigns as marketers write them: one YAML file each in `content/campaigns/`.
+
+`load_campaigns` reads and validates all of them; `check_references` checks what they name in other files.
+`occurrence` and `is_due` tell when a campaign is to be sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo, available_timezones
+
+from cronsim import CronSim, CronSimError
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from campaigns.predicates import Predicate, parse_predicate
+from warehouse.errors import InputError
+from warehouse.yaml_specs import (
+    Document,
+    Duration,
+    Problem,
+    Spec,
+    load_specs,
+    nearest,
+    problems_error,
+)
+
+CATCH_UP = timedelta(hours=24)
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_ADDRESS = re.compile(r"[^\s@<>,;:\"()\[\]\\]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError(f"{value!r} is no name; use small letters, digits and _, beginning with a letter")
+    return value
+
+
+def _one_line(value: str) -> str:
+    # a line break in a header would let the rest of the value become headers of its own
+    if not value:
+        raise ValueError("is empty; write some text")
+    if any(ord(character) < 32 or character in "\x7f\u0085\u2028\u2029" for character in value):
+        raise ValueError("must be one line; write it without line breaks")
+    return value
+
+
+def _address(value: str) -> str:
+    if not _ADDRESS.fullmatch(value):
+        raise ValueError(f"{value!r} is no address; write it as name@example.com")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Line = Annotated[str, AfterValidator(_one_line)]
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class AudienceSpec(Spec):
+    """Who: a segment, narrowed by a predicate over the contact's profile."""
+
+    segment: Name = Field(description="name of a file in dbt_project/models/segments, without .sql")
+    where: str | None = Field(None, description="an SQL condition over the columns of marts.contact_profiles")
+
+    @property
+    def predicate(self) -> Predicate | None:
+        """The condition, parsed; None if there is none."""
+        return parse_predicate(self.where) if self.where else None
+
+
+class Schedule(Spec):
+    """When: once `at` an instant, or again and again by `cron`."""
+
+    at: datetime | None = Field(None, description="an instant such as 2026-06-27T09:00:00Z")
+    cron: str | None = Field(None, description='five fields such as "0 9 * * mon"')
+    timezone: str = Field("UTC", description="an IANA time zone such as Europe/London")
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_timezone(cls, value: str) -> str:
+        if value not in available_timezones():
+            raise ValueError(
+                f"is no time zone: {value!r}\n{nearest(value, sorted(available_timezones()), shown=3)}"
+            )
+        return value
+
+    @field_validator("cron")
+    @classmethod
+    def _cron_that_happens(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        fields = "write five fields: minute hour day month weekday, such as 0 9 * * mon"
+        if len(value.split()) != 5:
+            raise ValueError(f"has {len(value.split())} fields; {fields}")
+        try:
+            next(CronSim(value, datetime(2000, 1, 1)))
+        except CronSimError as error:
+            raise ValueError(f"{value!r} is no schedule ({error}); {fields}") from None
+        except StopIteration:
+            raise ValueError(f"{value!r} never happens; correct day and month") from None
+        return value
+
+    @model_validator(mode="after")
+    def _either(self) -> Schedule:
+        if (self.at is None) == (self.cron is None):
+            raise ValueError("needs either at or cron; write one of the two")
+        return self
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The time zone in which `cron`, and an `at` without offset, are meant."""
+        return ZoneInfo(self.timezone)
+
+    def latest(self, now: datetime) -> datetime | None:
+        """The newest scheduled instant that is not after `now`, UTC; None if there is none yet."""
+        if self.at is not None:
+            instant = self._instant()
+            return instant if instant <= now else None
+        assert self.cron is not None
+        # start beyond `now`: where clocks change, the order of local times is not the order of instants
+        start = (now.astimezone(UTC).replace(microsecond=0) + timedelta(hours=3)).astimezone(self.zone)
+        for moment in _ticks(CronSim(self.cron, start, reverse=True)):
+            if moment <= now:
+                return moment
+        return None
+
+    def following(self, now: datetime) -> datetime | None:
+        """The first scheduled instant after `now`, UTC; None if there is none any more."""
+        if self.at is not None:
+            instant = self._instant()
+            return instant if instant > now else None
+        assert self.cron is not None
+        start = (now.astimezone(UTC).replace(microsecond=0) - timedelta(hours=3)).astimezone(self.zone)
+        return next((moment for moment in _ticks(CronSim(self.cron, start)) if moment > now), None)
+
+    def _instant(self) -> datetime:
+        assert self.at is not None
+        moment = self.at if self.at.tzinfo else self.at.replace(tzinfo=self.zone)
+        return moment.astimezone(UTC).replace(microsecond=0)
+
+
+class Goal(Spec):
+    """What counts as success: an event of the contact within a time after the message."""
+
+    event: str = Field(description="an event type such as order.placed")
+    within: Duration = Field(description="a duration such as 14d")
+
+    @field_validator("event")
+    @classmethod
+    def _noun_verb(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*", value):
+            raise ValueError(f"{value!r} is no event type; write noun.verb, such as order.placed")
+        return value
+
+
+class Cap(Spec):
+    """At most so many messages to a contact within a time, over all campaigns."""
+
+    messages: int = Field(ge=1, le=1000, description="how many, at least 1")
+    within: Duration = Field(description="a duration such as 7d")
+
+
+class SendSpec(Spec):
+    """What is sent, and from whom."""
+
+    channel: Literal["email"] = Field("email", description="email")
+    template: Name = Field(description="name of a file in content/templates, without .mjml")
+    category: Literal["marketing", "transactional"] = Field(description="marketing or transactional")
+    subject: Line = Field(description="one line; merge tags such as {{ contact.first_name }} are filled in")
+    preheader: Line | None = Field(None, description="one line that mailboxes show after the subject")
+    provider: Name | None = Field(None, description="name of a provider; left out, the one in the settings")
+    from_name: Line | None = Field(None, description="the sender's name; left out, the one in the settings")
+    from_email: Address | None = Field(
+        None, description="the sender's address; left out, that of the settings"
+    )
+    reply_to: Address | None = Field(None, description="where answers go; left out, to the sender")
+    recommendations: int = Field(0, ge=0, le=20, description="how many recommended products, 0 to 20")
+
+
+class CampaignSpec(Spec):
+    """One campaign: who gets what, when, and what it is to achieve."""
+
+    campaign: Name = Field(description="the file's name without .yaml")
+    description: str = Field("", description="a sentence or two for colleagues")
+    audience: AudienceSpec = Field(description="segment, and where")
+    schedule: Schedule = Field(description="at or cron, and timezone")
+    goal: Goal | None = Field(None, description="event and within")
+    send: SendSpec = Field(description="template, category, subject and more")
+    cap: Cap | None = Field(None, description="messages and within; left out, the one in the settings")
+
+    @property
+    def name(self) -> str:
+        """The campaign's name."""
+        return self.campaign
+
+    @property
+    def version(self) -> str:
+        """Twelve hexadecimal digits that change when what the campaign does changes.
+
+        Comments, layout and the description do not count, nor does a default that is written out.
+        """
+        content = self.model_dump(mode="json", exclude={"description"}, exclude_defaults=True)
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def load_campaigns(content_dir: Path) -> dict[str, CampaignSpec]:
+    """Read `content_dir/campaigns/*.yaml`; from names, in order, to specs.
+
+    Raises:
+        InputError: names file, line and key of each mistake, and what is allowed.
+    """
+    specs = load_specs(content_dir / "campaigns", CampaignSpec, name_key="campaign")
+    problems = [problem for spec in specs.values() for problem in _predicate_problems(spec, None)]
+    if problems:
+        raise problems_error(problems)
+    return specs
+
+
+def check_references(
+    specs: Mapping[str, CampaignSpec],
+    templates: Collection[str],
+    segments: Collection[str],
+    profile_columns: Collection[str] | None = None,
+) -> None:
+    """Check that what campaigns name exists.
+
+    Args:
+        specs: from `load_campaigns`.
+        templates: names of the templates there are.
+        segments: names of the segments there are.
+        profile_columns: columns of `marts.contact_profiles`; None leaves conditions to the warehouse.
+
+    Raises:
+        InputError: names file and line of each name that leads nowhere, and the nearest right one.
+    """
+    problems: list[Problem] = []
+    for spec in specs.values():
+        for location, kind, name, known, folder in (
+            (
+                ("audience", "segment"),
+                "segment",
+                spec.audience.segment,
+                segments,
+                "dbt_project/models/segments",
+            ),
+            (("send", "template"), "template", spec.send.template, templates, "content/templates"),
+        ):
+            if name not in known:
+                hint = nearest(name, sorted(known)) or f"There is none yet: add one to {folder}."
+                what = f"{'.'.join(location)}: there is no {kind} {name!r} in {folder}."
+                problems.append(Problem(spec.place(*location), what, hint))
+        if profile_columns is not None:
+            problems.extend(_predicate_problems(spec, profile_columns))
+    if problems:
+        raise problems_error(problems)
+
+
+def _predicate_problems(spec: CampaignSpec, columns: Collection[str] | None) -> list[Problem]:
+    if spec.audience.where is None:
+        return []
+    try:
+        parse_predicate(
+            spec.audience.where,
+            columns=columns,
+            place=lambda line: predicate_place(spec, line),
+            key="audience.where",
+        )
+    except InputError as error:
+        return [Problem("", error.message, error.fix)]
+    return []
+
+
+def predicate_place(spec: CampaignSpec, line: int = 1) -> str:
+    """`file:line` of a line of the campaign's condition, counted from 1."""
+    place = spec.place("audience", "where")
+    document: Document | None = spec.document
+    if document is None:
+        return place
+    file, _, number = place.rpartition(":")
+    first = int(number)
+    # only a literal block keeps its lines; other styles fold them, and the key's line is all that is sure
+    if re.search(r"[|][+-]?\d*\s*(#.*)?$", document.text.splitlines()[first - 1]):
+        return f"{file}:{first + line}"
+    return place
+
+
+def occurrence(spec: CampaignSpec, now: datetime) -> datetime | None:
+    """Which time round it is: the newest scheduled instant that is not after `now`, UTC, or None."""
+    return spec.schedule.latest(now)
+
+
+def next_occurrence(spec: CampaignSpec, now: datetime) -> datetime | None:
+    """The first scheduled instant after `now`, UTC, or None."""
+    return spec.schedule.following(now)
+
+
+def is_due(spec: CampaignSpec, now: datetime, catch_up: timedelta = CATCH_UP) -> bool:
+    """Whether the newest occurrence is to be sent: it has come, no longer than `catch_up` ago.
+
+    What has been sent already is the ledger's to know; sending an occurrence again sends nothing.
+    """
+    instant = occurrence(spec, now)
+    return instant is not None and now - instant <= catch_up
+
+
+def segment_version(segments_dir: Path, segment: str) -> str:
+    """Twelve hexadecimal digits of SHA-256 over the text of a segment's SQL file.
+
+    Raises:
+        InputError: there is no such file; names the nearest.
+    """
+    path = segments_dir / f"{segment}.sql"
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    except FileNotFoundError:
+        known = sorted(file.stem for file in segments_dir.glob("*.sql"))
+        hint = nearest(segment, known) or "There are no segments yet: add an SQL file."
+        raise InputError(f"There is no segment {segment!r} in {segments_dir.name}.", fix=hint) from None
+
+
+def _ticks(simulation: CronSim) -> Iterator[datetime]:
+    for moment in simulation:
+        yield moment.astimezone(UTC)

@@ -1,0 +1,66 @@
+"""Settings of the CRM connectors."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_address
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import NoDecode
+
+from warehouse.settings import MailhouseSettings
+
+HubSpotObject = Literal["contacts", "companies", "deals"]
+
+
+class CrmSettings(MailhouseSettings):
+    """What `MailhouseSettings` has, and how to reach CRMs.
+
+    Attributes:
+        hubspot_token: access token of a HubSpot service key or private app, with the scopes
+            `crm.objects.*.read`. Unset means that HubSpot is not read.
+        hubspot_base_url: where HubSpot's API answers; https, but for this machine itself.
+        hubspot_api_version: version in the paths: a date such as `2026-09`, or `v3`. hubspot_properties:
+        more properties to read, by object, as JSON: `{"contacts": ["favourite_colour"]}`. hubspot_overlap:
+        seconds before the newest stored change from which reading starts again: HubSpot's search
+            learns of a change a little later than it happens.
+        hubspot_searches_per_second: searches a second that we allow ourselves; HubSpot allows an account 5.
+    """
+
+    hubspot_token: SecretStr | None = None
+    hubspot_base_url: str = "https://api.hubapi.com"
+    hubspot_api_version: str = Field(default="2026-09", pattern=r"^(v3|20\d\d-(0[1-9]|1[0-2]))$")
+    hubspot_properties: Annotated[dict[HubSpotObject, list[str]], NoDecode] = Field(default_factory=dict)
+    hubspot_overlap: float = Field(default=300, ge=0, le=86_400)
+    hubspot_searches_per_second: float = Field(default=4, gt=0)
+
+    @field_validator("hubspot_properties", mode="before")
+    @classmethod
+    def _json(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value or "{}")
+        except ValueError:
+            raise ValueError('is no JSON such as {"contacts": ["favourite_colour"]}') from None
+
+    @field_validator("hubspot_base_url")
+    @classmethod
+    def _safe(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if not parts.hostname or parts.scheme not in ("https", "http") or parts.query or parts.fragment:
+            raise ValueError("is not an https URL")
+        if parts.scheme == "http" and not _is_here(parts.hostname):
+            raise ValueError("must begin with https://, or the token would be readable on its way")
+        return value.rstrip("/")
+
+
+def _is_here(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

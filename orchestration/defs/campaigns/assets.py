@@ -1,0 +1,110 @@
+"""Campaigns: one partition each, its audience and its send, and the checks that stand between the two.
+
+`campaign_audiences` and `campaign_sends` run as one step that cannot be split, so that no selection in the UI can send
+without the checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from orchestration.lib.campaign_runs import CHECKS, deliver, export_ledger, prepare, summary_counts, throttled
+from orchestration.lib.resources import counts_metadata, open_warehouse
+from senders.settings import SenderSettings
+
+GROUP = "campaigns"
+CAMPAIGNS = dg.DynamicPartitionsDefinition(name="campaign")
+AUDIENCES = dg.AssetKey("campaign_audiences")
+SENDS = dg.AssetKey("campaign_sends")
+
+
+@dg.multi_asset(
+    name="campaigns",
+    specs=[
+        dg.AssetSpec(
+            AUDIENCES,
+            group_name=GROUP,
+            description=(
+                "Who a campaign goes to in one occurrence: its segment, less whom it may not or should not reach. "
+                "Settled once; consent and suppression are read anew while it is sent."
+            ),
+            deps=[dg.AssetKey(["marts", "contact_profiles"]), dg.AssetKey(["marts", "recommendations"])],
+            kinds={"clickhouse"},
+        ),
+        dg.AssetSpec(
+            SENDS,
+            group_name=GROUP,
+            description=(
+                "The messages of a campaign: claimed in the ledger, then sent. "
+                "Materialising a partition again sends only what has not been sent."
+            ),
+            deps=[AUDIENCES],
+            kinds={"python"},
+        ),
+    ],
+    check_specs=[
+        dg.AssetCheckSpec(name, asset=AUDIENCES, blocking=True, description=description)
+        for name, description in CHECKS.items()
+    ],
+    partitions_def=CAMPAIGNS,
+    can_subset=False,
+    pool="sends",
+)
+def campaigns(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+    """Judge the audience; if every check passes, send to it."""
+    settings = SenderSettings.load()
+    with open_warehouse(context.run_id) as warehouse:
+        prepared = prepare(settings, warehouse, context.partition_key)
+        results = [
+            dg.AssetCheckResult(
+                check_name=check.name,
+                asset_key=AUDIENCES,
+                passed=check.is_passed,
+                description=check.message,
+                metadata=dict(check.metadata),
+            )
+            for check in prepared.checks
+        ]
+        summary = prepared.summary
+        yield dg.MaterializeResult(
+            asset_key=AUDIENCES,
+            check_results=results,
+            metadata={
+                "occurrence": prepared.occurrence_key,
+                "members": dg.MetadataValue.int(summary.members),
+                "sendable": dg.MetadataValue.int(summary.sendable),
+                **counts_metadata(summary.skipped, "skipped_"),
+            },
+        )
+        prepared.require_passed()
+
+        sent = deliver(prepared, on_progress=throttled(context.log.info, summary.members))
+        exported = export_ledger(settings, warehouse)
+    if sent.is_interrupted:
+        raise dg.Failure(
+            f"The send was interrupted after {sent.seen:,} of {summary.members:,}. Materialise it again to go on."
+        )
+    context.log_event(dg.AssetMaterialization(["raw", "messages"], metadata={"rows": exported}))
+    yield dg.MaterializeResult(
+        asset_key=SENDS,
+        metadata={
+            "occurrence": prepared.occurrence_key,
+            "seconds": dg.MetadataValue.float(round(sent.seconds, 3)),
+            **counts_metadata(summary_counts(sent)),
+        },
+    )
+
+
+@dg.asset(
+    key=["raw", "messages"],
+    group_name=GROUP,
+    description="Every status change of every message, copied from the ledger.",
+    kinds={"python", "clickhouse"},
+    pool="clickhouse",
+)
+def messages(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    """Copy what the ledger has that the warehouse does not; campaigns do so themselves when they end."""
+    with open_warehouse(context.run_id) as warehouse:
+        return dg.MaterializeResult(metadata={"rows": export_ledger(SenderSettings.load(), warehouse)})

@@ -1,0 +1,130 @@
+"""One asset a source: files that `content/sources/*.yaml` describes, and HubSpot if a token is set.
+
+A source's rows land in raw tables that several sources share. Each raw table is an asset of its own, downstream of its
+sources: it says what the table holds, and it is what the models depend on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import get_args
+
+import dagster as dg
+
+from crm.files import FileSource, ingest_files, load_sources
+from crm.hubspot import HubSpot, ingest_hubspot
+from crm.settings import CrmSettings, HubSpotObject
+from orchestration.lib.resources import counts_metadata, open_warehouse
+from warehouse.settings import MailhouseSettings
+
+GROUP = "ingestion"
+# raw tables that no other asset writes; raw/messages and raw/recommendations have their own
+RAW_TABLES = {
+    "crm_records": "Every version of every CRM object that a source has shown us.",
+    "events": "Every event, behaviour or mail, once.",
+    "consents": "Every change of a consent: the proof of it.",
+    "products": "Every version of every product of a catalogue.",
+}
+# what a source's object is -> the raw tables it writes; exhaustive
+TABLES_OF: Mapping[str, tuple[str, ...]] = {
+    "contacts": ("crm_records", "consents"),
+    "orders": ("events",),
+    "events": ("events",),
+    "products": ("products",),
+    "consents": ("consents",),
+}
+
+
+def file_source_asset(source: FileSource) -> dg.AssetsDefinition:
+    """The asset that loads one file source."""
+
+    @dg.asset(
+        key=["sources", source.name],
+        group_name=GROUP,
+        description=source.description or f"{source.object.capitalize()} from files.",
+        kinds={"python", "file"},
+        pool="clickhouse",
+        metadata={"files": ", ".join(source.files), "loads": source.object},
+    )
+    def load(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        settings = MailhouseSettings.load()
+        with open_warehouse(context.run_id) as warehouse:
+            report = ingest_files(
+                warehouse, source, base_dir=settings.home, run_id=context.run_id, now=settings.now()
+            )
+        for file in report.files:
+            context.log.info(f"{file.file}: {file.rows:,} rows, {file.loaded:,} new, {file.quarantined:,} quarantined")
+        if report.quarantined:
+            context.log.warning(
+                f"{report.quarantined:,} rows could not be loaded; see raw.quarantined_rows. The first: "
+                + "; ".join(report.examples)
+            )
+        counts = {name: getattr(report, name) for name in ("rows", "loaded", "duplicates", "quarantined", "consents")}
+        return dg.MaterializeResult(metadata=counts_metadata(counts))
+
+    return load
+
+
+def hubspot_asset(kind: HubSpotObject) -> dg.AssetsDefinition:
+    """The asset that loads one kind of HubSpot object, from where the last load stopped."""
+
+    @dg.asset(
+        key=["sources", f"hubspot_{kind}"],
+        group_name=GROUP,
+        description=f"HubSpot {kind}: what changed since the last load, archived ones too.",
+        kinds={"python", "hubspot"},
+        pool="hubspot",
+    )
+    def load(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        settings = CrmSettings.load()
+        with open_warehouse(context.run_id) as warehouse, HubSpot(settings) as hubspot:
+            result = ingest_hubspot(warehouse, hubspot, kind, settings=settings, run_id=context.run_id)
+        counts = {name: getattr(result, name) for name in ("read", "loaded", "duplicates", "quarantined")}
+        return dg.MaterializeResult(metadata=counts_metadata(counts))
+
+    return load
+
+
+def raw_tables(writers: Mapping[str, Sequence[dg.AssetKey]]) -> dg.AssetsDefinition:
+    """The raw tables, each downstream of the sources that write to it."""
+
+    @dg.multi_asset(
+        name="raw_tables",
+        specs=[
+            dg.AssetSpec(
+                ["raw", table],
+                group_name=GROUP,
+                description=RAW_TABLES[table],
+                deps=keys,
+                kinds={"clickhouse"},
+                skippable=True,
+            )
+            for table, keys in writers.items()
+        ],
+        can_subset=True,
+        pool="clickhouse",
+    )
+    def tables(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+        with open_warehouse(context.run_id) as warehouse:
+            for key in sorted(context.selected_asset_keys):
+                rows = warehouse.value(f"select count() from raw.{key.path[-1]}")  # noqa: S608
+                yield dg.MaterializeResult(asset_key=key, metadata={"dagster/row_count": int(rows)})
+
+    return tables
+
+
+@dg.definitions
+def ingestion() -> dg.Definitions:
+    """A source asset for each YAML file and each HubSpot object, and the raw tables downstream of them."""
+    settings = CrmSettings.load()
+    writers: dict[str, list[dg.AssetKey]] = {table: [] for table in RAW_TABLES}
+    assets: list[dg.AssetsDefinition] = []
+    for source in load_sources(settings.content_dir).values():
+        assets.append(file_source_asset(source))
+        for table in TABLES_OF[source.object]:
+            writers[table].append(dg.AssetKey(["sources", source.name]))
+    if settings.hubspot_token is not None:
+        for kind in get_args(HubSpotObject):
+            assets.append(hubspot_asset(kind))
+            writers["crm_records"].append(dg.AssetKey(["sources", f"hubspot_{kind}"]))
+    return dg.Definitions(assets=[*assets, raw_tables(writers)])

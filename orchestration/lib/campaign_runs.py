@@ -1,0 +1,194 @@
+"""A campaign from its file to its messages: what the Dagster assets, the sensor and `mailhouse send` share.
+
+`prepare` reads and judges and changes nothing but to settle the audience; `deliver` sends. No Dagster in here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from campaigns.audience import Audience, AudienceSummary
+from campaigns.checks import CheckResult, run_checks
+from campaigns.identity import occurrence_key
+from campaigns.specs import (
+    CampaignSpec,
+    check_references,
+    load_campaigns,
+    next_occurrence,
+    occurrence,
+    segment_version,
+)
+from orchestration.lib.dbt_runs import PROJECT_DIR
+from senders.export import export_messages
+from senders.ledger import Ledger
+from senders.pipeline import Progress, SendPlan, SendSummary, send
+from senders.providers import get_provider
+from senders.rendering import TemplateLibrary
+from senders.settings import SenderSettings
+from warehouse.client import Warehouse
+from warehouse.errors import InputError, MailhouseError
+from warehouse.yaml_specs import nearest
+
+SEGMENTS_DIR = PROJECT_DIR / "models" / "segments"
+BATCH_ROWS = 1_000
+
+CHECKS: Mapping[str, str] = {
+    "template_lint": "The template compiles, and all its merge tags have a meaning.",
+    "consent": "Nobody is about to get marketing without consent, or although suppressed.",
+    "audience_not_empty": "Somebody is left to send to.",
+    "audience_drift": "The audience is not wildly larger than that of the occurrence before.",
+}
+
+
+class CheckError(MailhouseError):
+    """A check failed, so the campaign was not sent."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A campaign that has been read and judged, ready to be sent.
+
+    Attributes:
+        occurrence: the scheduled instant that is to be sent.
+        summary: the audience in numbers.
+        checks: one judgement for each of `CHECKS`.
+    """
+
+    settings: SenderSettings
+    spec: CampaignSpec
+    occurrence: datetime
+    audience: Audience
+    templates: TemplateLibrary
+    segment_version: str
+    summary: AudienceSummary
+    checks: tuple[CheckResult, ...]
+
+    @property
+    def occurrence_key(self) -> str:
+        """The occurrence as text."""
+        return occurrence_key(self.occurrence)
+
+    def require_passed(self) -> None:
+        """Stop here if a check failed.
+
+        Raises:
+            CheckError: names every failed check and what it found.
+        """
+        failed = [check for check in self.checks if not check.is_passed]
+        if failed:
+            raise CheckError(
+                f"{self.spec.campaign} was not sent: "
+                + " ".join(f"{check.name}: {check.message}" for check in failed),
+                fix="Correct what the check names and send again; nothing was sent.",
+            )
+
+
+def campaign_named(settings: SenderSettings, name: str) -> CampaignSpec:
+    """The campaign of that name, its template and segment known to exist.
+
+    Raises:
+        InputError: there is no such campaign, or its file is wrong; names the file, line and nearest right name.
+    """
+    specs = load_campaigns(settings.content_dir)
+    if name not in specs:
+        raise InputError(
+            f"There is no campaign {name!r} in {settings.content_dir.name}/campaigns.",
+            fix=nearest(name, specs) or "Add a YAML file there.",
+        )
+    templates = [path.stem for path in (settings.content_dir / "templates").glob("*.mjml")]
+    segments = [path.stem for path in SEGMENTS_DIR.glob("*.sql")]
+    check_references({name: specs[name]}, templates, segments)
+    return specs[name]
+
+
+def prepare(
+    settings: SenderSettings, warehouse: Warehouse, name: str, *, is_dry_run: bool = False
+) -> Prepared:
+    """Read a campaign, choose its occurrence, settle its audience and judge all of it.
+
+    The occurrence is the newest that has come; a campaign whose first time has not come yet is sent as that one, so
+    that its schedule later finds it done.
+
+    Raises:
+        InputError: a file is wrong, or the campaign has no time at all.
+        WarehouseError: the models have not been built.
+    """
+    spec = campaign_named(settings, name)
+    now = settings.now()
+    moment = occurrence(spec, now) or next_occurrence(spec, now)
+    if moment is None:
+        raise InputError(f"{spec.place('schedule')}: campaign {name} never happens.", fix="Correct its schedule.")
+    version = segment_version(SEGMENTS_DIR, spec.audience.segment)
+    audience = Audience(
+        warehouse, spec, moment, now=now, segment_version=version, is_dry_run=is_dry_run
+    )
+    templates = TemplateLibrary.load(settings.content_dir / "templates", audience.profile_columns())
+    problems = templates.check(
+        spec.send.template,
+        subject=spec.send.subject,
+        preheader=spec.send.preheader or "",
+        place=spec.place("send", "subject"),
+    )
+    summary = audience.summary()
+    checks = run_checks(spec, summary, [str(problem) for problem in problems])
+    return Prepared(settings, spec, moment, audience, templates, version, summary, tuple(checks))
+
+
+def deliver(
+    prepared: Prepared, *, on_progress: Progress | None = None, stop: threading.Event | None = None
+) -> SendSummary:
+    """Send what `prepare` judged; safe to repeat, also after a crash.
+
+    Raises:
+        CheckError: a check had failed.
+        MailhouseError: see `senders.pipeline.send`.
+    """
+    prepared.require_passed()
+    plan = SendPlan.from_campaign(
+        prepared.spec, prepared.occurrence, segment_version=prepared.segment_version
+    )
+    with Ledger.open(prepared.settings) as ledger:
+        return send(
+            plan,
+            prepared.audience.batches(BATCH_ROWS),
+            settings=prepared.settings,
+            ledger=ledger,
+            provider=get_provider(prepared.settings, plan.provider),
+            templates=prepared.templates,
+            on_progress=on_progress,
+            stop=stop,
+        )
+
+
+def export_ledger(settings: SenderSettings, warehouse: Warehouse) -> int:
+    """Copy what the ledger has and the warehouse has not; returns the rows."""
+    with Ledger.open(settings) as ledger:
+        return export_messages(ledger, warehouse)
+
+
+def summary_counts(summary: SendSummary) -> dict[str, int]:
+    """A send in numbers, skips by reason."""
+    counts = {
+        name: getattr(summary, name)
+        for name in ("sent", "failed", "rejected", "invalid", "unknown", "already_claimed")
+    }
+    return counts | {f"skipped_{reason}": number for reason, number in sorted(summary.skipped.items())}
+
+
+def throttled(report: Callable[[str], None], total: int, *, every: float = 5.0) -> Progress:
+    """A progress callback that says a line every so many seconds: done, rate, time left."""
+    last = 0.0
+
+    def on_progress(summary: SendSummary) -> None:
+        nonlocal last
+        if summary.seconds - last < every:
+            return
+        last = summary.seconds
+        rate = summary.seen / summary.seconds if summary.seconds else 0.0
+        left = f"{(total - summary.seen) / rate:,.0f} s left" if rate else "no pace yet"
+        report(f"{summary.seen:,} of {total:,}, {summary.sent:,} sent, {rate:,.0f} a second, {left}")
+
+    return on_progress

@@ -1,0 +1,219 @@
+"""Run dbt inside the process that asks, and tell Dagster what it did.
+
+`dagster_dbt`'s own resource starts a `dbt` process for each run and asks for its version first, which costs more
+seconds than our models take. Here the parsed project is read from a file that `prepare_project` keeps fresh, and dbt's
+events are turned into Dagster's by `dagster_dbt`'s own code, so that the UI shows the same materialisations and checks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from warehouse.errors import MailhouseError
+from warehouse.settings import PROJECT_ROOT, MailhouseSettings
+
+if TYPE_CHECKING:
+    import dagster as dg
+    from dbt.contracts.graph.manifest import Manifest
+
+PROJECT_DIR = PROJECT_ROOT / "dbt_project"
+_SOURCE_SUFFIXES = {".sql", ".yml", ".yaml", ".csv", ".md", ".py"}
+_RESULT_EVENTS = {"LogSeedResult", "LogModelResult", "LogSnapshotResult", "LogTestResult"}
+_lock = threading.Lock()
+_manifests: dict[tuple[Path, str], Manifest] = {}
+
+
+class ModelsError(MailhouseError):
+    """dbt could not parse or build the project."""
+
+
+def target_path(settings: MailhouseSettings) -> Path:
+    """Folder of dbt's artefacts: the manifest that Dagster reads, compiled SQL, run results."""
+    return settings.home / "dbt" / "target"
+
+
+def dbt_environment(settings: MailhouseSettings) -> dict[str, str]:
+    """Environment variables that `dbt_project/profiles.yml` and the macros read."""
+    address = settings.warehouse
+    return {
+        "CLICKHOUSE_HOST": address.host,
+        "CLICKHOUSE_PORT": str(address.port),
+        "CLICKHOUSE_USER": address.user,
+        "CLICKHOUSE_PASSWORD": address.password,
+        "CLICKHOUSE_SECURE": "true" if address.scheme == "https" else "false",
+        "MAILHOUSE_CLOCK_OFFSET": repr(settings.clock_offset),
+        "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+def prepare_project(settings: MailhouseSettings) -> Path:
+    """Parse the dbt project if anything in it changed since it was last parsed; returns the manifest's path.
+
+    Raises:
+        ModelsError: the project does not parse; the message is dbt's, naming the file.
+    """
+    target = target_path(settings)
+    manifest, stamp = target / "manifest.json", target / "source.sha256"
+    digest = _project_digest()
+    if manifest.exists() and stamp.exists() and stamp.read_text() == digest:
+        return manifest
+    target.mkdir(parents=True, exist_ok=True)
+    parsed = invoke(["parse"], settings)
+    stamp.write_text(digest)
+    _manifests[(target, digest)] = parsed.result
+    return manifest
+
+
+def invoke(
+    args: Sequence[str],
+    settings: MailhouseSettings,
+    *,
+    manifest: Manifest | None = None,
+    callbacks: Sequence[Any] = (),
+    target: Path | None = None,
+    raise_on_error: bool = True,
+) -> Any:
+    """Run one dbt command in this process; returns dbt's own result object.
+
+    Raises:
+        ModelsError: the command failed; the message has the first failures in dbt's words.
+    """
+    from dbt.cli.main import dbtRunner
+
+    target = target or target_path(settings)
+    command = [
+        *args,
+        *("--project-dir", str(PROJECT_DIR), "--profiles-dir", str(PROJECT_DIR)),
+        *("--target-path", str(target), "--log-path", str(target), "--log-level", "none", "--no-use-colors"),
+    ]
+    with _environment(dbt_environment(settings)):
+        result = dbtRunner(manifest=manifest, callbacks=list(callbacks)).invoke(command)
+    if raise_on_error and not result.success:
+        raise ModelsError(
+            f"dbt {args[0]} failed: {failure_text(result)}",
+            fix=f"Correct the file that dbt names; the whole log is {target / 'dbt.log'}.",
+        )
+    return result
+
+
+def failure_text(result: Any, limit: int = 5) -> str:
+    """The first failures of a dbt result, one a line, in dbt's words."""
+    if result.exception is not None:
+        return str(result.exception).strip()
+    nodes = [one for one in getattr(result.result, "results", []) if one.status in ("error", "fail", "runtime error")]
+    lines = [f"{one.node.unique_id}: {(one.message or one.status).strip()}" for one in nodes[:limit]]
+    if len(nodes) > limit:
+        lines.append(f"and {len(nodes) - limit} more")
+    return "\n".join(lines) or "no reason given"
+
+
+def stream(
+    args: Sequence[str], context: dg.AssetExecutionContext, settings: MailhouseSettings
+) -> Iterator[Any]:
+    """Run a dbt command for the assets selected in `context`; yields Dagster events as dbt finishes each node.
+
+    Raises:
+        ModelsError: a model or an error-severity test failed; raised after every event was yielded.
+    """
+    from dagster_dbt import DagsterDbtTranslator
+    from dagster_dbt.asset_utils import get_updated_cli_invocation_params_for_context
+    from dagster_dbt.core.dbt_cli_event import DbtCoreCliEventMessage
+    from dbt_common.events.functions import msg_to_dict
+
+    selection = get_updated_cli_invocation_params_for_context(
+        context=context, manifest={}, dagster_dbt_translator=DagsterDbtTranslator()
+    )
+    indirect = ("--indirect-selection", selection.indirect_selection) if selection.indirect_selection else ()
+    # dbt wants one argument a node name; dagster_dbt joins them with spaces
+    command = [*args, *(word for argument in selection.selection_args for word in argument.split(" ")), *indirect]
+    target = settings.home / "dbt" / "runs" / context.run_id
+    target.mkdir(parents=True, exist_ok=True)
+
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    outcome: list[Any] = []
+
+    def on_event(message: Any) -> None:
+        if message.info.name in _RESULT_EVENTS:
+            events.put(msg_to_dict(message))
+
+    def run() -> None:
+        try:
+            outcome.append(
+                invoke(
+                    command,
+                    settings,
+                    manifest=load_manifest(settings),
+                    callbacks=[on_event],
+                    target=target,
+                    raise_on_error=False,
+                )
+            )
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+            outcome.append(error)
+        finally:
+            events.put(None)
+
+    worker = threading.Thread(target=run, name="dbt", daemon=True)
+    worker.start()
+    while (raw := events.get()) is not None:
+        message = DbtCoreCliEventMessage(raw_event=raw, event_history_metadata={})
+        if message.is_result_event:
+            context.log.debug(raw["info"]["msg"])
+            yield from message.to_default_asset_events(
+                manifest=selection.manifest,
+                dagster_dbt_translator=selection.dagster_dbt_translator,
+                context=context,
+                target_path=target,
+                project=selection.dbt_project,
+            )
+    worker.join()
+    result = outcome[0]
+    if isinstance(result, BaseException):
+        raise result
+    if not result.success:
+        raise ModelsError(f"dbt {args[0]} failed.\n{failure_text(result)}", fix=f"See {target / 'dbt.log'}.")
+
+
+def load_manifest(settings: MailhouseSettings) -> Manifest:
+    """The parsed project, from memory or from the file that `prepare_project` wrote."""
+    from dbt.contracts.graph.manifest import Manifest
+
+    prepare_project(settings)
+    target = target_path(settings)
+    key = (target, (target / "source.sha256").read_text())
+    if key not in _manifests:
+        _manifests[key] = Manifest.from_msgpack((target / "partial_parse.msgpack").read_bytes())
+    return _manifests[key]
+
+
+def _project_digest() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(PROJECT_DIR.rglob("*")):
+        if path.suffix in _SOURCE_SUFFIXES and "target" not in path.parts:
+            digest.update(str(path.relative_to(PROJECT_DIR)).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for dbt, which reads nothing else, and put back what was there."""
+    with _lock:
+        before = {name: os.environ.get(name) for name in values}
+        os.environ.update(values)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value

@@ -1,0 +1,819 @@
+"""The ledger: who was sent what, decided before anything is sent.
+
+A message goes through `claimed` (this run alone may send it), `dispatching` (the provider call may have begun) and an
+outcome. Each step is committed before the next begins, so that after a crash the ledger knows what is certain:
+
+- `claimed` and its owner dead: the provider was certainly not called; the next run takes the message over.
+- `dispatching` and its owner dead: it may have gone. The provider is asked where it can tell
+  (`Provider.lookup`); otherwise the message becomes `unknown` and waits for the provider's events (`settle`).
+
+Rows are inserted in send order under a counting key, because a random key costs ten times as much; the derived
+`message_id` is unique beside it and makes a second claim of the same thing impossible. Every outcome is also appended to
+`message_changes`, from which `senders.export` copies to `raw.messages`.
+
+The SQL is portable between SQLite (WAL, every commit on disk before it counts) and PostgreSQL. A transaction that claims
+first updates a row of `locks`, so claims are one after another on either, and frequency caps cannot be overrun by two
+senders at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import re
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+
+from senders.liveness import own_process, process_started_at
+from senders.message import DELIVERABLE, RETRYABLE, Delivery, Reason, Status
+from senders.settings import SenderSettings
+from senders.tables import message_changes, messages, runs
+from warehouse.errors import MailhouseError
+
+HEAD = "0001"
+_T = TypeVar("_T")
+_NAMED = re.compile(r":[a-z_]+")
+_CHUNK = 1000  # ids in one IN list, rows in one transaction
+_REPLY = 500  # characters of a provider's reply that are kept
+_DELIVERABLE = ", ".join(f"'{status.value}'" for status in DELIVERABLE)
+
+#: Columns of `messages` that are the same for every message of a run.
+PLAN_COLUMNS = (
+    "kind", "name", "version", "occurrence", "channel", "provider", "category", "template", "template_version",
+    "segment", "segment_version", "experiment",
+)  # fmt: skip
+
+
+class LedgerError(MailhouseError):
+    """The ledger's database cannot be read or written; nothing was sent that it does not know of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """At most `messages` marketing messages to one person within `within`."""
+
+    messages: int
+    within: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One sender at work on one thing; the owner of its claims."""
+
+    run_id: int
+    kind: str
+    name: str
+    occurrence: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What to claim, column by column, one entry a message.
+
+    Attributes:
+        plan: the columns of `PLAN_COLUMNS`.
+        skip_reasons: empty where the message may be sent.
+        details: JSON texts: consent, suppression, caps and whatever else explains the decision.
+    """
+
+    plan: Mapping[str, str]
+    message_ids: Sequence[str]
+    contact_ids: Sequence[int]
+    emails: Sequence[str]
+    skip_reasons: Sequence[str]
+    details: Sequence[str]
+    variants: Sequence[str] = ()
+
+
+@dataclass
+class Claimed:
+    """The answer to a claim.
+
+    Attributes:
+        rows: position in the claim -> ledger row id, for each message that this run alone may now send.
+        skipped: messages recorded as skipped now, by reason.
+        already_claimed: messages that were decided before, or that another live run holds.
+    """
+
+    rows: dict[int, int] = field(default_factory=dict)
+    skipped: Counter[str] = field(default_factory=Counter)
+    already_claimed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one dispatched row."""
+
+    row_id: int
+    status: Status
+    reason: str = ""
+    provider_message_id: str = ""
+    reply: str = ""
+    subject: str = ""
+
+    @classmethod
+    def of(cls, row_id: int, delivery: Delivery, subject: str = "") -> Outcome:
+        """The outcome that a provider's answer means."""
+        return cls(
+            row_id, delivery.status, delivery.reason, delivery.provider_message_id, delivery.reply, subject
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerMessage:
+    """One row of `messages`, times as UTC datetimes, details parsed."""
+
+    values: Mapping[str, Any]
+    changes: tuple[Mapping[str, Any], ...]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.values[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def milliseconds(moment: datetime) -> int:
+    """Whole milliseconds since 1970 UTC."""
+    return round(moment.timestamp() * 1000)
+
+
+def moment(value: int) -> datetime:
+    """The datetime, UTC, of so many milliseconds since 1970."""
+    return datetime.fromtimestamp(value / 1000, UTC)
+
+
+class Ledger:
+    """The ledger of one database; safe to share between threads, never across a fork."""
+
+    def __init__(self, engine: sa.Engine, *, place: str, lease: float = 60.0) -> None:
+        self._engine = engine
+        self._place = place
+        self._lease = lease
+        # runs of this very process: they end without the process ending
+        self._active: set[int] = set()
+
+    @classmethod
+    def open(cls, settings: SenderSettings) -> Ledger:
+        """Open the ledger of the settings and bring its tables up to date.
+
+        Raises:
+            LedgerError: the database cannot be opened, is damaged, or is newer than this Mailhouse.
+        """
+        try:
+            url = sa.make_url(settings.ledger_address)
+            is_sqlite = url.get_backend_name() == "sqlite"
+            place = url.database or "memory" if is_sqlite else url.render_as_string(hide_password=True)
+            options: dict[str, Any] = (
+                {"connect_args": {"timeout": 30}} if is_sqlite else {"pool_pre_ping": True}
+            )
+            engine = sa.create_engine(url, **options)
+        except (ArgumentError, NoSuchModuleError, ImportError, ValueError):
+            raise LedgerError(
+                "MAILHOUSE_LEDGER_URL is no SQLAlchemy URL of a database whose driver is installed.",
+                fix="Write it like sqlite:////var/lib/mailhouse/ledger.db, or unset it for the default.",
+            ) from None
+        if is_sqlite:
+            _prepare_sqlite(engine)
+            if url.database:
+                with contextlib.suppress(OSError):
+                    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        ledger = cls(engine, place=place, lease=settings.claim_lease)
+        ledger._migrate()
+        return ledger
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # runs
+
+    def begin_run(self, kind: str, name: str, occurrence: str, now: datetime) -> Run:
+        """Register this process as a sender of one thing."""
+        machine, process_id, started_at = own_process()
+        with self._writing() as connection:
+            result = connection.execute(
+                runs.insert().values(
+                    kind=kind,
+                    name=name,
+                    occurrence=occurrence,
+                    host=machine,
+                    process_id=process_id,
+                    process_started_at=started_at,
+                    started_at=milliseconds(now),
+                    heartbeat_at=time.time(),
+                )  # fmt: skip
+            )
+            key = result.inserted_primary_key
+            assert key is not None
+            run = Run(key[0], kind, name, occurrence)
+        self._active.add(run.run_id)
+        return run
+
+    def heartbeat(self, run: Run) -> None:
+        """Say that the run lives; senders on other machines believe it for the lease."""
+        with self._writing() as connection:
+            connection.execute(
+                runs.update().where(runs.c.run_id == run.run_id).values(heartbeat_at=time.time())
+            )
+
+    def end_run(self, run: Run, outcome: str, now: datetime) -> None:
+        """Close the run; what it left `claimed` may be taken over at once."""
+        self._active.discard(run.run_id)
+        with self._writing() as connection:
+            connection.execute(
+                runs.update()
+                .where(runs.c.run_id == run.run_id)
+                .values(finished_at=milliseconds(now), outcome=outcome)
+            )
+
+    def is_first(self, run: Run) -> bool:
+        """Whether no older live run does the same thing."""
+        with self._reading() as connection:
+            older = connection.execute(
+                sa.select(runs.c.run_id).where(
+                    runs.c.finished_at.is_(None),
+                    runs.c.kind == run.kind,
+                    runs.c.name == run.name,
+                    runs.c.occurrence == run.occurrence,
+                    runs.c.run_id < run.run_id,
+                )
+            ).scalars()
+            return not (set(older) & self._live(connection))
+
+    def live_runs(self) -> set[int]:
+        """Numbers of the runs whose process is alive, here or elsewhere."""
+        with self._reading() as connection:
+            return self._live(connection)
+
+    def _live(self, connection: sa.Connection) -> set[int]:
+        rows = connection.execute(
+            sa.select(
+                runs.c.run_id, runs.c.host, runs.c.process_id, runs.c.process_started_at, runs.c.heartbeat_at
+            ).where(runs.c.finished_at.is_(None))
+        ).all()
+        own_host, own_pid, own_start = own_process()
+        live: set[int] = set()
+        for run_id, machine, process_id, started_at, heartbeat_at in rows:
+            if machine != own_host:
+                is_alive = time.time() - heartbeat_at < self._lease
+            elif (process_id, started_at) == (own_pid, own_start):
+                # another Ledger of this process may own it, so only its heartbeat tells
+                is_alive = run_id in self._active or time.time() - heartbeat_at < self._lease
+            else:
+                is_alive = process_started_at(process_id) == started_at != ""
+            if is_alive:
+                live.add(run_id)
+        return live
+
+    # claim, dispatch, record
+
+    def claim(self, run: Run, claim: Claim, now: datetime, *, cap: Cap | None = None) -> Claimed:
+        """Claim messages for this run, in one transaction.
+
+        A message that nobody had is inserted, `claimed` or `skipped`. One that a dead owner left `claimed`, or that
+        failed in a way that is safe to repeat, is taken over under the plan, address and decision of now.
+        """
+        answer = Claimed()
+        if not claim.message_ids:
+            return answer
+        at = milliseconds(now)
+        with self._writing(lock="claims") as connection:
+            counts = self._recent(connection, claim, now, cap) if cap else {}
+            mark = connection.execute(sa.select(sa.func.coalesce(sa.func.max(messages.c.id), 0))).scalar_one()
+            reasons = [
+                reason
+                or (Reason.FREQUENCY_CAP.value if cap and counts.get(contact, 0) >= cap.messages else "")
+                for reason, contact in zip(claim.skip_reasons, claim.contact_ids, strict=True)
+            ]
+            variants = claim.variants or [""] * len(reasons)
+            plan = tuple(claim.plan.get(name, "") for name in PLAN_COLUMNS)
+            rows = [
+                (message_id, "skipped" if reason else "claimed", reason, 1 if reason else 0, run.run_id, *plan,
+                 contact_id, email, variant, details, at, at)
+                for message_id, contact_id, email, variant, reason, details in zip(
+                    claim.message_ids, claim.contact_ids, claim.emails, variants, reasons, claim.details,
+                    strict=True,
+                )
+            ]  # fmt: skip
+            _each(connection, _INSERT, rows)
+            created = connection.execute(_CREATED, {"run_id": run.run_id, "mark": mark}).all()
+            positions = {message_id: position for position, message_id in enumerate(claim.message_ids)}
+            for row_id, message_id, status, reason in created:
+                if status == Status.CLAIMED:
+                    answer.rows[positions[message_id]] = row_id
+                else:
+                    answer.skipped[reason] += 1
+            if answer.skipped:
+                connection.execute(_SKIPPED_CHANGES, {"run_id": run.run_id, "mark": mark})
+            if len(created) < len(positions):
+                missing = positions.keys() - {message_id for _, message_id, _, _ in created}
+                self._take_over(connection, run, missing, positions, rows, counts, cap, answer)
+        answer.already_claimed = len(claim.message_ids) - len(answer.rows) - answer.skipped.total()
+        return answer
+
+    def _recent(
+        self, connection: sa.Connection, claim: Claim, now: datetime, cap: Cap | None
+    ) -> dict[int, int]:
+        """How many marketing messages each contact was sent, or may be about to be sent, within the cap's window."""
+        assert cap is not None
+        counts: dict[int, int] = {}
+        for contacts in _chunks(list(dict.fromkeys(claim.contact_ids))):
+            rows = _with_ids(connection, _RECENT, contacts, since=milliseconds(now - cap.within))
+            counts.update((contact, count) for contact, count in rows)
+        return counts
+
+    def _take_over(
+        self,
+        connection: sa.Connection,
+        run: Run,
+        message_ids: Iterable[str],
+        positions: Mapping[str, int],
+        rows: Sequence[tuple[Any, ...]],
+        counts: Mapping[int, int],
+        cap: Cap | None,
+        answer: Claimed,
+    ) -> None:
+        existing = [
+            row for ids in _chunks(list(message_ids)) for row in _with_ids(connection, _EXISTING, ids)
+        ]
+        open_claims = any(row.status == Status.CLAIMED for row in existing)
+        live = self._live(connection) | {run.run_id} if open_claims else set()
+        takes: list[dict[str, Any]] = []
+        for row in existing:
+            is_left = row.status == Status.CLAIMED and row.run_id not in live
+            is_retry = row.status == Status.FAILED and row.reason in RETRYABLE
+            if not (is_left or is_retry):
+                continue
+            values = dict(zip((*_COLUMNS, "at"), rows[positions[row.message_id]], strict=False))
+            if cap and values["reason"] in ("", Reason.FREQUENCY_CAP):
+                # a claim that a dead run left was itself counted
+                used = counts.get(row.contact_id, 0) - (1 if is_left else 0)
+                values["reason"] = Reason.FREQUENCY_CAP.value if used >= cap.messages else ""
+                values["status"] = "skipped" if values["reason"] else "claimed"
+            takes.append(
+                {**values, "id": row.id, "old_status": row.status, "old_run": row.run_id,
+                 "sequence": row.sequence + (1 if values["reason"] else 0)}
+            )  # fmt: skip
+        if not takes:
+            return
+        connection.execute(_TAKE_OVER, takes)
+        skipped: list[int] = []
+        for ids in _chunks([take["id"] for take in takes]):
+            for row_id, message_id, status, reason in _with_ids(connection, _TAKEN, ids, run_id=run.run_id):
+                if status == Status.CLAIMED:
+                    answer.rows[positions[message_id]] = row_id
+                else:
+                    skipped.append(row_id)
+                    answer.skipped[reason] += 1
+        self._append_changes(connection, skipped)
+
+    def dispatch(self, run: Run, row_ids: Sequence[int], now: datetime) -> set[int]:
+        """Commit that the provider is about to be called for these rows; returns those that may go now.
+
+        A row that another run took over in the meantime, because this one seemed dead, is not among them.
+        """
+        granted: set[int] = set()
+        at = milliseconds(now)
+        with self._writing() as connection:
+            for ids in _chunks(row_ids):
+                if _with_ids(connection, _DISPATCH, ids, run_id=run.run_id, at=at).rowcount == len(ids):
+                    granted.update(ids)
+                else:
+                    granted.update(_with_ids(connection, _DISPATCHING, ids, run_id=run.run_id).scalars())
+        return granted
+
+    def record(
+        self, run: Run, outcomes: Sequence[Outcome], now: datetime, *, release: Sequence[int] = ()
+    ) -> None:
+        """Record what became of dispatched rows.
+
+        Args:
+            release: dispatched rows that were certainly not accepted and shall be tried again: back to
+                `claimed`.
+        """
+        with self._writing() as connection:
+            self._record(connection, run, outcomes, "dispatching", now)
+            for ids in _chunks(release):
+                _with_ids(connection, _RELEASE, ids, run_id=run.run_id, at=milliseconds(now))
+
+    def fail_claimed(self, run: Run, outcomes: Sequence[Outcome], now: datetime) -> None:
+        """Record outcomes of claimed rows that never reached the provider, such as one that would not render."""
+        with self._writing() as connection:
+            self._record(connection, run, outcomes, "claimed", now)
+
+    def _record(
+        self, connection: sa.Connection, run: Run, outcomes: Sequence[Outcome], before: str, now: datetime
+    ) -> None:
+        if not outcomes:
+            return
+        at = milliseconds(now)
+        owned: set[int] = set()
+        for ids in _chunks([outcome.row_id for outcome in outcomes]):
+            owned.update(_with_ids(connection, _OWNED, ids, run_id=run.run_id, before=before).scalars())
+        updates = [
+            (
+                outcome.status.value, outcome.reason[:100], outcome.subject, outcome.provider_message_id[:250],
+                outcome.reply[:_REPLY], at, outcome.row_id,
+            )
+            for outcome in outcomes
+            if outcome.row_id in owned
+        ]  # fmt: skip
+        if updates:
+            _each(connection, _RECORD, updates)
+            self._append_changes(connection, sorted(owned))
+
+    def _append_changes(self, connection: sa.Connection, row_ids: Sequence[int]) -> None:
+        for ids in _chunks(row_ids):
+            _with_ids(connection, _CHANGES, ids)
+
+    # after a crash
+
+    def recover(
+        self,
+        now: datetime,
+        *,
+        provider: str = "",
+        lookup: Callable[[Sequence[str]], Mapping[str, Delivery]] | None = None,
+    ) -> Counter[str]:
+        """Settle what dead runs left `dispatching`, and what is `unknown` at a provider that can tell.
+
+        Args:
+            provider: the provider that `lookup` asks.
+            lookup: message ids -> deliveries; `sent` where the provider has it, `failed` where it certainly never had
+                it (the message goes back to `claimed`, to be sent by the next claim), absent where it cannot tell.
+
+        Returns:
+            rows by what became of them: `sent`, `claimed`, `unknown` and so on.
+        """
+        settled: Counter[str] = Counter()
+        with self._reading() as connection:
+            live = self._live(connection)
+            left = [
+                row
+                for row in connection.execute(_OPEN).all()
+                if row.run_id not in live and (row.status == Status.DISPATCHING or row.provider == provider)
+            ]
+        for part in _chunks(left):
+            known = lookup([row.message_id for row in part if row.provider == provider]) if lookup else {}
+            changes: list[dict[str, Any]] = []
+            for row in part:
+                delivery = known.get(row.message_id) if row.provider == provider else None
+                if delivery is None:
+                    status, reason = Status.UNKNOWN, Reason.CRASHED.value
+                elif delivery.status == Status.FAILED:
+                    status, reason = Status.CLAIMED, ""
+                else:
+                    status, reason = delivery.status, delivery.reason
+                if status != row.status:
+                    changes.append(
+                        {
+                            "id": row.id, "status": status.value, "reason": reason, "old_status": row.status,
+                            "old_run": row.run_id, "at": milliseconds(now),
+                            "steps": 0 if status == Status.CLAIMED else 1,
+                            "provider_message_id": delivery.provider_message_id if delivery else "",
+                            "provider_reply": delivery.reply[:_REPLY] if delivery else "",
+                        }
+                    )  # fmt: skip
+            settled += self._settle(changes)
+        return settled
+
+    def settle(self, outcomes: Mapping[str, Status], now: datetime, *, reply: str = "") -> Counter[str]:
+        """Settle `unknown` messages by what the provider's events say; others are left alone.
+
+        Args:
+            outcomes: message id -> status.
+        """
+        settled: Counter[str] = Counter()
+        for ids in _chunks(list(outcomes)):
+            with self._reading() as connection:
+                rows = [row for row in _with_ids(connection, _EXISTING, ids) if row.status == Status.UNKNOWN]
+            settled += self._settle(
+                [
+                    {
+                        "id": row.id, "status": outcomes[row.message_id].value, "reason": "",
+                        "old_status": row.status, "old_run": row.run_id, "at": milliseconds(now), "steps": 1,
+                        "provider_message_id": "", "provider_reply": reply[:_REPLY],
+                    }
+                    for row in rows
+                ]
+            )  # fmt: skip
+        return settled
+
+    def _settle(self, changes: list[dict[str, Any]]) -> Counter[str]:
+        settled: Counter[str] = Counter()
+        if not changes:
+            return settled
+        with self._writing() as connection:
+            appended: list[int] = []
+            for change in changes:
+                # one by one, and only if nobody was quicker: these are few
+                if connection.execute(_SETTLE, change).rowcount == 1:
+                    settled[change["status"]] += 1
+                    if change["steps"]:
+                        appended.append(change["id"])
+            self._append_changes(connection, appended)
+        return settled
+
+    def abandon(self, run: Run, now: datetime) -> int:
+        """Skip what dead runs of the same thing left claimed, when the whole audience has been through.
+
+        The persons are no longer in the audience: they unsubscribed, or left the segment. Returns how many.
+        """
+        with self._writing(lock="claims") as connection:
+            live = self._live(connection) | {run.run_id}
+            rows = connection.execute(
+                _LEFT, {"kind": run.kind, "name": run.name, "occurrence": run.occurrence}
+            ).all()
+            left = [row.id for row in rows if row.run_id not in live]
+            for ids in _chunks(left):
+                _with_ids(connection, _ABANDON, ids, at=milliseconds(now))
+            self._append_changes(connection, left)
+        return len(left)
+
+    # reading
+
+    def unknown_message_ids(self) -> list[str]:
+        """Messages whose outcome only the provider's events can tell, oldest first."""
+        with self._reading() as connection:
+            return list(
+                connection.execute(
+                    sa.text("select message_id from messages where status = 'unknown' order by id")
+                ).scalars()
+            )
+
+    def counts(self, kind: str, name: str, occurrence: str) -> Counter[str]:
+        """Messages of one thing by status."""
+        with self._reading() as connection:
+            rows = connection.execute(_COUNTS, {"kind": kind, "name": name, "occurrence": occurrence})
+            return Counter({str(row[0]): int(row[1]) for row in rows})
+
+    def find(self, message_id: str) -> LedgerMessage | None:
+        """One message with its changes, oldest first; None if the ledger does not have it."""
+        with self._reading() as connection:
+            row = (
+                connection.execute(messages.select().where(messages.c.message_id == message_id))
+                .mappings()
+                .first()
+            )
+            if row is None:
+                return None
+            changes = connection.execute(
+                message_changes.select()
+                .where(message_changes.c.message_row == row["id"])
+                .order_by(message_changes.c.sequence)
+            ).mappings()
+            return LedgerMessage(
+                {
+                    **row, "claimed_at": moment(row["claimed_at"]), "changed_at": moment(row["changed_at"]),
+                    "details": json.loads(row["details"]),
+                },
+                tuple({**change, "changed_at": moment(change["changed_at"])} for change in changes),
+            )  # fmt: skip
+
+    def email_of(self, message_id: str) -> str | None:
+        """The address a message was meant for."""
+        with self._reading() as connection:
+            return connection.execute(
+                sa.select(messages.c.email).where(messages.c.message_id == message_id)
+            ).scalar_one_or_none()
+
+    # the outbox
+
+    def changes_to_export(self, limit: int) -> list[dict[str, Any]]:
+        """Changes that the warehouse may not have, oldest first: the columns of `raw.messages` and `change_id`."""
+        with self._reading() as connection:
+            return [dict(row) for row in connection.execute(_TO_EXPORT, {"limit": limit}).mappings()]
+
+    def mark_exported(self, change_ids: Sequence[int]) -> None:
+        """Note that the warehouse has these changes."""
+        with self._writing() as connection:
+            for ids in _chunks(change_ids):
+                _with_ids(connection, _EXPORTED, ids)
+
+    # plumbing
+
+    def _migrate(self) -> None:
+        with self._reading() as connection:
+            if not sa.inspect(connection).has_table("alembic_version"):
+                version = None
+            else:
+                version = connection.execute(sa.text("select version_num from alembic_version")).scalar()
+        if version == HEAD:
+            return
+        # Alembic takes a quarter of a second to import, and is needed once
+        from alembic import command
+        from alembic.config import Config
+        from alembic.script.revision import ResolutionError
+        from alembic.util import CommandError
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with self._writing() as connection:
+            config.attributes["connection"] = connection
+            try:
+                command.upgrade(config, "head")
+            except (CommandError, ResolutionError) as error:
+                raise LedgerError(
+                    f"The ledger at {self._place} was made by a newer Mailhouse (its schema is {version}).",
+                    fix="Update Mailhouse, or point MAILHOUSE_LEDGER_URL at another ledger.",
+                ) from error
+
+    @contextlib.contextmanager
+    def _writing(self, *, lock: str = "") -> Iterator[sa.Connection]:
+        """A transaction that writes; SQLite takes its write lock at once, so that it cannot fail half way for it."""
+        with self._errors(), self._engine.begin() as connection:
+            if lock:
+                connection.execute(_LOCK, {"name": lock})
+            yield connection
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        with self._errors(), self._engine.connect().execution_options(is_reading=True) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            raise self._translated(error) from error
+
+    def _translated(self, error: SQLAlchemyError) -> LedgerError:
+        original = error.orig if isinstance(error, DBAPIError) else None
+        code = getattr(original, "sqlite_errorcode", 0) & 0xFF
+        where = f"The ledger at {self._place}"
+        if code == sqlite3.SQLITE_FULL:
+            return LedgerError(
+                f"{where} cannot grow: the disk is full.",
+                fix="Free some space and run the same command again: it goes on where it stopped, and sends nothing twice.",
+            )
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return LedgerError(
+                f"{where} is locked by another process for longer than 30 seconds.",
+                fix="See who has the file open (`lsof` or `fuser`), end that, and run the same command again.",
+            )
+        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
+            return LedgerError(
+                f"{where} is read-only.", fix="Make the file and its folder writable for this user."
+            )
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return LedgerError(
+                f"{where} is damaged: {original}.",
+                fix="Restore it from a backup. Do not start with an empty one: it would not know who has been sent what.",
+            )
+        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
+            return LedgerError(
+                f"{where} cannot be opened or read: {original}.",
+                fix="Check that its folder exists, is writable and is on a healthy disk.",
+            )
+        # never the statement's parameters: they are people's addresses
+        detail = str(original).splitlines()[0] if original is not None else type(error).__name__
+        return LedgerError(f"{where} failed: {detail}.", fix="Check that its database runs, then try again.")
+
+
+def _prepare_sqlite(engine: sa.Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _: object) -> None:
+        # SQLAlchemy's own BEGIN below, not sqlite3's: DDL belongs into transactions too
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("pragma journal_mode = wal")
+        # a claim must outlive a power cut, or its message would be sent again
+        cursor.execute("pragma synchronous = full")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        is_reading = connection.get_execution_options().get("is_reading", False)
+        connection.exec_driver_sql("begin" if is_reading else "begin immediate")
+
+
+def _chunks(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    for start in range(0, len(values), _CHUNK):
+        yield values[start : start + _CHUNK]
+
+
+@functools.cache
+def _set_statement(statement: str, dialect: str) -> sa.TextClause:
+    """`x in :ids` as one parameter: an IN list of a thousand costs SQLAlchemy more than the database."""
+    by_dialect = "in (select value from json_each(:ids))" if dialect == "sqlite" else "= any(:ids)"
+    return sa.text(statement.replace("in :ids", by_dialect))
+
+
+@functools.cache
+def _positional(statement: str, paramstyle: str) -> str:
+    return _NAMED.sub("?" if paramstyle == "qmark" else "%s", statement)
+
+
+def _with_ids(
+    connection: sa.Connection, statement: str, ids: Sequence[Any], **parameters: Any
+) -> sa.CursorResult[Any]:
+    """Execute a statement that says `in :ids`."""
+    dialect = connection.dialect.name
+    values = json.dumps(list(ids)) if dialect == "sqlite" else list(ids)
+    return connection.execute(_set_statement(statement, dialect), {"ids": values, **parameters})
+
+
+def _each(connection: sa.Connection, statement: str, rows: list[tuple[Any, ...]]) -> None:
+    """Execute a statement for many rows, whose values are in the order of the `:names`; a fifth of SQLAlchemy's cost."""
+    connection.exec_driver_sql(_positional(statement, connection.dialect.paramstyle), rows)
+
+
+_COLUMNS = (
+    "message_id", "status", "reason", "sequence", "run_id", *PLAN_COLUMNS, "contact_id", "email", "variant", "details",
+)  # fmt: skip
+_INSERT = (
+    f"insert into messages ({', '.join(_COLUMNS)}, claimed_at, changed_at) "  # noqa: S608
+    f"values ({', '.join(':' + name for name in _COLUMNS)}, :claimed_at, :changed_at) on conflict (message_id) do nothing"
+)
+_CREATED = sa.text(
+    "select id, message_id, status, reason from messages where run_id = :run_id and id > :mark order by id"
+)
+_SKIPPED_CHANGES = sa.text(
+    "insert into message_changes (message_row, sequence, status, reason, changed_at) "
+    "select id, sequence, status, reason, changed_at from messages "
+    "where run_id = :run_id and id > :mark and status = 'skipped' order by id"
+)
+_EXISTING = "select id, message_id, contact_id, status, reason, run_id, sequence from messages where message_id in :ids"
+_TAKE_OVER = sa.text(
+    "update messages set run_id = :run_id, status = :status, reason = :reason, sequence = :sequence, "  # noqa: S608
+    + "".join(f"{name} = :{name}, " for name in (*PLAN_COLUMNS, "email", "variant", "details"))
+    + "claimed_at = :at, changed_at = :at where id = :id and status = :old_status and run_id = :old_run"
+)
+_TAKEN = (
+    "select id, message_id, status, reason from messages where id in :ids and run_id = :run_id "
+    "and status in ('claimed', 'skipped')"
+)
+_RECENT = (
+    "select contact_id, count(*) from messages where contact_id in :ids and claimed_at > :since "  # noqa: S608
+    f"and category = 'marketing' and status in ({_DELIVERABLE}) group by contact_id"
+)
+_DISPATCH = (
+    "update messages set status = 'dispatching', changed_at = :at "
+    "where id in :ids and run_id = :run_id and status = 'claimed'"
+)
+_DISPATCHING = "select id from messages where id in :ids and run_id = :run_id and status = 'dispatching' and changed_at = :at"
+_RELEASE = (
+    "update messages set status = 'claimed', changed_at = :at "
+    "where id in :ids and run_id = :run_id and status = 'dispatching'"
+)
+_OWNED = "select id from messages where id in :ids and run_id = :run_id and status = :before"
+_RECORD = (
+    "update messages set status = :status, reason = :reason, sequence = sequence + 1, subject = :subject, "
+    "provider_message_id = :provider_message_id, provider_reply = :provider_reply, changed_at = :at where id = :id"
+)
+_CHANGES = (
+    "insert into message_changes "
+    "(message_row, sequence, status, reason, provider_message_id, provider_reply, changed_at) "
+    "select id, sequence, status, reason, provider_message_id, provider_reply, changed_at from messages "
+    "where id in :ids order by id"
+)
+_OPEN = sa.text(
+    "select id, message_id, status, run_id, provider from messages "
+    "where status in ('claimed', 'dispatching', 'unknown') and status in ('dispatching', 'unknown') order by id"
+)
+_SETTLE = sa.text(
+    "update messages set status = :status, reason = :reason, sequence = sequence + :steps, changed_at = :at, "
+    "provider_message_id = case when :provider_message_id = '' then provider_message_id else :provider_message_id end, "
+    "provider_reply = case when :provider_reply = '' then provider_reply else :provider_reply end "
+    "where id = :id and status = :old_status and run_id = :old_run"
+)
+_LEFT = sa.text(
+    "select id, run_id from messages "
+    "where status = 'claimed' and kind = :kind and name = :name and occurrence = :occurrence"
+)
+_ABANDON = (
+    "update messages set status = 'skipped', reason = 'left_audience', sequence = sequence + 1, changed_at = :at "
+    "where id in :ids and status = 'claimed'"
+)
+_COUNTS = sa.text(
+    "select status, count(*) from messages "
+    "where kind = :kind and name = :name and occurrence = :occurrence group by status"
+)
+_TO_EXPORT = sa.text(
+    "select c.id as change_id, m.message_id, c.sequence, c.status, c.reason, "
+    "m.kind, m.name, m.version, m.occurrence, m.contact_id, m.email, m.channel, m.provider, m.category, m.template, "
+    "m.template_version, m.segment, m.segment_version, m.experiment, m.variant, m.subject, "
+    "c.provider_message_id, c.provider_reply, c.changed_at, m.details "
+    "from message_changes c join messages m on m.id = c.message_row where not c.is_exported order by c.id limit :limit"
+)
+_EXPORTED = "update message_changes set is_exported = true where id in :ids"
+_LOCK = sa.text("update locks set taken = taken + 1 where name = :name")

@@ -1,0 +1,149 @@
+"""What every provider is handed and what it answers, in django-anymail's vocabulary.
+
+A `Message` is ready to go: rendered, addressed, with the headers that every channel must carry. A `Delivery` is a
+provider's answer about one message. The ledger knows two more states of its own, `claimed` and `dispatching`
+(`senders.ledger`), and `skipped`, a message that was deliberately not sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from functools import cached_property
+
+
+class Status(StrEnum):
+    """Where a message stands. The last three are ours, the others django-anymail's.
+
+    `sent`: the provider accepted it. `queued`: the provider accepted it for later. `invalid`: no usable address.
+    `rejected`: the provider refused this recipient or content for good. `failed`: it certainly did not go, and a
+    later run may try again where `Reason` is in `RETRYABLE`. `unknown`: it may have gone; only the provider's own
+    word settles that, never a second try.
+    """
+
+    SENT = "sent"
+    QUEUED = "queued"
+    INVALID = "invalid"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    SKIPPED = "skipped"
+    CLAIMED = "claimed"
+    DISPATCHING = "dispatching"
+
+
+#: Statuses that count as mail a person may have received: for frequency caps, and for 'never twice'.
+DELIVERABLE = (Status.CLAIMED, Status.DISPATCHING, Status.SENT, Status.QUEUED, Status.UNKNOWN)
+
+
+class EventType(StrEnum):
+    """Types of mail events, provider-neutral; `raw.events.type` holds them as they are."""
+
+    QUEUED = "queued"
+    SENT = "sent"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    BOUNCED = "bounced"
+    DEFERRED = "deferred"
+    DELIVERED = "delivered"
+    AUTORESPONDED = "autoresponded"
+    OPENED = "opened"
+    CLICKED = "clicked"
+    COMPLAINED = "complained"
+    UNSUBSCRIBED = "unsubscribed"
+    SUBSCRIBED = "subscribed"
+    INBOUND = "inbound"
+    UNKNOWN = "unknown"
+
+
+class RejectReason(StrEnum):
+    """Why a provider refused a message or a recipient."""
+
+    INVALID = "invalid"
+    BOUNCED = "bounced"
+    TIMED_OUT = "timed_out"
+    BLOCKED = "blocked"
+    SPAM = "spam"
+    UNSUBSCRIBED = "unsubscribed"
+    OTHER = "other"
+
+
+class Reason(StrEnum):
+    """Reasons beside a status that Mailhouse gives itself; provider refusals use `RejectReason`."""
+
+    SUPPRESSED = "suppressed"
+    NO_CONSENT = "no_consent"
+    DELETED = "deleted"
+    INVALID = "invalid"
+    HOLDOUT = "holdout"
+    QUIET_HOURS = "quiet_hours"
+    FREQUENCY_CAP = "frequency_cap"
+    LEFT_AUDIENCE = "left_audience"
+    DEFERRED = "deferred"
+    NOT_RENDERED = "not_rendered"
+    CRASHED = "crashed"
+
+
+#: Reasons of a `failed` message that certainly never reached the provider's queue: a rerun may claim it again.
+RETRYABLE = (Reason.DEFERRED, Reason.NOT_RENDERED)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A mailbox: `email` as `local@domain`, `name` for people, empty if there is none."""
+
+    email: str
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One rendered message to one person.
+
+    Attributes:
+        message_id: derived, see `campaigns.identity`; makes a second delivery of the same thing recognisable.
+        headers: further header fields in order, unfolded and unencoded (List-Unsubscribe and the like).
+        sent_at: the Date header.
+    """
+
+    message_id: str
+    contact_id: int
+    sender: Address
+    recipient: Address
+    subject: str
+    html: str
+    text: str
+    sent_at: datetime
+    reply_to: Address | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def raw(self) -> bytes:
+        """The message as it goes over the wire: RFC 5322, CRLF line ends, 7-bit unless an address is not ASCII."""
+        from senders.mime import build
+
+        return build(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A provider's answer about one message.
+
+    Attributes:
+        reason: a `RejectReason` or `Reason`, empty when all went well.
+        provider_message_id: the provider's own id, for matching its events.
+        reply: the provider's own words, shortened to 500 characters.
+        is_transient: certainly not accepted now, and worth another try.
+        retry_after: seconds that the provider asked us to wait, None if it did not say.
+    """
+
+    message_id: str
+    status: Status
+    reason: str = ""
+    provider_message_id: str = ""
+    reply: str = ""
+    is_transient: bool = False
+    retry_after: float | None = None

@@ -1,0 +1,326 @@
+"""Templates: compiled once a content, checked before anybody is written to, rendered strictly.
+
+A template is `content/templates/<name>.mjml`, and if its text part is to be written by hand, `<name>.txt` beside it.
+Merge tags are jinja2's, sandboxed and escaped for HTML. What is missing for a contact fails that contact's message
+unless the tag has a default; what is missing for everybody is found when the template is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, TemplateSyntaxError, Undefined, UndefinedError
+from jinja2.exceptions import SecurityError, TemplateError as JinjaError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from senders.filters import FILTERS, FilterError
+from senders.merge_tags import PROFILE_COLUMNS, Findings, Problem, TemplateError, check_tags, context_shape
+from senders.mime import one_line
+from senders.mjml import Compiled, Source, compile_mjml, read_source, with_preheader
+
+__all__ = ["PROFILE_COLUMNS", "Problem", "RenderError", "Rendered", "Template", "TemplateError", "TemplateLibrary"]
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_/-]*")
+_GLOBALS = ("range", "dict", "namespace")
+# what a change of this code may change in the output belongs to a template's version
+_FORMAT = b"1"
+
+
+class RenderError(ValueError):
+    """One contact's message cannot be rendered; the text says which tag and why."""
+
+
+class _Missing(Undefined):
+    """A name that nobody gave, or a value that is empty for this contact: false, but never printed."""
+
+    def _fail(self) -> UndefinedError:
+        name = self._undefined_name
+        return UndefinedError(self._undefined_hint or f"{name!r} is missing")
+
+    def __str__(self) -> str:
+        raise self._fail()
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or isinstance(other, Undefined)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(None)
+
+    # as NULL in SQL: not less, not more
+    def __lt__(self, other: object) -> bool:
+        return False
+
+    __le__ = __gt__ = __ge__ = __lt__
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox, in which a dot means a field and never a method of dict."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is dict:
+            value = obj.get(attribute)
+            if value is None or value == "":
+                what = "is empty for this contact" if attribute in obj else "does not exist"
+                return _Missing(f"{attribute!r} {what} and has no default", obj, attribute)
+            return value
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if type(obj) is dict and isinstance(argument, str):
+            return self.getattr(obj, argument)
+        return super().getitem(obj, argument)
+
+
+def make_environment(*, autoescape: bool) -> Environment:
+    """A jinja2 environment for merge tags."""
+    environment = _Environment(autoescape=autoescape, undefined=_Missing, keep_trailing_newline=True)
+    environment.filters.update(FILTERS)
+    environment.globals = {name: environment.globals[name] for name in _GLOBALS}
+    return environment
+
+
+_HTML = make_environment(autoescape=True)
+_TEXT = make_environment(autoescape=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One message's content."""
+
+    subject: str
+    html: str
+    text: str
+    preheader: str = ""
+
+
+class Template:
+    """A template with subject and preheader, ready to render.
+
+    Attributes:
+        name: the file's name without `.mjml`.
+        version: twelve hexadecimal digits that change when the output could: of template, includes, text, subject.
+        columns: profile columns that it uses; None if it uses the contact as a whole.
+        names: names of the context that it uses in HTML, text, subject and preheader.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        findings: Findings,
+        parts: tuple[Callable[..., Any], ...],
+        part_names: tuple[set[str], set[str]],
+    ) -> None:
+        self.name, self.version = name, version
+        self.columns = findings.contact_columns
+        self.names = findings.names
+        self._html, self._text, self._subject, self._preheader = parts
+        self._html_names, self._text_names = part_names
+
+    def render(self, context: Mapping[str, Any]) -> Rendered:
+        """Fill the template in.
+
+        Args:
+            context: contact (a dict of profile columns), recommendations (a list of dicts), campaign (a dict),
+                unsubscribe_url, preferences_url, postal_address, company_name, now.
+
+        Raises:
+            RenderError: something is missing for this contact and has no default, or a filter cannot work on it.
+        """
+        try:
+            preheader = one_line(self._preheader(context))
+            given = {**context, "preheader": preheader}
+            return Rendered(
+                one_line(self._subject(given)), self._html(given), self._text(given).strip() + "\n", preheader
+            )
+        except (JinjaError, FilterError) as error:
+            raise RenderError(str(error)) from None
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            # an expression in the template that does not fit this contact's values
+            raise RenderError(f"{type(error).__name__}: {error}") from error
+
+    def require_marketing(self, place: str = "") -> None:
+        """Check that the template says how to unsubscribe and who sent it, in HTML and in text.
+
+        Raises:
+            TemplateError: names what is missing.
+        """
+        for kind, names in (("HTML", self._html_names), ("text", self._text_names)):
+            for name in ("unsubscribe_url", "postal_address"):
+                if name not in names:
+                    raise TemplateError(
+                        f"{place or self.name}: marketing mail needs {{{{ {name} }}}}, and its {kind} part has none.",
+                        fix=f"Put {{{{ {name} }}}} into the template, best into an included footer.",
+                    )
+
+
+class TemplateLibrary:
+    """The templates of a folder. Each is compiled on first use, and again only when its files change."""
+
+    def __init__(self, folder: Path, contact_columns: Iterable[str] = PROFILE_COLUMNS) -> None:
+        self.folder = folder
+        self.contact_columns = tuple(contact_columns)
+        self._compiled: dict[str, Template] = {}
+
+    @classmethod
+    def load(cls, folder: Path, contact_columns: Iterable[str] = PROFILE_COLUMNS) -> TemplateLibrary:
+        """The templates of a folder.
+
+        Args:
+            contact_columns: columns of `marts.contact_profiles`, as the warehouse has them.
+
+        Raises:
+            TemplateError: there is no such folder.
+        """
+        if not folder.is_dir():
+            raise TemplateError(
+                f"There is no templates folder {folder}.", fix="Make it, or set MAILHOUSE_CONTENT_DIR to its parent."
+            )
+        return cls(folder, contact_columns)
+
+    def names(self) -> list[str]:
+        """Names of the templates, in order; files whose name begins with `_` are for including only."""
+        return sorted(
+            str(path.relative_to(self.folder).with_suffix(""))
+            for path in self.folder.rglob("*.mjml")
+            if not path.name.startswith("_")
+        )
+
+    def template(self, name: str, *, subject: str = "", preheader: str = "", place: str = "") -> Template:
+        """A template, with a campaign's subject and preheader.
+
+        Args:
+            place: where subject and preheader are written, as `file:line`, for messages.
+
+        Raises:
+            TemplateError: there is no such template, or something is wrong with it; names file and line.
+        """
+        template, problems = self._load(name, subject, preheader, place)
+        if template is None:
+            raise problems[0].error(len(problems) - 1)
+        return template
+
+    def check(
+        self, name: str = "", *, subject: str = "", preheader: str = "", place: str = ""
+    ) -> list[Problem]:
+        """All that is wrong with a template, or with all of them."""
+        problems: list[Problem] = []
+        for one in [name] if name else self.names():
+            try:
+                problems += self._load(one, subject, preheader, place)[1]
+            except TemplateError as error:
+                at, _, message = error.message.partition(": ")
+                problems.append(Problem(at, "", message or at, error.fix) if message else Problem(one, "", at, error.fix))
+        return problems
+
+    def _load(
+        self, name: str, subject: str, preheader: str, place: str
+    ) -> tuple[Template | None, list[Problem]]:
+        path = self._path(name)
+        source = read_source(path, self.folder, self._label)
+        if preheader:
+            source = with_preheader(source)
+        by_hand = path.with_suffix(".txt")
+        text = read_source(by_hand, self.folder, self._label) if by_hand.is_file() else None
+        version = _version(source.text, text.text if text else "", subject, preheader, *self.contact_columns)
+        if version in self._compiled:
+            return self._compiled[version], []
+        shapes = context_shape(self.contact_columns)
+        html_findings = self._findings(_HTML, source, shapes)
+        text_findings = self._findings(_TEXT, text, shapes) if text else html_findings
+        findings = Findings()
+        findings.merge(html_findings)
+        if text:
+            findings.merge(text_findings)
+        for label, line in (("subject", subject), ("preheader", preheader)):
+            at = place or f"the {label} of {name}"
+            findings.merge(self._findings(_TEXT, Source(line, ((at, 0),)), shapes, at))
+        if findings.problems:
+            return None, findings.problems
+        compiled = compile_mjml(source, _HTML)
+        if text:
+            compiled = Compiled(compiled.html, text.text)
+        parts = (
+            _function(_HTML, compiled.html, source.place(1)),
+            _function(_TEXT, compiled.text, text.place(1) if text else source.place(1)),
+            _function(_TEXT, subject, place or name),
+            _function(_TEXT, preheader, place or name),
+        )
+        template = Template(name, version, findings, parts, (html_findings.names, text_findings.names))
+        self._compiled[version] = template
+        return template, []
+
+    def _findings(
+        self, environment: Environment, source: Source, shapes: Mapping[str, Any], at: str = ""
+    ) -> Findings:
+        place = (lambda _: at) if at else source.place
+        try:
+            tree = environment.parse(source.text)
+            # unknown filters and tests are found only when code is made
+            environment.compile(source.text)
+        except TemplateSyntaxError as error:
+            problem = Problem(place(error.lineno), "", f"{error.message}", "Correct the merge tag.")
+            return Findings(problems=[_with_nearest_filter(problem, environment)])
+        return check_tags(tree, shapes, place, environment.globals)
+
+    def _path(self, name: str) -> Path:
+        path = self.folder / f"{name}.mjml"
+        if not _NAME.fullmatch(name) or not path.is_file():
+            names = self.names()
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"Templates are: {', '.join(names) or 'none'}."
+            raise TemplateError(f"There is no template {name!r} in {self.folder}.", fix=hint)
+        return path
+
+    def _label(self, path: Path) -> str:
+        """`content/templates/x.mjml`: the folder's last two parts, whatever machine it is on."""
+        relative = path.resolve().relative_to(self.folder.resolve())
+        return str(Path(*self.folder.resolve().parts[-2:]) / relative)
+
+
+def _with_nearest_filter(problem: Problem, environment: Environment) -> Problem:
+    found = re.match(r"No filter named '(\w+)'", problem.message)
+    if not found:
+        return problem
+    near = difflib.get_close_matches(found[1], sorted(environment.filters), n=1)
+    fix = f"Did you mean {near[0]}?" if near else f"Mailhouse's own are: {', '.join(sorted(FILTERS))}."
+    return Problem(problem.place, found[1], problem.message, fix)
+
+
+def _version(*contents: str) -> str:
+    digest = hashlib.sha256(_FORMAT)
+    for content in contents:
+        encoded = content.encode()
+        digest.update(b"%d:" % len(encoded) + encoded)
+    return digest.hexdigest()[:12]
+
+
+def _function(environment: Environment, source: str, place: str) -> Callable[[Mapping[str, Any]], str]:
+    """A function that fills in one part; a part without tags is its own answer."""
+    if "{{" not in source and "{%" not in source and "{#" not in source:
+        return lambda _: source
+    try:
+        template = environment.from_string(source)
+    except TemplateSyntaxError as error:
+        raise TemplateError(
+            f"{place}: the merge tags do not fit together once compiled: {error.message}.",
+            fix="Open and close each if and for in the same element or on the same level of elements.",
+        ) from None
+    root, new_context = template.root_render_func, template.new_context
+
+    def fill(context: Mapping[str, Any]) -> str:
+        return "".join(root(new_context(dict(context))))
+
+    return fill

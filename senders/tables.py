@@ -1,0 +1,115 @@
+"""The ledger's tables, as SQLAlchemy knows them; `senders/migrations` makes them.
+
+Times are whole milliseconds since 1970 UTC (BIGINT): compact, exact, and the same on SQLite and PostgreSQL.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
+
+metadata = MetaData()
+
+# SQLite counts up only in a column of exactly this type
+Identifier = BigInteger().with_variant(Integer, "sqlite")
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("run_id", Identifier, primary_key=True, autoincrement=True),
+    Column("kind", String(20), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("occurrence", String(100), nullable=False),
+    Column("host", String(200), nullable=False),
+    Column("process_id", BigInteger, nullable=False),
+    Column("process_started_at", String(40), nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("heartbeat_at", Float, nullable=False),
+    Column("finished_at", BigInteger),
+    Column("outcome", String(20), nullable=False, server_default=""),
+    sqlite_autoincrement=True,
+)
+
+messages = Table(
+    "messages",
+    metadata,
+    Column("id", Identifier, primary_key=True, autoincrement=True),
+    Column("message_id", String(36), nullable=False, unique=True),
+    Column("status", String(12), nullable=False),
+    Column("reason", String(100), nullable=False, server_default=""),
+    Column("sequence", Integer, nullable=False, server_default="0"),
+    Column("run_id", BigInteger, ForeignKey("runs.run_id"), nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("occurrence", String(100), nullable=False),
+    Column("contact_id", BigInteger, nullable=False),
+    Column("email", String(320), nullable=False),
+    Column("channel", String(20), nullable=False),
+    Column("provider", String(50), nullable=False),
+    Column("category", String(50), nullable=False),
+    Column("template", String(200), nullable=False),
+    Column("template_version", String(64), nullable=False),
+    Column("segment", String(200), nullable=False),
+    Column("segment_version", String(64), nullable=False),
+    Column("experiment", String(200), nullable=False),
+    Column("variant", String(100), nullable=False),
+    Column("subject", Text, nullable=False, server_default=""),
+    Column("provider_message_id", String(250), nullable=False, server_default=""),
+    Column("provider_reply", Text, nullable=False, server_default=""),
+    Column("claimed_at", BigInteger, nullable=False),
+    Column("changed_at", BigInteger, nullable=False),
+    Column("details", Text, nullable=False, server_default="{}"),
+    Index("messages_by_contact", "contact_id", "claimed_at"),
+    # only the few rows that still await an outcome: cheap to keep, quick to find after a crash
+    Index(
+        "messages_open",
+        "status",
+        "run_id",
+        sqlite_where=text("status in ('claimed', 'dispatching', 'unknown')"),
+        postgresql_where=text("status in ('claimed', 'dispatching', 'unknown')"),
+    ),
+    sqlite_autoincrement=True,
+)
+
+message_changes = Table(
+    "message_changes",
+    metadata,
+    Column("id", Identifier, primary_key=True, autoincrement=True),
+    Column("message_row", BigInteger, ForeignKey("messages.id"), nullable=False),
+    Column("sequence", Integer, nullable=False),
+    Column("status", String(12), nullable=False),
+    Column("reason", String(100), nullable=False, server_default=""),
+    Column("provider_message_id", String(250), nullable=False, server_default=""),
+    Column("provider_reply", Text, nullable=False, server_default=""),
+    Column("changed_at", BigInteger, nullable=False),
+    Column("is_exported", Boolean, nullable=False, server_default=text("false")),
+    Index("message_changes_by_message", "message_row"),
+    Index(
+        "message_changes_to_export",
+        "id",
+        sqlite_where=text("not is_exported"),
+        postgresql_where=text("not is_exported"),
+    ),
+    sqlite_autoincrement=True,
+)
+
+#: One row a name: whoever updates it first in a transaction makes the others wait.
+locks = Table(
+    "locks",
+    metadata,
+    Column("name", String(50), primary_key=True),
+    Column("taken", BigInteger, nullable=False, server_default="0"),
+)

@@ -1,0 +1,147 @@
+"""Where in a query's bytes the statement ends and its data begins, and which output format it names.
+
+ClickHouse's own parser judges what a statement does (`access`); this module only finds clauses at the end of a
+statement and the data behind `INSERT ... FORMAT X`, which may be binary and so cannot be handed to a parser. It walks
+tokens, so that words inside strings, quoted names and comments are not taken for clauses.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_TOKEN = re.compile(
+    rb"""
+      (?P<space> \s+ | --[^\n]* | \#[ !][^\n]* | /\*.*?\*/ )
+    | (?P<quoted> '(?:[^'\\]|\\.|'')*' | "(?:[^"\\]|\\.|"")*" | `(?:[^`\\]|\\.|``)*` | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$ )
+    | (?P<word> [A-Za-z_][A-Za-z0-9_]* )
+    | (?P<number> [0-9][A-Za-z0-9_.]* )
+    | (?P<mark> . )
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+_MAYBE_FORMAT = re.compile(rb"\bFORMAT\s", re.IGNORECASE)
+_DATA_START = re.compile(rb"[ \t\f]*(?:;)?[ \t\f]*\r?\n?")
+_LIMIT_ZERO = re.compile(rb"\blimit\s+0\s*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Token:
+    """A word, mark, number or quoted text (never a space or comment) and where it stands."""
+
+    kind: str
+    text: bytes
+    start: int
+    end: int
+
+    def is_word(self, *words: bytes) -> bool:
+        """Whether it is one of these keywords, whatever its case."""
+        return self.kind == "word" and self.text.upper() in words
+
+
+def tokens(query: bytes, start: int = 0) -> Iterator[Token]:
+    """The tokens of a query, spaces and comments left out."""
+    for match in _TOKEN.finditer(query, start):
+        kind = match.lastgroup or "mark"
+        if kind == "tag":
+            kind = "quoted"
+        if kind != "space":
+            yield Token(kind, match.group(), match.start(), match.end())
+
+
+def first_word(query: bytes) -> bytes:
+    """The keyword a statement begins with, upper case; parentheses skipped; empty if it begins otherwise."""
+    for token in tokens(query):
+        if token.kind == "word":
+            return token.text.upper()
+        if token.text != b"(":
+            break
+    return b""
+
+
+def is_insert(query: bytes) -> bool:
+    """Whether the statement is an INSERT."""
+    return first_word(query) == b"INSERT"
+
+
+@dataclass(frozen=True)
+class InsertHead:
+    """An INSERT cut where its data begins.
+
+    Attributes:
+        statement: the text before FORMAT or VALUES: table, columns, settings, a SELECT from input().
+        format: the data's format; `Values` for VALUES.
+        data_start: offset of the first byte of data.
+        has_select: the rows go through a SELECT.
+    """
+
+    statement: bytes
+    format: str
+    data_start: int
+    has_select: bool
+
+
+def insert_head(query: bytes) -> InsertHead | None:
+    """Cut an INSERT at its data; None if it names none (INSERT SELECT), or if the head has not arrived whole."""
+    depth = 0
+    before: Token | None = None
+    format_at: int | None = None
+    has_select = False
+    for token in tokens(query):
+        if format_at is not None:
+            if token.kind != "word" or token.end == len(query):
+                return None
+            after = _DATA_START.match(query, token.end)
+            start = after.end() if after else token.end
+            return InsertHead(query[:format_at], token.text.decode(), start, has_select)
+        is_name = before is not None and (before.text == b"." or before.is_word(b"INTO", b"TABLE"))
+        if token.text == b"(":
+            depth += 1
+        elif token.text == b")":
+            depth -= 1
+        elif depth == 0 and not is_name and token.kind == "word":
+            if token.is_word(b"FORMAT"):
+                format_at = token.start
+            elif token.is_word(b"SELECT", b"WITH"):
+                has_select = True
+            elif token.is_word(b"VALUES") and not has_select:
+                return InsertHead(query[: token.start], "Values", token.end, False)
+        before = token
+    return None
+
+
+@dataclass(frozen=True)
+class Output:
+    """A statement and the output format that it names at its very end, '' if it names none there.
+
+    Attributes:
+        statement: the text; without the FORMAT clause and `;` if that clause stood last.
+        format: the format's name.
+    """
+
+    statement: bytes
+    format: str
+
+
+def output_of(query: bytes) -> Output:
+    """Cut `FORMAT X` off a query's end. A FORMAT followed by SETTINGS is named but left where it is."""
+    if not _MAYBE_FORMAT.search(query):
+        return Output(query, "")
+    found: list[Token] = list(tokens(query))
+    while found and found[-1].text == b";":
+        found.pop()
+    if len(found) > 2 and found[-2].is_word(b"FORMAT") and found[-1].kind == "word":
+        return Output(query[: found[-2].start].rstrip(), found[-1].text.decode())
+    depth = 0
+    for place, token in enumerate(found[:-1]):
+        depth += (token.text == b"(") - (token.text == b")")
+        after = found[place + 2] if place + 2 < len(found) else None
+        if depth == 0 and token.is_word(b"FORMAT") and after is not None and after.is_word(b"SETTINGS"):
+            return Output(query, found[place + 1].text.decode())
+    return Output(query, "")
+
+
+def is_column_probe(statement: bytes) -> bool:
+    """Whether a query asks for no rows (`... LIMIT 0`), only for its columns."""
+    return _LIMIT_ZERO.search(statement.rstrip().rstrip(b";")) is not None
