@@ -1,7 +1,7 @@
-"""Columns of files as typed values: expressions that give a value, or null and the reason why there is none.
+"""Columns of files as typed values: a value, or null and the reason why there is none.
 
-Every function works on whole columns. `Parsed.reason` is null where all is well; an empty cell is well,
-too: what must not be empty is the caller's to say (`needed`).
+Every function works on whole columns and works its answer out once, however often it is used. `Parsed.reason`
+is null where all is well; an empty cell is well, too: what must not be empty is the caller's to say (`needed`).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _nested(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     return pl.when(column.is_not_null()).then(inner.str.slice(5).str.head(-1))
 
 
-def moment(name: str, value: Moment, schema: Mapping[str, pl.DataType], *, shown: str) -> Parsed:
+def moment(name: str, value: Moment, frame: pl.DataFrame, *, shown: str) -> Parsed:
     """The value as a time in UTC, to the millisecond (later digits are cut off).
 
     Without a format it must be ISO 8601. What has no zone is read in `value.timezone`: of a time that the
@@ -99,7 +99,7 @@ def moment(name: str, value: Moment, schema: Mapping[str, pl.DataType], *, shown
     Raises:
         InputError: a column of times has no zone and the mapping names none.
     """
-    dtype = schema.get(value.column) if value.column is not None else None
+    dtype = frame.schema.get(value.column) if value.column is not None else None
     zone = value.timezone
     if isinstance(dtype, pl.Datetime) and value.column is not None:
         column = pl.col(value.column)
@@ -111,23 +111,27 @@ def moment(name: str, value: Moment, schema: Mapping[str, pl.DataType], *, shown
                 )
             column = _localised(column, zone)
         return _checked(
+            frame,
             name,
-            text(value, schema),
+            text(value, frame.schema),
             column.dt.convert_time_zone("UTC"),
             pl.lit(f"is a time that clocks skip in {zone}"),
         )
-    raw = text(value, schema)
+    raw = text(value, frame.schema)
     if value.format is not None:
         read = raw.str.to_datetime(value.format, strict=False, time_unit="us")
         if "%z" in value.format:
             parsed = read.dt.convert_time_zone("UTC")
         else:
             parsed = _localised(read, zone or "UTC").dt.convert_time_zone("UTC")
-        return _checked(name, raw, parsed, pl.lit(f"is no time like {value.format}"))
+        return _checked(frame, name, raw, parsed, pl.lit(f"is no time like {value.format}"))
     # one set of groups for all kinds of ISO 8601; a part that is missing is null
-    groups = raw.str.extract_groups(_ISO)
-    part = [groups.struct.field(str(index)) for index in range(1, 9)]
-    day, clock, seconds, fraction, zulu, sign, hours, minutes = part
+    frame = frame.select(raw.alias("raw")).with_columns(
+        pl.col("raw").str.extract_groups(_ISO).alias("groups")
+    )
+    frame = frame.unnest("groups")
+    raw = pl.col("raw")
+    day, clock, seconds, fraction, zulu, sign, hours, minutes = (pl.col(str(index)) for index in range(1, 9))
     local = pl.concat_str(
         day,
         pl.lit("T"),
@@ -155,10 +159,10 @@ def moment(name: str, value: Moment, schema: Mapping[str, pl.DataType], *, shown
         naive = _localised(local, zone).dt.convert_time_zone("UTC")
         parsed = pl.when(has_zone).then(shifted).when(sign.is_null()).then(naive)
         said = pl.lit(f"is no ISO 8601 time, or one that clocks skip in {zone}")
-    return _checked(name, raw, parsed, said)
+    return _checked(frame, name, raw, parsed, said)
 
 
-def _checked(name: str, raw: pl.Expr, parsed: pl.Expr, said: pl.Expr) -> Parsed:
+def _checked(frame: pl.DataFrame, name: str, raw: pl.Expr, parsed: pl.Expr, said: pl.Expr) -> Parsed:
     """Times that ClickHouse can hold, in milliseconds; `said` where there is none."""
     year = parsed.dt.year()
     held = pl.when(year.is_between(1901, 2298)).then(parsed.cast(UTC_MS))
@@ -166,16 +170,22 @@ def _checked(name: str, raw: pl.Expr, parsed: pl.Expr, said: pl.Expr) -> Parsed:
     reason = pl.when(raw.is_not_null() & held.is_null()).then(
         pl.concat_str(pl.lit(f"{name} "), _quoted(raw), pl.lit(" "), said)
     )
-    return Parsed(held, reason)
+    return _settled(frame, held, reason)
+
+
+def _settled(frame: pl.DataFrame, value: pl.Expr, reason: pl.Expr) -> Parsed:
+    # with_columns rather than select: constants fill the frame's height, too
+    worked_out = frame.with_columns(value.alias("value"), reason.alias("reason"))
+    return Parsed(pl.lit(worked_out["value"]), pl.lit(worked_out["reason"]))
 
 
 def _localised(column: pl.Expr, zone: str) -> pl.Expr:
     return column.dt.replace_time_zone(zone, ambiguous="earliest", non_existent="null")
 
 
-def decimal(name: str, value: Value, schema: Mapping[str, pl.DataType]) -> Parsed:
+def decimal(name: str, value: Value, frame: pl.DataFrame) -> Parsed:
     """The value as the text of a decimal number: `2.55`, never an exponent."""
-    raw = text(value, schema)
+    raw = text(value, frame.schema)
     number = pl.when(raw.str.contains(_NUMBER)).then(raw.str.strip_prefix("+"))
     # floats of Parquet and JSON may come as 1e-07; up to nine decimals are money enough
     spread = raw.str.contains(r"^[+-]?\d+(\.\d+)?[eE][+-]?\d+$")
@@ -189,42 +199,44 @@ def decimal(name: str, value: Value, schema: Mapping[str, pl.DataType]) -> Parse
     number = pl.when(spread).then(written).otherwise(number)
     number = number.str.strip_suffix(".").str.replace(r"^(-?)\.", "${1}0.")
     number = pl.when(number.cast(pl.Float64, strict=False).abs() < _LARGEST_PRICE).then(number)
-    return Parsed(number, _unparsed(name, raw, number, f"no number below {_LARGEST_PRICE:,}"))
+    return _settled(frame, number, _unparsed(name, raw, number, f"no number below {_LARGEST_PRICE:,}"))
 
 
-def whole(name: str, value: Value, schema: Mapping[str, pl.DataType]) -> Parsed:
+def whole(name: str, value: Value, frame: pl.DataFrame) -> Parsed:
     """The value as a whole number, `6` or `6.0`."""
-    raw = text(value, schema)
+    raw = text(value, frame.schema)
     number = raw.str.replace(r"\.0*$", "").str.strip_prefix("+").cast(pl.Int64, strict=False)
     number = pl.when(number.abs() < _LARGEST_QUANTITY).then(number)
-    return Parsed(number, _unparsed(name, raw, number, f"no whole number below {_LARGEST_QUANTITY:,}"))
+    return _settled(
+        frame, number, _unparsed(name, raw, number, f"no whole number below {_LARGEST_QUANTITY:,}")
+    )
 
 
-def boolean(name: str, value: Value, schema: Mapping[str, pl.DataType]) -> Parsed:
+def boolean(name: str, value: Value, frame: pl.DataFrame) -> Parsed:
     """The value as true (true, t, yes, y, 1, on) or false."""
-    raw = text(value, schema)
+    raw = text(value, frame.schema)
     low = raw.str.to_lowercase()
     answer = pl.when(low.is_in(_TRUE)).then(pl.lit(True)).when(low.is_in(_FALSE)).then(pl.lit(False))
-    return Parsed(answer, _unparsed(name, raw, answer, "neither true nor false"))
+    return _settled(frame, answer, _unparsed(name, raw, answer, "neither true nor false"))
 
 
-def email(name: str, value: Value, schema: Mapping[str, pl.DataType]) -> Parsed:
+def email(name: str, value: Value, frame: pl.DataFrame) -> Parsed:
     """The value as an e-mail address, as written but for surrounding spaces."""
-    raw = text(value, schema)
+    raw = text(value, frame.schema)
     good = (
         raw.str.contains(EMAIL)
         & (raw.str.len_bytes() <= 254)
         & (raw.str.extract(r"^([^@]*)@", 1).str.len_bytes() <= 64)
     )
     address = pl.when(good).then(raw)
-    return Parsed(address, _unparsed(name, raw, address, "no e-mail address"))
+    return _settled(frame, address, _unparsed(name, raw, address, "no e-mail address"))
 
 
-def word(name: str, value: Value, schema: Mapping[str, pl.DataType], pattern: str, wanted: str) -> Parsed:
+def word(name: str, value: Value, frame: pl.DataFrame, pattern: str, wanted: str) -> Parsed:
     """The value as text that matches a pattern."""
-    raw = text(value, schema)
+    raw = text(value, frame.schema)
     good = pl.when(raw.str.contains(pattern)).then(raw)
-    return Parsed(good, _unparsed(name, raw, good, wanted))
+    return _settled(frame, good, _unparsed(name, raw, good, wanted))
 
 
 def needed(name: str, value: pl.Expr) -> pl.Expr:

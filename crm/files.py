@@ -301,7 +301,7 @@ class _Job:
         fields = source.columns.mapped()
         parsed = {
             "external_id": read.text(source.columns.external_id, schema),
-            "email": read.email("email", source.columns.email, schema),
+            "email": read.email("email", source.columns.email, chunk.frame),
         }
         person = ("first_name", "last_name", "country", "city", "timezone", "locale", "phone")
         contents: dict[str, pl.Expr] = {"email": parsed["email"].value}
@@ -320,7 +320,7 @@ class _Job:
             updated = moment.value
         deleted = pl.lit(False)
         if source.columns.is_deleted is not None:
-            flag = read.boolean("is_deleted", source.columns.is_deleted, schema)
+            flag = read.boolean("is_deleted", source.columns.is_deleted, chunk.frame)
             reasons.append(flag.reason)
             deleted = flag.value.fill_null(False)
         consents, more = self._contact_consents(source, chunk)
@@ -356,9 +356,9 @@ class _Job:
             given = fields["is_granted"].is_not_null()
             # where the file says nothing of consent there is none, and nothing to complain of
             reasons += [pl.when(given).then(reason) for reason in said]
-            reasons.append(read.boolean("is_granted", consent.is_granted, chunk.frame.schema).reason)
+            reasons.append(read.boolean("is_granted", consent.is_granted, chunk.frame).reason)
             fields["external_id"] = read.text(source.columns.external_id, chunk.frame.schema)
-            fields["email"] = read.email("email", source.columns.email, chunk.frame.schema).value
+            fields["email"] = read.email("email", source.columns.email, chunk.frame).value
             consents.append(fields)
         return consents, reasons
 
@@ -368,10 +368,12 @@ class _Job:
         reasons: list[pl.Expr] = []
         values: dict[str, pl.Expr] = {}
         for name in ("channel", "purpose", "basis"):
-            parsed = read.word(name, fields[name], schema, _WORD, "no name in lower case, e.g. soft_opt_in")
+            parsed = read.word(
+                name, fields[name], chunk.frame, _WORD, "no name in lower case, e.g. soft_opt_in"
+            )
             values[name] = parsed.value
             reasons += [parsed.reason, read.needed(name, parsed.value)]
-        granted = read.boolean("is_granted", fields["is_granted"], schema)
+        granted = read.boolean("is_granted", fields["is_granted"], chunk.frame)
         values["is_granted"] = granted.value
         occurred = fields["occurred_at"]
         assert isinstance(occurred, Moment)
@@ -415,13 +417,13 @@ class _Job:
         schema = chunk.frame.schema
         mapping = source.columns
         values, reasons = self._consent_fields(mapping, chunk)
-        reasons.append(read.boolean("is_granted", mapping.is_granted, schema).reason)
+        reasons.append(read.boolean("is_granted", mapping.is_granted, chunk.frame).reason)
         reasons.append(read.needed("is_granted", values["is_granted"]))
         nothing = pl.lit(None, pl.String)
         external = read.text(mapping.external_id, schema) if mapping.external_id else nothing
         address = nothing
         if mapping.email is not None:
-            parsed = read.email("email", mapping.email, schema)
+            parsed = read.email("email", mapping.email, chunk.frame)
             address = parsed.value
             reasons.append(parsed.reason)
         reasons.append(
@@ -481,7 +483,7 @@ class _Job:
         schema = chunk.frame.schema
         mapping = source.columns
         fields = mapping.mapped()
-        price = read.decimal("price", mapping.price, schema)
+        price = read.decimal("price", mapping.price, chunk.frame)
         values: dict[str, pl.Expr] = {
             name: read.text(fields[name], schema)
             for name in ("product_id", "name", "category", "image_url", "url")
@@ -501,7 +503,7 @@ class _Job:
             reasons += [moment.reason, read.needed("updated_at", moment.value)]
             values["updated_at"] = moment.value
         if mapping.is_available is not None:
-            flag = read.boolean("is_available", mapping.is_available, schema)
+            flag = read.boolean("is_available", mapping.is_available, chunk.frame)
             reasons.append(flag.reason)
             values["is_available"] = flag.value
         values["properties"] = self._properties(chunk, {})
@@ -518,8 +520,8 @@ class _Job:
         mapping = source.columns
         fields = mapping.mapped()
         occurred = self._moment("occurred_at", mapping.occurred_at, chunk)
-        quantity = read.whole("quantity", mapping.quantity, schema)
-        price = read.decimal("unit_price", mapping.unit_price, schema)
+        quantity = read.whole("quantity", mapping.quantity, chunk.frame)
+        price = read.decimal("unit_price", mapping.unit_price, chunk.frame)
         values = {
             name: read.text(fields[name], schema) if name in fields else pl.lit(None, pl.String)
             for name in ("order_id", "external_id", "email", "product_id", "name", "currency", "country")
@@ -629,7 +631,7 @@ class _Job:
     # Helpers
 
     def _moment(self, name: str, value: Moment, chunk: Chunk) -> read.Parsed:
-        return read.moment(name, value, chunk.frame.schema, shown=self.shown)
+        return read.moment(name, value, chunk.frame, shown=self.shown)
 
     def _file_time(self) -> datetime:
         """When the file last changed, as far as that is not in the future of the clock in force."""

@@ -108,7 +108,9 @@ def read(warehouse: Warehouse, why: list[str]) -> Report:
 def write_page(report: Report, path: Path, *, now: datetime) -> Path:
     """Write the report as one HTML file; returns its path."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     page = environment.get_template("report.html.j2").render(
         report=report,
@@ -142,7 +144,9 @@ def _svg(figure: Any) -> str:
 def _bars(frame: pl.DataFrame, label: str, value: str, title: str) -> str:
     figure, axes = _figure(7, 0.36 * max(frame.height, 3) + 0.8)
     ordered = frame.sort(value)
-    bars = axes.barh([name.replace("_", " ") for name in ordered[label]], ordered[value].to_list(), color=_ACCENT)
+    bars = axes.barh(
+        [name.replace("_", " ") for name in ordered[label]], ordered[value].to_list(), color=_ACCENT
+    )
     axes.bar_label(bars, fmt="{:,.0f}", padding=3, color=_INK)
     axes.set_title(title, loc="left", color=_INK)
     axes.xaxis.set_visible(False)
@@ -163,7 +167,9 @@ def _cohorts(frame: pl.DataFrame) -> str:
     for y, line in enumerate(grid):
         for x, share in enumerate(line):
             if share == share:  # not NaN
-                axes.text(x, y, f"{share:.0%}", ha="center", va="center", color="white" if share > 0.35 else _INK)
+                axes.text(
+                    x, y, f"{share:.0%}", ha="center", va="center", color="white" if share > 0.35 else _INK
+                )
     axes.set_yticks(range(len(months)), [f"{month:%b %Y}  ({sizes[month]:,})" for month in months])
     axes.set_xticks(range(width), [str(number) for number in range(width)])
     axes.set_xlabel("months since the first order")
@@ -182,7 +188,9 @@ def _funnel(frame: pl.DataFrame) -> str:
     for index, row in enumerate(frame.to_dicts()):
         heights = [row[f"{stage}_count"] for stage in stages]
         positions = [x + index * step for x in range(len(stages))]
-        bars = axes.bar(positions, heights, step * 0.92, label=row["campaign"], color=shades[index % len(shades)])
+        bars = axes.bar(
+            positions, heights, step * 0.92, label=row["campaign"], color=shades[index % len(shades)]
+        )
         axes.bar_label(bars, fmt="{:,.0f}", fontsize=7, color=_INK)
     axes.set_xticks([x + 0.4 - step / 2 for x in range(len(stages))], stages)
     axes.legend(frameon=False, fontsize=8)

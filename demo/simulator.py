@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from email.message import EmailMessage
 from pathlib import Path
 
 SOURCE = "demo_simulator"
@@ -61,7 +62,7 @@ def simulate(maildir: Path, inbox: Path, *, now: datetime, behaviour: Behaviour 
 
 
 def _events(path: Path, behaviour: Behaviour, now: datetime) -> Iterator[dict[str, object]]:
-    message = email.message_from_bytes(path.read_bytes(), policy=email.policy.default)
+    message = email.message_from_bytes(path.read_bytes(), EmailMessage, policy=email.policy.default)
     message_id = str(message["Message-ID"]).strip("<> ").partition("@")[0]
     recipient = str(message["Delivered-To"]).strip()
     sent_at = message["Date"].datetime
@@ -88,7 +89,9 @@ def _events(path: Path, behaviour: Behaviour, now: datetime) -> Iterator[dict[st
         yield event("opened", timedelta(seconds=20), is_machine=True, user_agent="simulated image proxy")
     links = _links(message)
     if links and dice.roll("scanner") < behaviour.scanner_clicked:
-        yield event("clicked", timedelta(seconds=5), is_machine=True, url=links[0], user_agent="simulated scanner")
+        yield event(
+            "clicked", timedelta(seconds=5), is_machine=True, url=links[0], user_agent="simulated scanner"
+        )
     if dice.roll("open") >= behaviour.opened:
         return
     opened_after = timedelta(minutes=1 + 900 * dice.roll("when") ** 2)
@@ -102,7 +105,7 @@ def _events(path: Path, behaviour: Behaviour, now: datetime) -> Iterator[dict[st
         yield event("complained", opened_after + timedelta(seconds=60))
 
 
-def _links(message: email.message.EmailMessage) -> list[str]:
+def _links(message: EmailMessage) -> list[str]:
     body = message.get_body(("html",))
     found = _LINK.findall(body.get_content()) if body is not None else []
     return [link for link in found if "unsubscribe" not in link and "/u/" not in link]

@@ -7,7 +7,6 @@ answers 250 only when the message is in the maildir.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import uuid
 from pathlib import Path
@@ -90,4 +89,4 @@ class SmtpSink:
         name = f"{uuid.uuid4().hex}.demo"
         envelope = b"Return-Path: <" + sender + b">\r\nDelivered-To: " + recipient + b"\r\n"
         (self.maildir / "tmp" / name).write_bytes(envelope + message)
-        os.rename(self.maildir / "tmp" / name, self.maildir / "new" / name)
+        (self.maildir / "tmp" / name).rename(self.maildir / "new" / name)

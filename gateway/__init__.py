@@ -1,0 +1,1 @@
+"""The web edge: what mailbox providers and recipients reach from outside."""

@@ -74,8 +74,14 @@ class Service:
         deadline = time.monotonic() + seconds
         while not is_ready():
             if self.has_ended or time.monotonic() > deadline:
-                how = f"ended with code {self.process.returncode}" if self.has_ended else f"did not answer in {seconds:.0f} s"
-                raise ServiceError(f"{self.name} {how}:\n{self.tail()}", fix=f"Read the whole log: {self.log}.")
+                how = (
+                    f"ended with code {self.process.returncode}"
+                    if self.has_ended
+                    else f"did not answer in {seconds:.0f} s"
+                )
+                raise ServiceError(
+                    f"{self.name} {how}:\n{self.tail()}", fix=f"Read the whole log: {self.log}."
+                )
             time.sleep(0.1)
 
     def tail(self, lines: int = 12) -> str:
@@ -167,7 +173,11 @@ class Dagster:
     @property
     def environment(self) -> dict[str, str]:
         """Variables for anything that must meet this Dagster instance."""
-        return {**settings_environment(self.settings), "DAGSTER_HOME": str(self.home), "DAGSTER_DISABLE_TELEMETRY": "1"}
+        return {
+            **settings_environment(self.settings),
+            "DAGSTER_HOME": str(self.home),
+            "DAGSTER_DISABLE_TELEMETRY": "1",
+        }
 
     def prepare(self) -> None:
         """Lay out Dagster's home and parse the dbt project, so that the processes find both."""

@@ -8,7 +8,7 @@ of the change. One export runs at a time: a second one finds the first at work a
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime
+from datetime import UTC, datetime
 
 import polars as pl
 
@@ -40,7 +40,7 @@ def export_messages(ledger: Ledger, warehouse: Warehouse, *, now: datetime | Non
     Raises:
         WarehouseError, LedgerError: what was copied until then stays copied.
     """
-    moment = now or datetime.now().astimezone()
+    moment = now or datetime.now(UTC)
     run = ledger.begin_run("export", "raw.messages", "", moment)
     added = 0
     try:
@@ -66,7 +66,8 @@ def _copy(warehouse: Warehouse, frame: pl.DataFrame) -> int:
         external={"keys": keys},
     )
     frame = frame.with_columns(
-        pl.col("sequence").cast(pl.Int64), pl.col("changed_at").cast(pl.Int64).cast(pl.Datetime("ms")).cast(_UTC_MS)
+        pl.col("sequence").cast(pl.Int64),
+        pl.col("changed_at").cast(pl.Int64).cast(pl.Datetime("ms")).cast(_UTC_MS),
     )
     if stored.height:
         frame = frame.join(

@@ -72,7 +72,11 @@ def pluralize(count: Any, singular: str = "", plural: str | None = None) -> str:
     With two arguments the first is for one, the second for any other count; a list counts its items.
     """
     _require(count)
-    is_one = (len(count) if hasattr(count, "__len__") and not isinstance(count, str) else _decimal(count, "pluralize")) == 1
+    is_one = (
+        len(count)
+        if hasattr(count, "__len__") and not isinstance(count, str)
+        else _decimal(count, "pluralize")
+    ) == 1
     if plural is None:
         singular, plural = "", singular or "s"
     return singular if is_one else plural

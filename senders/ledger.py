@@ -588,12 +588,13 @@ class Ledger:
                 tuple({**change, "changed_at": moment(change["changed_at"])} for change in changes),
             )  # fmt: skip
 
-    def email_of(self, message_id: str) -> str | None:
-        """The address a message was meant for."""
+    def recipient_of(self, message_id: str) -> tuple[str, int] | None:
+        """Address and contact a message was meant for."""
         with self._reading() as connection:
-            return connection.execute(
-                sa.select(messages.c.email).where(messages.c.message_id == message_id)
-            ).scalar_one_or_none()
+            row = connection.execute(
+                sa.select(messages.c.email, messages.c.contact_id).where(messages.c.message_id == message_id)
+            ).first()
+            return (row[0], row[1]) if row else None
 
     # the outbox
 

@@ -83,11 +83,12 @@ class Reason(StrEnum):
     LEFT_AUDIENCE = "left_audience"
     DEFERRED = "deferred"
     NOT_RENDERED = "not_rendered"
+    SENDER_REFUSED = "sender_refused"
     CRASHED = "crashed"
 
 
 #: Reasons of a `failed` message that certainly never reached the provider's queue: a rerun may claim it again.
-RETRYABLE = (Reason.DEFERRED, Reason.NOT_RENDERED)
+RETRYABLE = (Reason.DEFERRED, Reason.NOT_RENDERED, Reason.SENDER_REFUSED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ _ENDING = frozenset(
     ]
 )
 _PLAIN = frozenset(["mj-style", "mj-title", "mj-preview"])
-_BLOCKS = frozenset("if for with macro call filter".split())
+_BLOCKS = frozenset(["if", "for", "with", "macro", "call", "filter"])
 _HEAD = frozenset(["mj-head", "mj-attributes", "mj-html-attributes", "mj-selector"])
 _KNOWN = (
     _ENDING
@@ -375,7 +375,11 @@ def _parse(source: Source, masked: str, tags: dict[str, str], lines: dict[str, i
         inside = stack[-1].tag in _ENDING
         if inside:
             is_end = tag == stack[-1].tag and match["close"]
-            if stack[-1].tag == "mj-table" and not stack[-1].content and "<tbody" not in masked[at:].split("</mj-table", 1)[0]:
+            if (
+                stack[-1].tag == "mj-table"
+                and not stack[-1].content
+                and "<tbody" not in masked[at:].split("</mj-table", 1)[0]
+            ):
                 # any HTML parser puts one in, and would put its ends on different sides of a loop
                 out.append("<tbody>")
                 stack[-1].wraps = True

@@ -14,11 +14,9 @@ import json
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -26,7 +24,7 @@ import polars as pl
 from campaigns.identity import message_ids, occurrence_key
 from senders import mime
 from senders.ledger import Cap, Claim, Ledger, LedgerError, Outcome, Run
-from senders.limits import Unlimited, rate_limit
+from senders.limits import rate_limit
 from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
 from senders.providers.base import Provider, ProviderError, ProviderUnavailableError
 from senders.rendering import RenderError, Template, TemplateLibrary
@@ -40,7 +38,14 @@ if TYPE_CHECKING:
 
 #: Columns of an audience that are not the contact's profile.
 NOT_PROFILE = frozenset(
-    {"skip_reason", "consent_id", "suppression_event_id", "recommendations", "recommendation_version", "variant"}
+    {
+        "skip_reason",
+        "consent_id",
+        "suppression_event_id",
+        "recommendations",
+        "recommendation_version",
+        "variant",
+    }
 )
 _REQUIRED = ("contact_id", "email", "skip_reason")
 
@@ -77,7 +82,9 @@ class SendPlan:
     experiment: str = ""
 
     @classmethod
-    def from_campaign(cls, spec: CampaignSpec, occurrence: datetime, *, segment_version: str = "") -> SendPlan:
+    def from_campaign(
+        cls, spec: CampaignSpec, occurrence: datetime, *, segment_version: str = ""
+    ) -> SendPlan:
         """The plan of one occurrence of a campaign."""
         send = spec.send
         return cls(
@@ -302,7 +309,9 @@ class _Sender:
             if self.stop.is_set():
                 return
             part = positions[start : start + self.window]
-            rendered = self.render(run, frame[part], [ids[at] for at in part], [claimed.rows[at] for at in part])
+            rendered = self.render(
+                run, frame[part], [ids[at] for at in part], [claimed.rows[at] for at in part]
+            )
             later, pause = self.dispatch(run, [(row_id, message, 1) for row_id, message in rendered])
             waiting += later
             again = max(again, pause)
@@ -448,9 +457,7 @@ class _Sender:
                 delivery = dataclasses.replace(delivery, status=Status.FAILED, reason=Reason.DEFERRED)
             outcomes.append(Outcome.of(row_id, delivery, message.subject))
             self.summary.count(delivery.status)
-        self.ledger.record(
-            run, outcomes, self.settings.now(), release=[row_id for row_id, _, _ in later]
-        )
+        self.ledger.record(run, outcomes, self.settings.now(), release=[row_id for row_id, _, _ in later])
         self.report()
         return later, pause
 

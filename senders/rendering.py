@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError, Undefined, UndefinedError
-from jinja2.exceptions import SecurityError, TemplateError as JinjaError
+from jinja2.exceptions import TemplateError as JinjaError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from senders.filters import FILTERS, FilterError
@@ -24,7 +24,15 @@ from senders.merge_tags import PROFILE_COLUMNS, Findings, Problem, TemplateError
 from senders.mime import one_line
 from senders.mjml import Compiled, Source, compile_mjml, read_source, with_preheader
 
-__all__ = ["PROFILE_COLUMNS", "Problem", "RenderError", "Rendered", "Template", "TemplateError", "TemplateLibrary"]
+__all__ = [
+    "PROFILE_COLUMNS",
+    "Problem",
+    "RenderError",
+    "Rendered",
+    "Template",
+    "TemplateError",
+    "TemplateLibrary",
+]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_/-]*")
 _GLOBALS = ("range", "dict", "namespace")
@@ -186,7 +194,8 @@ class TemplateLibrary:
         """
         if not folder.is_dir():
             raise TemplateError(
-                f"There is no templates folder {folder}.", fix="Make it, or set MAILHOUSE_CONTENT_DIR to its parent."
+                f"There is no templates folder {folder}.",
+                fix="Make it, or set MAILHOUSE_CONTENT_DIR to its parent.",
             )
         return cls(folder, contact_columns)
 
@@ -222,7 +231,9 @@ class TemplateLibrary:
                 problems += self._load(one, subject, preheader, place)[1]
             except TemplateError as error:
                 at, _, message = error.message.partition(": ")
-                problems.append(Problem(at, "", message or at, error.fix) if message else Problem(one, "", at, error.fix))
+                problems.append(
+                    Problem(at, "", message or at, error.fix) if message else Problem(one, "", at, error.fix)
+                )
         return problems
 
     def _load(

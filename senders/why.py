@@ -92,18 +92,25 @@ class Explanation:
                 _fact("Segment", f"{message['segment']}, version {message['segment_version'] or 'unknown'}")
             )
         lines.append(
-            _fact("Template", f"{message['template']}, version {message['template_version']}; {message['category']}")
+            _fact(
+                "Template",
+                f"{message['template']}, version {message['template_version']}; {message['category']}",
+            )
         )
         if message["subject"]:
             lines.append(_fact("Subject", message["subject"]))
         if message["experiment"] or message["variant"]:
-            lines.append(_fact("Experiment", f"{message['experiment'] or 'none'}, variant {message['variant']}"))
+            lines.append(
+                _fact("Experiment", f"{message['experiment'] or 'none'}, variant {message['variant']}")
+            )
         if details.get("recommendation_version"):
             lines.append(_fact("Recommendations", f"model version {details['recommendation_version']}"))
         lines.append(_fact("Consent", self._consent_text()))
         if self.suppression is not None:
             what = self.suppression
-            lines.append(_fact("Suppressed by", f"event {what['event_id']}: {what['type']} {_at(what['occurred_at'])}"))
+            lines.append(
+                _fact("Suppressed by", f"event {what['event_id']}: {what['type']} {_at(what['occurred_at'])}")
+            )
         elif details.get("suppression_event_id"):
             lines.append(_fact("Suppressed by", f"event {details['suppression_event_id']}"))
         if cap := details.get("cap"):
@@ -113,10 +120,15 @@ class Explanation:
             reply = f": {change['provider_reply']}" if change["provider_reply"] else ""
             reason = f" ({change['reason']})" if change["reason"] else ""
             lines.append(
-                _fact(_at(change["changed_at"]), f"{change['status']}{reason}, provider {message['provider']}{reply}")
+                _fact(
+                    _at(change["changed_at"]),
+                    f"{change['status']}{reason}, provider {message['provider']}{reply}",
+                )
             )
         for event in self.events:
-            lines.append(_fact(_at(event["occurred_at"]), f"{event['type']}{_event_text(event['properties'])}"))
+            lines.append(
+                _fact(_at(event["occurred_at"]), f"{event['type']}{_event_text(event['properties'])}")
+            )
         if not self.events and self.message["status"] in (Status.SENT, Status.QUEUED):
             lines.append(_fact("Since then", "no event has come in"))
         return [*lines, *(f"Note: {note}" for note in self.notes)]
@@ -209,7 +221,9 @@ def _at(moment: datetime) -> str:
 
 
 def _event_text(properties: Mapping[str, Any]) -> str:
-    parts = [str(properties[name]) for name in ("url", "bounce_class", "reject_reason") if properties.get(name)]
+    parts = [
+        str(properties[name]) for name in ("url", "bounce_class", "reject_reason") if properties.get(name)
+    ]
     if properties.get("is_machine"):
         parts.append("by a machine, not a person")
     return f": {', '.join(parts)}" if parts else ""

@@ -33,6 +33,9 @@ class MailhouseSettings(BaseSettings):
         warehouse_url: `http(s)://user:password@host:port` of a ClickHouse server. Unset means the embedded engine
             on `127.0.0.1:warehouse_port`, its data under `home/warehouse`.
         warehouse_port: port of the embedded engine.
+        warehouse_password: password of the embedded engine's user `default`, for the server and its clients alike;
+            unset or empty means none. With a warehouse_url, the password stands in that URL instead.
+        warehouse_readers: read-only users of the embedded engine, name to password: `{"grafana": "secret"}`.
         clock_offset: seconds added to the wall clock, for rehearsals on past data (the demo lives in June 2011).
             Every room and every dbt model takes the time through it.
     """
@@ -43,6 +46,8 @@ class MailhouseSettings(BaseSettings):
     content_dir: Path = PROJECT_ROOT / "content"
     warehouse_url: SecretStr | None = None
     warehouse_port: int = DEFAULT_PORT
+    warehouse_password: SecretStr | None = None
+    warehouse_readers: dict[str, SecretStr] = {}
     clock_offset: float = 0.0
 
     @classmethod
@@ -70,7 +75,8 @@ class MailhouseSettings(BaseSettings):
     def warehouse(self) -> WarehouseAddress:
         """Where ClickHouse answers."""
         if self.warehouse_url is None:
-            return WarehouseAddress("http", "127.0.0.1", self.warehouse_port, "default", "")
+            password = self.warehouse_password.get_secret_value() if self.warehouse_password else ""
+            return WarehouseAddress("http", "127.0.0.1", self.warehouse_port, "default", password)
         return WarehouseAddress.parse(self.warehouse_url.get_secret_value())
 
     def now(self) -> datetime:

@@ -41,7 +41,7 @@ class ItemToItemRecommender(Recommender):
             weighs all alike. Similarities count every purchase fully.
 
     Attributes:
-        similarities_: (n_products, n_products) CSR float32, row i holds s_ij of the nearest j, diagonal empty.
+        similarities_: (n_products, n_products) CSR float32, row i: s_ij of the nearest j; no diagonal.
     """
 
     def __init__(

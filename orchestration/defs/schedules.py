@@ -1,12 +1,24 @@
-"""The rhythm: everything that feeds the marts, once an hour."""
+"""Jobs that people and schedules start, and their rhythm."""
 
 from __future__ import annotations
 
 import dagster as dg
 
+ingestion = dg.AssetSelection.groups("ingestion")
+models = dg.AssetSelection.groups("staging", "marts", "segments")
+ledger = dg.AssetSelection.assets(["raw", "messages"])
+predictions = dg.AssetSelection.groups("ml")
+
+ingest = dg.define_asset_job(
+    "ingest", selection=ingestion | ledger, description="Load every source, and what the ledger has recorded."
+)
+build_models = dg.define_asset_job(
+    "build_models", selection=models, description="Build and test every dbt model."
+)
+recommend = dg.define_asset_job("recommend", selection=predictions, description="Fit, measure, recommend.")
 refresh = dg.define_asset_job(
     "refresh",
-    selection=dg.AssetSelection.all() - dg.AssetSelection.assets("campaign_audiences", "campaign_sends"),
+    selection=ingestion | ledger | models | predictions,
     description="Load every source and the ledger, build every model, recommend.",
 )
 

@@ -120,11 +120,11 @@ def prepare(
     now = settings.now()
     moment = occurrence(spec, now) or next_occurrence(spec, now)
     if moment is None:
-        raise InputError(f"{spec.place('schedule')}: campaign {name} never happens.", fix="Correct its schedule.")
+        raise InputError(
+            f"{spec.place('schedule')}: campaign {name} never happens.", fix="Correct its schedule."
+        )
     version = segment_version(SEGMENTS_DIR, spec.audience.segment)
-    audience = Audience(
-        warehouse, spec, moment, now=now, segment_version=version, is_dry_run=is_dry_run
-    )
+    audience = Audience(warehouse, spec, moment, now=now, segment_version=version, is_dry_run=is_dry_run)
     templates = TemplateLibrary.load(settings.content_dir / "templates", audience.profile_columns())
     problems = templates.check(
         spec.send.template,

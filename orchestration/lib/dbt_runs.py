@@ -108,7 +108,11 @@ def failure_text(result: Any, limit: int = 5) -> str:
     """The first failures of a dbt result, one a line, in dbt's words."""
     if result.exception is not None:
         return str(result.exception).strip()
-    nodes = [one for one in getattr(result.result, "results", []) if one.status in ("error", "fail", "runtime error")]
+    nodes = [
+        one
+        for one in getattr(result.result, "results", [])
+        if one.status in ("error", "fail", "runtime error")
+    ]
     lines = [f"{one.node.unique_id}: {(one.message or one.status).strip()}" for one in nodes[:limit]]
     if len(nodes) > limit:
         lines.append(f"and {len(nodes) - limit} more")
@@ -133,7 +137,11 @@ def stream(
     )
     indirect = ("--indirect-selection", selection.indirect_selection) if selection.indirect_selection else ()
     # dbt wants one argument a node name; dagster_dbt joins them with spaces
-    command = [*args, *(word for argument in selection.selection_args for word in argument.split(" ")), *indirect]
+    command = [
+        *args,
+        *(word for argument in selection.selection_args for word in argument.split(" ")),
+        *indirect,
+    ]
     target = settings.home / "dbt" / "runs" / context.run_id
     target.mkdir(parents=True, exist_ok=True)
 

@@ -69,11 +69,15 @@ def refresh_recommendations(warehouse: Warehouse, now: datetime) -> Refreshed:
                 pl.lit(now).cast(pl.Datetime("ms", "UTC")).alias("as_of"),
                 "metric",
                 "value",
-                pl.struct("low", "high", "gain", "gain_low", "gain_high", "contacts").struct.json_encode().alias("properties"),
+                pl.struct("low", "high", "gain", "gain_low", "gain_high", "contacts")
+                .struct.json_encode()
+                .alias("properties"),
             ),
         )
     contacts = warehouse.frame("select contact_id from marts.contacts order by contact_id")["contact_id"]
-    candidates = warehouse.frame("select product_id from marts.products where is_available")["product_id"].to_list()
+    candidates = warehouse.frame("select product_id from marts.products where is_available")[
+        "product_id"
+    ].to_list()
     if interactions.height == 0 or not candidates:
         return Refreshed(MODEL, version, 0, evaluation)
     fitted = estimators[MODEL].fit(interactions)

@@ -20,7 +20,9 @@ def open_warehouse(run_id: str) -> Warehouse:
 
 def table_metadata(frame: pl.DataFrame) -> dg.TableMetadataValue:
     """A small frame as a table in Dagster's UI."""
-    records = [dg.TableRecord({name: _plain(value) for name, value in row.items()}) for row in frame.to_dicts()]
+    records = [
+        dg.TableRecord({name: _plain(value) for name, value in row.items()}) for row in frame.to_dicts()
+    ]
     columns = [dg.TableColumn(name, str(kind)) for name, kind in frame.schema.items()]
     return dg.MetadataValue.table(records, schema=dg.TableSchema(columns))
 

@@ -79,7 +79,9 @@ class Provider(ABC):
         Raises:
             NotSupportedError: the provider keeps no record that we can ask.
         """
-        raise NotSupportedError(f"Provider {self.name} cannot tell what became of {len(message_ids)} messages.")
+        raise NotSupportedError(
+            f"Provider {self.name} cannot tell what became of {len(message_ids)} messages."
+        )
 
     def parse_webhook(self, body: bytes, headers: Mapping[str, str]) -> list[dict[str, Any]]:
         """Rows of `raw.events` that a webhook call carries.
@@ -87,7 +89,9 @@ class Provider(ABC):
         Raises:
             NotSupportedError: the provider calls no webhooks.
         """
-        raise NotSupportedError(f"Provider {self.name} has no webhooks, so {len(body)} bytes cannot be its call.")
+        raise NotSupportedError(
+            f"Provider {self.name} has no webhooks, so {len(body)} bytes cannot be its call."
+        )
 
     def verify_signature(self, body: bytes, headers: Mapping[str, str]) -> bool:
         """Whether a webhook call comes from the provider.

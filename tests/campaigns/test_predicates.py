@@ -137,12 +137,13 @@ def test_messages_name_place_and_nearest():
 
 
 KEYWORDS = {
-    "and", "or", "not", "in", "is", "null", "like", "ilike", "true", "false", "case", "when", "then", "else", "end",
+    "and", "or", "not", "in", "is", "null", "like", "ilike", "true", "false", "case", "when", "then",
+    "else", "end",
 }  # fmt: skip
 FRAGMENTS = [
-    *HOSTILE, *UNDERSTOOD, "'", '"', "`", "\\", "(", ")", "[", "]", ",", ";", "--", "/*", "*/", "select", "from",
-    "system.users", "a", "1", "now()", "in", "and", "case", "end", "interval", " ", "\n", "{", "}", "$", "%", "é",
-    "''",
+    *HOSTILE, *UNDERSTOOD, "'", '"', "`", "\\", "(", ")", "[", "]", ",", ";", "--", "/*", "*/", "select",
+    "from", "system.users", "a", "1", "now()", "in", "and", "case", "end", "interval", " ", "\n", "{", "}", "$",
+    "%", "é", "''",
 ]  # fmt: skip
 
 

@@ -166,7 +166,7 @@ def serve(fake: FakeHubSpot) -> Iterator[FakeHubSpot]:
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             status, headers, content = fake.answer(
                 self.command, self.path, self.headers.get("authorization", ""), body

@@ -83,7 +83,7 @@ def test_contacts_arrive_under_our_names(hub: Setup) -> None:
     )
     assert hub.ingest(hubspot_properties={"contacts": ["favourite_colour"]}) == LoadResult(1, 1)
     row = hub.warehouse.frame(
-        "select source, object, external_id, updated_at, is_deleted, toString(properties) p, run_id from raw.crm_records"
+        "select source, object, external_id, updated_at, is_deleted, toString(properties) p from raw.crm_records"
     ).row(0)
     assert row[:5] == ("hubspot", "contact", "7", START + timedelta(milliseconds=5), False)
     assert json.loads(row[5]) == {

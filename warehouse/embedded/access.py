@@ -85,10 +85,11 @@ class Effect(IntEnum):
 
 @dataclass(frozen=True)
 class Node:
-    """A line of `EXPLAIN AST`: its text and the text of the node above it."""
+    """A line of `EXPLAIN AST`: its text, the text of the node above it, and how deep it stands."""
 
     text: str
     parent: str
+    depth: int
 
     @property
     def function(self) -> str:
@@ -107,17 +108,21 @@ def parse_tree(explained: str) -> list[Node]:
             continue
         depth = len(line) - len(text)
         del above[depth:]
-        nodes.append(Node(text, above[-1] if above else ""))
+        nodes.append(Node(text, above[-1] if above else "", depth))
         above.append(text)
     return nodes
 
 
 # functions and table functions that leave the data directory and that no grant covers
-_DENIED_FUNCTIONS = frozenset({"file", "python", "eval", "executable", "arrowstream", "filesystem", "filecluster"})
+_DENIED_FUNCTIONS = frozenset(
+    {"file", "python", "eval", "executable", "arrowstream", "filesystem", "filecluster"}
+)
 # table functions whose argument is a list of columns, where a default could call a function unseen
 _STRUCTURED = frozenset({"format", "input", "null", "generaterandom", "fuzzjson", "values"})
 _STRUCTURE_IS_ONE_ARGUMENT = _STRUCTURED - {"values"}
-_COLUMN_EXPRESSION = re.compile(r"\b(?:default|materialized|alias|ephemeral)\b.*\(", re.IGNORECASE | re.DOTALL)
+_COLUMN_EXPRESSION = re.compile(
+    r"\b(?:default|materialized|alias|ephemeral)\b.*\(", re.IGNORECASE | re.DOTALL
+)
 
 _SUSPECT = re.compile(
     r"""\b(?:file|python|eval|executable|arrowstream|filesystem|filecluster|infile)\b
@@ -132,7 +137,9 @@ PRIVATE_SETTINGS = frozenset(
 )
 _PRIVATE_SETTING = re.compile("|".join(sorted(PRIVATE_SETTINGS)))
 _DISK_SETTING = re.compile(r"\b(?:disk|storage_policy|table_disk)\s*=", re.IGNORECASE)
-_REMOTE_DICTIONARY = re.compile(r"SOURCE\(CLICKHOUSE\([^)]*\bHOST '(?!localhost'|127\.0\.0\.1')", re.IGNORECASE)
+_REMOTE_DICTIONARY = re.compile(
+    r"SOURCE\(CLICKHOUSE\([^)]*\bHOST '(?!localhost'|127\.0\.0\.1')", re.IGNORECASE
+)
 
 _KEPT_ENGINES = frozenset(
     {prefix + "mergetree" for prefix in ("", "replacing", "summing", "aggregating", "collapsing",
@@ -145,7 +152,17 @@ _DICTIONARY_SOURCE = re.compile(r"FunctionWithKeyValueArguments\s+(\w+)")
 
 _KEPT_GLOBAL = frozenset({"CreateSQLFunctionQuery", "DropFunctionQuery"})
 _KEPT_CONTROL = frozenset(
-    {"Set", "UseQuery", "CreateQuery", "DropQuery", "DetachQuery", "AttachQuery", "KillQueryQuery", "AlterQuery", "SYSTEM"}
+    {
+        "Set",
+        "UseQuery",
+        "CreateQuery",
+        "DropQuery",
+        "DetachQuery",
+        "AttachQuery",
+        "KillQueryQuery",
+        "AlterQuery",
+        "SYSTEM",
+    }
 )
 _SESSION_CONTROL = frozenset({"Set", "UseQuery"})
 
@@ -218,20 +235,31 @@ class Policy:
             self._check_unknown(statement)
             return
         is_session_only = statement.effect is Effect.CONTROL and statement.root in _SESSION_CONTROL
-        if (user.is_reader or is_read_only) and statement.effect is not Effect.READ_ONLY and not is_session_only:
+        if (
+            (user.is_reader or is_read_only)
+            and statement.effect is not Effect.READ_ONLY
+            and not is_session_only
+        ):
             why = "" if user.is_reader else ". For queries over HTTP, method GET implies readonly"
             raise ServerError(READONLY, f"{user.name}: Cannot execute query in readonly mode{why}")
         self._check_settings(statement)
         if statement.effect is Effect.CONTROL:
             self._check_control(statement)
         elif statement.effect is Effect.MUTATING_GLOBAL and statement.root not in _KEPT_GLOBAL:
-            raise _refused(f"{statement.root}: users, grants and the system database are not managed through SQL here")
+            raise _refused(
+                f"{statement.root}: users, grants and the system database are not managed through SQL here"
+            )
         changes = statement.effect in (Effect.MUTATING, Effect.MUTATING_GLOBAL, Effect.CONTROL)
-        is_definition = changes and statement.root in ("CreateQuery", "AttachQuery", "AlterQuery", "CreateSQLFunctionQuery")
-        if is_definition:
-            self._check_definition(statement)
+        is_definition = changes and statement.root in (
+            "CreateQuery",
+            "AttachQuery",
+            "AlterQuery",
+            "CreateSQLFunctionQuery",
+        )
         if is_definition or statement.has_escaped_name or _SUSPECT.search(statement.lowered):
             self._check_functions(statement.tree, statement.lowered)
+        if is_definition:
+            self._check_definition(statement)
 
     def check_values(self, text: str, explain: Callable[[str], str]) -> bool:
         """Whether the rows behind VALUES may hold expressions; False if they must be literals.
@@ -265,7 +293,9 @@ class Policy:
         if "input_format_values_" in statement.lowered or statement.has_escaped_name:
             found = _PRIVATE_SETTING.search(statement.normal_text)
             if found:
-                raise ServerError(SETTING_CONSTRAINT_VIOLATION, f"Setting {found.group()} should not be changed")
+                raise ServerError(
+                    SETTING_CONSTRAINT_VIOLATION, f"Setting {found.group()} should not be changed"
+                )
 
     def _check_control(self, statement: Statement) -> None:
         if "outfile" in statement.lowered:
@@ -278,11 +308,17 @@ class Policy:
             if node.function in self._denied_engines:
                 raise _refused(f"engine {node.text.split(' ')[1]} reaches outside the data directory")
             source = _DICTIONARY_SOURCE.match(node.text)
-            if source and node.parent.startswith("Dictionary definition") and source.group(1).lower() not in _KEPT_DICTIONARY_SOURCES:
+            if (
+                source
+                and node.parent.startswith("Dictionary definition")
+                and source.group(1).lower() not in _KEPT_DICTIONARY_SOURCES
+            ):
                 raise _refused(f"dictionary source {source.group(1)} reaches outside the data directory")
         # the tree shows no settings and no keys of a dictionary's source
         lowered = statement.lowered
-        if ("disk" in lowered or "policy" in lowered or statement.has_escaped_name) and _DISK_SETTING.search(statement.normal_text):
+        if ("disk" in lowered or "policy" in lowered or statement.has_escaped_name) and _DISK_SETTING.search(
+            statement.normal_text
+        ):
             raise _refused("disks and storage policies cannot be chosen on the embedded engine")
         if "host" in lowered and "dictionary" in lowered and _REMOTE_DICTIONARY.search(statement.normal_text):
             raise _refused("a dictionary of another server")
@@ -290,22 +326,24 @@ class Policy:
     def _check_functions(self, tree: list[Node], lowered: str) -> None:
         if "infile" in lowered and tree and tree[0].text.startswith("InsertQuery"):
             for node in tree[1:]:
-                if node.parent == tree[0].text and node.text.startswith("Literal"):
+                if node.depth == 1 and node.text.startswith("Literal"):
                     raise _refused("FROM INFILE reads files of the server; send the data in the body")
         for place, node in enumerate(tree):
             name = node.function
             if name in _DENIED_FUNCTIONS:
                 raise _refused(f"function {name} reaches outside the data directory")
-            if name in _STRUCTURED and node.parent.startswith(("TableExpression", "CreateQuery", "InsertQuery")):
+            if name in _STRUCTURED and node.parent.startswith(
+                ("TableExpression", "CreateQuery", "InsertQuery")
+            ):
                 _check_table_function(name, tree, place)
 
 
 def _check_table_function(name: str, tree: list[Node], place: int) -> None:
-    if place + 1 >= len(tree) or not tree[place + 1].text.startswith("ExpressionList"):
-        return
-    arguments = tree[place + 1].text
-    for node in tree[place + 2 :]:
-        if node.parent != arguments:
+    inside = tree[place].depth + 2  # below the function stands one ExpressionList, below that its arguments
+    for node in tree[place + 1 :]:
+        if node.depth < inside - 1:
+            return
+        if node.depth != inside:
             continue
         if node.text.startswith("Literal") and _COLUMN_EXPRESSION.search(node.text):
             raise _refused(f"a default expression in the structure of {name}()")

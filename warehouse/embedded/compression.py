@@ -53,7 +53,9 @@ def decoded(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
         yield from chunks
         return
     if encoding not in ENCODINGS:
-        raise ServerError(NOT_IMPLEMENTED, f"Unknown content encoding '{encoding}'; known are {', '.join(ENCODINGS)}")
+        raise ServerError(
+            NOT_IMPLEMENTED, f"Unknown content encoding '{encoding}'; known are {', '.join(ENCODINGS)}"
+        )
     current: Decompressor | None = None
     is_first = True
     try:
@@ -116,7 +118,11 @@ class Encoder:
 
 def chosen_encoding(accepted: str) -> str:
     """The best of the encodings that an Accept-Encoding header allows, '' if it allows none of ours."""
-    offers = {offer.partition(";")[0].strip().lower() for offer in accepted.split(",") if "q=0" not in offer.replace("q=0.", "")}
+    offers = {
+        offer.partition(";")[0].strip().lower()
+        for offer in accepted.split(",")
+        if "q=0" not in offer.replace("q=0.", "")
+    }
     return next((encoding for encoding in ENCODINGS if encoding in offers), "")
 
 
@@ -170,12 +176,16 @@ def from_native_blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:
         while len(waiting) >= 16 + _HEADER.size:
             method, packed_size, plain_size = _HEADER.unpack_from(waiting, 16)
             if packed_size < _HEADER.size or packed_size > _LARGEST_BLOCK or plain_size > _LARGEST_BLOCK:
-                raise ServerError(CANNOT_DECOMPRESS, "A compressed block has an impossible size; is decompress=1 right?")
+                raise ServerError(
+                    CANNOT_DECOMPRESS, "A compressed block has an impossible size; is decompress=1 right?"
+                )
             if len(waiting) < 16 + packed_size:
                 break
             block = bytes(waiting[16 : 16 + packed_size])
             if _cityhash128(block) != bytes(waiting[:16]):
-                raise ServerError(CHECKSUM_DOESNT_MATCH, "Checksum of a compressed block doesn't match: the data is corrupt")
+                raise ServerError(
+                    CHECKSUM_DOESNT_MATCH, "Checksum of a compressed block doesn't match: the data is corrupt"
+                )
             yield _block_data(method, block[_HEADER.size :], plain_size)
             del waiting[: 16 + packed_size]
     if waiting:
@@ -192,4 +202,7 @@ def _block_data(method: int, packed: bytes, plain_size: int) -> bytes:
         raise ServerError(CANNOT_DECOMPRESS, f"A compressed block is corrupt: {error}") from None
     if method == _NONE:
         return packed
-    raise ServerError(UNKNOWN_COMPRESSION_METHOD, f"Unknown compression method 0x{method:02x} of a block; known are LZ4, ZSTD and none")
+    raise ServerError(
+        UNKNOWN_COMPRESSION_METHOD,
+        f"Unknown compression method 0x{method:02x} of a block; known are LZ4, ZSTD and none",
+    )

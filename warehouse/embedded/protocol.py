@@ -84,11 +84,16 @@ class Request:
     def parse(cls, method: str, query_string: bytes, headers: Mapping[str, str]) -> Request:
         """Read the URL and the headers that stand for parameters."""
         try:
-            pairs = parse_qsl(query_string.decode("ascii"), keep_blank_values=True, max_num_fields=2000, errors="strict")
+            pairs = parse_qsl(
+                query_string.decode("ascii"), keep_blank_values=True, max_num_fields=2000, errors="strict"
+            )
         except ValueError as error:
             raise ServerError(BAD_ARGUMENTS, f"The URL's parameters cannot be read: {error}") from None
         parameters = dict(pairs)
-        for header, name in (("x-clickhouse-database", "database"), ("x-clickhouse-format", "default_format")):
+        for header, name in (
+            ("x-clickhouse-database", "database"),
+            ("x-clickhouse-format", "default_format"),
+        ):
             if headers.get(header):
                 parameters.setdefault(name, headers[header])
         return cls(method, parameters, headers)
@@ -150,10 +155,17 @@ class Request:
         found: dict[str, str] = {}
         for name, value in self.parameters.items():
             stem, _, end = name.rpartition("_")
-            if name in _RESERVED or name.startswith("param_") or (end in ("structure", "types", "format") and stem in known):
+            if (
+                name in _RESERVED
+                or name.startswith("param_")
+                or (end in ("structure", "types", "format") and stem in known)
+            ):
                 continue
             if not _SETTING.match(name):
-                raise ServerError(UNKNOWN_SETTING, f"Setting '{name}' is neither a builtin setting nor started with the prefix 'SQL_'")
+                raise ServerError(
+                    UNKNOWN_SETTING,
+                    f"Setting '{name}' is neither a builtin setting nor started with the prefix 'SQL_'",
+                )
             found[name] = value
         return found
 
@@ -204,7 +216,9 @@ def read_multipart(request: Request, body: bytes) -> None:
         if not structure and types:
             structure = ", ".join(f"_{place} {kind}" for place, kind in enumerate(_split_types(types), 1))
         if not structure:
-            raise ServerError(BAD_ARGUMENTS, f"Neither structure nor types are given for external table '{name}'")
+            raise ServerError(
+                BAD_ARGUMENTS, f"Neither structure nor types are given for external table '{name}'"
+            )
         request.external.append(
             ExternalTable(name, structure, request.parameters.get(f"{name}_format") or "TabSeparated", data)
         )

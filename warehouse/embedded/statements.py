@@ -23,7 +23,6 @@ _TOKEN = re.compile(
 )
 _MAYBE_FORMAT = re.compile(rb"\bFORMAT\s", re.IGNORECASE)
 _DATA_START = re.compile(rb"[ \t\f]*(?:;)?[ \t\f]*\r?\n?")
-_LIMIT_ZERO = re.compile(rb"\blimit\s+0\s*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -83,14 +82,14 @@ class InsertHead:
 
 
 def insert_head(query: bytes) -> InsertHead | None:
-    """Cut an INSERT at its data; None if it names none (INSERT SELECT), or if the head has not arrived whole."""
+    """Cut an INSERT at its data; None if it names none (INSERT SELECT)."""
     depth = 0
     before: Token | None = None
     format_at: int | None = None
     has_select = False
     for token in tokens(query):
         if format_at is not None:
-            if token.kind != "word" or token.end == len(query):
+            if token.kind != "word":
                 return None
             after = _DATA_START.match(query, token.end)
             start = after.end() if after else token.end
@@ -140,8 +139,3 @@ def output_of(query: bytes) -> Output:
         if depth == 0 and token.is_word(b"FORMAT") and after is not None and after.is_word(b"SETTINGS"):
             return Output(query, found[place + 1].text.decode())
     return Output(query, "")
-
-
-def is_column_probe(statement: bytes) -> bool:
-    """Whether a query asks for no rows (`... LIMIT 0`), only for its columns."""
-    return _LIMIT_ZERO.search(statement.rstrip().rstrip(b";")) is not None

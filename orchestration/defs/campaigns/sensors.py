@@ -62,7 +62,9 @@ def campaigns_due(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.S
         return dg.SkipReason("; ".join(waiting) or f"All {len(due)} due campaigns have been launched.")
     return dg.SensorResult(
         run_requests=requests[:RUNS_PER_TICK],
-        dynamic_partitions_requests=[CAMPAIGNS.build_add_request([str(one.partition_key) for one in requests])],
+        dynamic_partitions_requests=[
+            CAMPAIGNS.build_add_request([str(one.partition_key) for one in requests])
+        ],
     )
 
 

@@ -64,7 +64,9 @@ def dbt_models() -> dg.Definitions:
         manifest=manifest,
         project=project,
         dagster_dbt_translator=ModelTranslator(
-            settings=DagsterDbtTranslatorSettings(enable_asset_checks=True, enable_source_tests_as_checks=True)
+            settings=DagsterDbtTranslatorSettings(
+                enable_asset_checks=True, enable_source_tests_as_checks=True
+            )
         ),
         pool="clickhouse",
     )

@@ -53,13 +53,18 @@ def file_source_asset(source: FileSource) -> dg.AssetsDefinition:
                 warehouse, source, base_dir=settings.home, run_id=context.run_id, now=settings.now()
             )
         for file in report.files:
-            context.log.info(f"{file.file}: {file.rows:,} rows, {file.loaded:,} new, {file.quarantined:,} quarantined")
+            context.log.info(
+                f"{file.file}: {file.rows:,} rows, {file.loaded:,} new, {file.quarantined:,} quarantined"
+            )
         if report.quarantined:
             context.log.warning(
                 f"{report.quarantined:,} rows could not be loaded; see raw.quarantined_rows. The first: "
                 + "; ".join(report.examples)
             )
-        counts = {name: getattr(report, name) for name in ("rows", "loaded", "duplicates", "quarantined", "consents")}
+        counts = {
+            name: getattr(report, name)
+            for name in ("rows", "loaded", "duplicates", "quarantined", "consents")
+        }
         return dg.MaterializeResult(metadata=counts_metadata(counts))
 
     return load

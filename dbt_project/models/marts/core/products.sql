@@ -1,0 +1,94 @@
+{{
+    config(
+        order_by='product_id'
+    )
+}}
+
+with
+
+order_items as (
+
+    select * from {{ ref('order_items') }}
+
+),
+
+catalogue as (
+
+    select * from {{ ref('stg_catalogue__products') }}
+
+),
+
+sold as (
+
+    select
+        product_id,
+        -- names on corrections ('damaged', '?') are no names of products, if there is a sale to take one from
+        argMaxIf(product_name, tuple(is_sale, ordered_at, order_id, line_number), product_name != '') as name,
+        argMaxIf(unit_price, tuple(ordered_at, order_id, line_number), is_sale) as price,
+        minIf(ordered_at, is_sale) as first_sold_at,
+        maxIf(ordered_at, is_sale) as last_sold_at,
+        uniqExactIf(contact_id, is_sale) as buyers_count,
+        sumIf(quantity, is_sale) as sold_count,
+        sumIf(amount, is_sale) as revenue,
+        countIf(is_sale) > 0 as has_sold
+    from order_items
+    where product_id != ''
+    group by product_id
+
+),
+
+joined as (
+
+    select
+        coalesce(catalogue.product_id, sold.product_id) as product_id,
+        coalesce(catalogue.name, nullIf(sold.name, ''), product_id) as name,
+        catalogue.category as category,
+        catalogue.image_url as image_url,
+        catalogue.url as url,
+        coalesce(catalogue.price, if(sold.has_sold, round(sold.price, 2), null)) as price,
+        coalesce(sold.buyers_count, 0) as buyers_count,
+        coalesce(sold.sold_count, 0) as sold_count,
+        coalesce(sold.revenue, 0) as revenue,
+        upper(product_id) in (
+            {%- for id in var('service_product_ids') %}'{{ id | upper }}'{{ ', ' if not loop.last }}{% endfor -%}
+        ) as is_service,
+        catalogue.is_available as catalogue_is_available,
+        coalesce(sold.has_sold, false) as has_sold,
+        if(has_sold, sold.first_sold_at, null) as first_sold_at,
+        if(has_sold, sold.last_sold_at, null) as last_sold_at
+    from sold
+    full outer join catalogue on catalogue.product_id = sold.product_id
+
+)
+
+select
+    ---------- ids
+    product_id,
+
+    ---------- text
+    name,
+    category,
+    image_url,
+    url,
+
+    ---------- numerics
+    price::Nullable(Decimal(18, 2)) as price,
+    buyers_count::UInt64 as buyers_count,
+    sold_count::Int64 as sold_count,
+    revenue::Decimal(18, 2) as revenue,
+
+    ---------- booleans
+    is_service::Bool as is_service,
+    (
+        not is_service
+        and coalesce(
+            catalogue_is_available,
+            last_sold_at >= {{ now() }} - toIntervalDay({{ var('product_available_days') }}),
+            false
+        )
+    )::Bool as is_available,
+
+    ---------- timestamps
+    first_sold_at,
+    last_sold_at
+from joined

@@ -1,0 +1,188 @@
+"""The gateway as an ASGI application.
+
+    GET  /unsubscribe/TOKEN    a page that asks; changes nothing
+    POST /unsubscribe/TOKEN    unsubscribes: a mailbox provider's one-click call (RFC 8058), or the page's form
+    GET, POST /preferences/TOKEN   the same page, from the link to preferences
+    GET  /healthz              200 if ledger and warehouse answer, 503 if not
+
+A token that we did not make gets 404 and no reason. A POST is answered with 200 only when the event is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.parser
+import email.policy
+import json
+import logging
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import parse_qs
+
+from gateway.pages import confirm_page, done_page, refused_page, unstored_page
+from gateway.unsubscribes import NotStoredError, Unsubscribes
+from senders.ledger import LedgerError
+from warehouse.errors import WarehouseError
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_LINK = re.compile(r"/(unsubscribe|preferences)/([A-Za-z0-9_-]{1,100})/?")
+_LONGEST_BODY = 16_384
+_HEADERS = [
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
+     b"frame-ancestors 'none'; base-uri 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-robots-tag", b"noindex"),
+]  # fmt: skip
+_HTML = b"text/html; charset=utf-8"
+
+_log = logging.getLogger("mailhouse.gateway")
+
+
+class _TooLongError(Exception):
+    pass
+
+
+class Gateway:
+    """The application; `python -m gateway` serves it."""
+
+    def __init__(self, unsubscribes: Unsubscribes) -> None:
+        self.unsubscribes = unsubscribes
+        self.company = unsubscribes.settings.company_name
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            raise RuntimeError(f"the gateway does not speak {scope['type']}")
+        method, path = scope["method"], scope["path"]
+        if path == "/healthz":
+            await self._health(method, send)
+        elif link := _LINK.fullmatch(path):
+            await self._link(method, link[1], link[2], scope, receive, send)
+        else:
+            await _not_found(method, send)
+
+    async def _health(self, method: str, send: Send) -> None:
+        if method not in ("GET", "HEAD"):
+            await _not_allowed(send, b"GET, HEAD")
+            return
+
+        def check() -> dict[str, str]:
+            states: dict[str, str] = {}
+            for name, probe in (
+                ("warehouse", lambda: self.unsubscribes.warehouse.value("select 1")),
+                ("ledger", self.unsubscribes.ledger.live_runs),
+            ):
+                try:
+                    probe()
+                    states[name] = "ok"
+                except (WarehouseError, LedgerError) as error:
+                    _log.warning("health of %s: %s", name, error.message)
+                    states[name] = "does not answer"
+            return states
+
+        states = await asyncio.to_thread(check)
+        is_well = all(state == "ok" for state in states.values())
+        body = b"" if method == "HEAD" else json.dumps(states).encode()
+        await _answer(send, 200 if is_well else 503, body, content_type=b"application/json")
+
+    async def _link(
+        self, method: str, purpose: str, token: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        if method not in ("GET", "HEAD", "POST"):
+            await _not_allowed(send, b"GET, HEAD, POST")
+            return
+        try:
+            recipient = await asyncio.to_thread(self.unsubscribes.recipient, token, purpose)
+            if recipient is None:
+                await _not_found(method, send)
+                return
+            if method != "POST":
+                page = confirm_page(recipient.email, self.company)
+                await _answer(send, 200, b"" if method == "HEAD" else page)
+                return
+            fields = _fields(scope, await _body(receive))
+            if fields.get("List-Unsubscribe") == "One-Click":
+                how = "one_click"
+            elif fields.get("confirm") == "yes":
+                how = "form"
+            else:
+                page = refused_page("Nothing was changed", "This request does not say what to do.")
+                await _answer(send, 400, page)
+                return
+            await asyncio.to_thread(self.unsubscribes.unsubscribe, recipient, how)
+            await _answer(send, 200, done_page(recipient.email, self.company))
+        except _TooLongError:
+            await _answer(send, 413, refused_page("Too long", "This request is longer than it can be."))
+        except NotStoredError as error:
+            _log.error("an unsubscribe could not be stored: %s", error)
+            page = b"" if method == "HEAD" else unstored_page()
+            await _answer(send, 503, page, extra=[(b"retry-after", b"60")])
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+async def _answer(
+    send: Send,
+    status: int,
+    body: bytes,
+    *,
+    content_type: bytes = _HTML,
+    extra: list[tuple[bytes, bytes]] | None = None,
+) -> None:
+    headers = [
+        *_HEADERS, *(extra or []), (b"content-type", content_type), (b"content-length", str(len(body)).encode()),
+    ]  # fmt: skip
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _not_found(method: str, send: Send) -> None:
+    page = refused_page("Not found", "There is nothing at this address.")
+    await _answer(send, 404, b"" if method == "HEAD" else page)
+
+
+async def _not_allowed(send: Send, allowed: bytes) -> None:
+    page = refused_page("Not possible", "This address does not take such requests.")
+    await _answer(send, 405, page, extra=[(b"allow", allowed)])
+
+
+async def _body(receive: Receive) -> bytes:
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > _LONGEST_BODY:
+            raise _TooLongError
+        if not message.get("more_body"):
+            return body
+
+
+def _fields(scope: Scope, body: bytes) -> dict[str, str]:
+    """A form's fields; RFC 8058 allows both encodings."""
+    content_type = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+    if content_type.lower().startswith(b"multipart/form-data"):
+        parsed = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(
+            b"Content-Type: " + content_type + b"\r\n\r\n" + body
+        )
+        return {
+            str(part.get_param("name", header="content-disposition")): str(part.get_payload()).strip()
+            for part in (parsed.iter_parts() if parsed.is_multipart() else ())
+        }
+    # keep_blank_values: a field that is there is there
+    values = parse_qs(body.decode("utf-8", "replace").strip(), keep_blank_values=True)
+    return {name: entries[-1] for name, entries in values.items()}

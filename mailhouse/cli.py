@@ -1,0 +1,118 @@
+"""The `mailhouse` command.
+
+Each verb is a thin call into a room; what it needs is imported when it runs, so that `--help` answers at once. An error
+that a person can mend ends it with one message, its fix and exit code 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mailhouse.console import console, show_error
+from warehouse.errors import MailhouseError
+from warehouse.settings import MailhouseSettings, check_environment
+
+app = typer.Typer(
+    help="Email marketing that lives in the warehouse.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def setup(
+    demo: Annotated[bool, typer.Option("--demo", help="Work on what `mailhouse demo` made.")] = False,
+) -> None:
+    """Email marketing that lives in the warehouse."""
+    if demo:
+        from demo.run import enter
+
+        os.environ.update(enter())
+    check_environment(_settings_classes())
+
+
+@app.command()
+def demo() -> None:
+    """Run the whole loop on real customers of a gift shop, and write a report."""
+    from demo.run import run
+
+    run()
+
+
+@app.command()
+def up() -> None:
+    """Start the warehouse, the gateway and Dagster with its UI, and watch over them until Ctrl-C."""
+    from mailhouse.up import run
+
+    run()
+
+
+@app.command()
+def send(
+    campaign: Annotated[str, typer.Option("--campaign", "-c", help="Name of a file in content/campaigns.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge and count, change nothing.")] = False,
+) -> None:
+    """Send a campaign's newest occurrence; what has been sent already is not sent again."""
+    from mailhouse.sending import run
+
+    run(campaign, dry_run=dry_run)
+
+
+@app.command()
+def preview(
+    template: Annotated[str, typer.Argument(help="A campaign, or a template in content/templates.")],
+    contact: Annotated[int, typer.Option("--contact", help="The contact_id to fill it in for.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write to.")] = None,
+) -> None:
+    """Write a message as one contact would get it: HTML and text."""
+    from mailhouse.preview import run
+
+    run(template, contact, output)
+
+
+@app.command()
+def why(message_id: Annotated[str, typer.Argument(help="The id of a message, sent or not.")]) -> None:
+    """Say why a contact got a message, or why not, from what is stored."""
+    from mailhouse.engine import open_warehouse
+    from senders.ledger import Ledger
+    from senders.settings import SenderSettings
+    from senders.why import why as explain
+
+    settings = SenderSettings.load()
+    with Ledger.open(settings) as ledger, open_warehouse(settings, "mailhouse why") as warehouse:
+        explanation = explain(message_id, ledger, warehouse)
+    for line in explanation.lines():
+        console.print(line, markup=False, soft_wrap=True)
+
+
+@app.command()
+def doctor() -> None:
+    """Check every service and file, and say how to mend what is wrong."""
+    from mailhouse.doctor import run
+
+    raise typer.Exit(run())
+
+
+def _settings_classes() -> list[type[MailhouseSettings]]:
+    from crm.settings import CrmSettings
+    from mailhouse.settings import CommandSettings
+    from senders.settings import SenderSettings
+
+    return [CommandSettings, CrmSettings, SenderSettings]
+
+
+def main() -> None:
+    """Entry point of the `mailhouse` command."""
+    try:
+        app()
+    except MailhouseError as error:
+        show_error(error)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

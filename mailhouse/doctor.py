@@ -1,0 +1,199 @@
+"""`mailhouse doctor`: look at every service and file, and say how to mend what is wrong."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from rich.table import Table
+
+from mailhouse.console import console
+from mailhouse.services import answers
+from mailhouse.settings import CommandSettings
+from senders.settings import SenderSettings
+from warehouse.client import Warehouse
+from warehouse.errors import MailhouseError, WarehouseUnavailable
+
+_LOW_DISK = 2 << 30
+
+
+class Verdict(StrEnum):
+    """`ok`, something to know, or something to mend."""
+
+    OK = "ok"
+    NOTE = "note"
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    subject: str
+    verdict: Verdict
+    text: str
+    fix: str = ""
+
+
+def run() -> int:
+    """Print all findings; returns the exit code, 2 if something is wrong."""
+    findings = diagnose(SenderSettings.load(), CommandSettings.load())
+    colours = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.WRONG: "red"}
+    table = Table(box=None, show_header=False)
+    for finding in findings:
+        colour = colours[finding.verdict]
+        table.add_row(finding.subject, f"[{colour}]{finding.verdict}[/]", finding.text)
+        if finding.fix:
+            table.add_row("", "", f"[dim]{finding.fix}[/]")
+    console.print(table)
+    return 2 if any(finding.verdict == Verdict.WRONG for finding in findings) else 0
+
+
+def diagnose(settings: SenderSettings, command: CommandSettings) -> list[Finding]:
+    """Look at everything; one thing that is wrong does not keep the others from being looked at."""
+    looks: dict[str, Callable[[], Finding]] = {
+        "home": lambda: _home(settings),
+        "clock": lambda: _clock(settings),
+        "warehouse": lambda: _warehouse(settings),
+        "dbt project": lambda: _models(settings),
+        "sources": lambda: _sources(settings),
+        "campaigns": lambda: _campaigns(settings),
+        "templates": lambda: _templates(settings),
+        "ledger": lambda: _ledger(settings),
+        "provider": lambda: _provider(settings),
+        "gateway": lambda: _gateway(settings, command),
+        "dagster": lambda: _dagster(command),
+    }
+    return [_looked(subject, look) for subject, look in looks.items()]
+
+
+def _looked(subject: str, look: Callable[[], Finding]) -> Finding:
+    try:
+        return look()
+    except MailhouseError as error:
+        return Finding(subject, Verdict.WRONG, error.message, error.fix)
+    except OSError as error:
+        return Finding(
+            subject, Verdict.WRONG, f"{error.strerror}: {error.filename}", "Check the path and its rights."
+        )
+
+
+def _home(settings: SenderSettings) -> Finding:
+    settings.home.mkdir(parents=True, exist_ok=True)
+    probe = settings.home / ".doctor"
+    probe.touch()
+    probe.unlink()
+    free = shutil.disk_usage(settings.home).free
+    text = f"{settings.home}, {free / (1 << 30):,.1f} GiB free"
+    if free < _LOW_DISK:
+        return Finding(
+            "home", Verdict.NOTE, text, "Less than 2 GiB is little for a warehouse: free some space."
+        )
+    return Finding("home", Verdict.OK, text)
+
+
+def _clock(settings: SenderSettings) -> Finding:
+    now = f"{settings.now():%Y-%m-%d %H:%M:%S} UTC"
+    if settings.clock_offset:
+        return Finding(
+            "clock", Verdict.NOTE, f"{now}, a rehearsal", "Only maildir and local SMTP can send now."
+        )
+    return Finding("clock", Verdict.OK, now)
+
+
+def _warehouse(settings: SenderSettings) -> Finding:
+    try:
+        with Warehouse.connect(settings, comment="mailhouse doctor") as warehouse:
+            version = warehouse.value("select version()")
+            tables = warehouse.value("select count() from system.tables where database = 'raw'")
+    except WarehouseUnavailable as error:
+        if settings.is_embedded:
+            return Finding(
+                "warehouse", Verdict.NOTE, "The embedded engine is not running.", "`mailhouse up` starts it."
+            )
+        raise error from None
+    kind = "embedded" if settings.is_embedded else "server"
+    text = f"ClickHouse {version} ({kind}) at {settings.warehouse.url}, {tables} raw tables"
+    if not tables:
+        return Finding("warehouse", Verdict.NOTE, text, "`mailhouse up` makes the raw tables.")
+    return Finding("warehouse", Verdict.OK, text)
+
+
+def _models(settings: SenderSettings) -> Finding:
+    from orchestration.lib.dbt_runs import load_manifest
+
+    manifest = load_manifest(settings)
+    models = [node for node in manifest.nodes.values() if node.resource_type == "model"]
+    segments = sum("segments" in node.fqn for node in models)
+    return Finding("dbt project", Verdict.OK, f"{len(models)} models, {segments} of them in segments/")
+
+
+def _sources(settings: SenderSettings) -> Finding:
+    from crm.files import load_sources
+
+    return Finding("sources", Verdict.OK, f"{len(load_sources(settings.content_dir))} file sources")
+
+
+def _campaigns(settings: SenderSettings) -> Finding:
+    from campaigns.specs import check_references, load_campaigns
+    from orchestration.lib.campaign_runs import SEGMENTS_DIR
+    from senders.rendering import TemplateLibrary
+
+    specs = load_campaigns(settings.content_dir)
+    templates = TemplateLibrary.load(settings.content_dir / "templates").names()
+    check_references(specs, templates, [path.stem for path in SEGMENTS_DIR.glob("*.sql")])
+    return Finding("campaigns", Verdict.OK, f"{len(specs)} campaigns")
+
+
+def _templates(settings: SenderSettings) -> Finding:
+    from senders.rendering import TemplateLibrary
+
+    library = TemplateLibrary.load(settings.content_dir / "templates")
+    problems = library.check()
+    if problems:
+        raise problems[0].error(len(problems) - 1)
+    return Finding("templates", Verdict.OK, f"{len(library.names())} templates compile")
+
+
+def _ledger(settings: SenderSettings) -> Finding:
+    from senders.ledger import Ledger
+
+    with Ledger.open(settings) as ledger:
+        unknown = len(ledger.unknown_message_ids())
+    if unknown:
+        return Finding(
+            "ledger",
+            Verdict.NOTE,
+            f"{unknown:,} messages may or may not have gone",
+            "The provider's events settle them; `mailhouse why MESSAGE_ID` explains one.",
+        )
+    return Finding("ledger", Verdict.OK, "open, no message in doubt")
+
+
+def _provider(settings: SenderSettings) -> Finding:
+    from senders.providers import get_provider
+    from senders.settings import require_identity, require_rehearsal_safe
+
+    provider = get_provider(settings)
+    require_rehearsal_safe(settings, reaches_people=provider.capabilities.reaches_people)
+    try:
+        require_identity(settings, category="marketing")
+    except MailhouseError as error:
+        return Finding("provider", Verdict.NOTE, f"{provider.name}. {error.message}", error.fix)
+    return Finding("provider", Verdict.OK, provider.name)
+
+
+def _gateway(settings: SenderSettings, command: CommandSettings) -> Finding:
+    local = f"http://127.0.0.1:{command.gateway_port}"
+    if not answers(f"{local}/healthz"):
+        return Finding("gateway", Verdict.NOTE, f"does not answer at {local}", "`mailhouse up` starts it.")
+    return Finding("gateway", Verdict.OK, f"{local}, links lead to {settings.base_url}")
+
+
+def _dagster(command: CommandSettings) -> Finding:
+    url = f"http://127.0.0.1:{command.dagster_port}"
+    if not answers(f"{url}/server_info"):
+        return Finding("dagster", Verdict.NOTE, f"no UI at {url}", "`mailhouse up` starts it.")
+    return Finding("dagster", Verdict.OK, url)
