@@ -138,7 +138,7 @@ class Audience:
         now: datetime | None = None,
         segment_version: str = "",
         is_dry_run: bool = False,
-        page_rows: int = 20_000,
+        page_rows: int = 10_000,
     ) -> None:
         self.warehouse = warehouse
         self.spec = spec
@@ -394,12 +394,12 @@ class Audience:
             from ({judged}) as judged
             left join (
                 select contact_id,
-                    cast(arrayMap(item -> item.2, arraySort(item -> item.1, groupArray((rank, (product_id,
-                        product_name, price, ifNull(image_url, ''), ifNull(url, ''), reason))))),
-                        '{_RECOMMENDATIONS}') as items,
+                    cast(arrayMap(item -> item.2, arraySlice(arraySort(item -> item.1, groupArray((rank,
+                        (product_id, product_name, price, ifNull(image_url, ''), ifNull(url, ''), reason)))),
+                        1, {{recommendations:UInt64}})), '{_RECOMMENDATIONS}') as items,
                     any(model_version) as version
                 from marts.recommendations
-                where rank <= {{recommendations:UInt64}} and contact_id in ({page})
+                where contact_id in ({page})
                 group by contact_id
             ) as recommended on recommended.contact_id = judged.contact_id
             order by judged.contact_id settings join_use_nulls = 0

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
-from warehouse.embedded.launcher import start
 
 from demo import report as reports
 from demo.data import write_inputs
@@ -27,6 +26,8 @@ from mailhouse.services import Dagster, ServiceError, free_port
 from mailhouse.settings import CommandSettings
 from senders.settings import SenderSettings
 from warehouse.client import Warehouse
+from warehouse.embedded.launcher import start
+from warehouse.embedded.process import is_locked, read_info
 from warehouse.errors import MailhouseError
 from warehouse.schema import migrate
 from warehouse.settings import PREFIX, PROJECT_ROOT, MailhouseSettings
@@ -59,8 +60,7 @@ def run() -> None:
     home = settings.home.absolute() / "demo"
     home.mkdir(parents=True, exist_ok=True)
     (home / _STATE).write_text(json.dumps({"clock_offset": NOW.timestamp() - time.time()}))
-    os.environ.update(_environment(home, settings.warehouse_port))
-    os.environ[PREFIX + "WAREHOUSE_PORT"] = str(free_port())
+    os.environ.update(_environment(home, free_port()))
 
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(SmtpSink(home / "mailboxes"))
@@ -68,9 +68,7 @@ def run() -> None:
         os.environ[PREFIX + "SMTP_URL"] = f"smtp://127.0.0.1:{sink.port}?tls=none"
         settings = SenderSettings.load()
         with step("Start the embedded ClickHouse engine"):
-            server = stack.enter_context(start(settings, log_path=home / "logs" / "warehouse.log"))
-            os.environ[PREFIX + "WAREHOUSE_PORT"] = str(server.port)
-            settings = SenderSettings.load()
+            stack.enter_context(start(settings))
             warehouse = stack.enter_context(Warehouse.connect(settings, comment="mailhouse demo"))
             migrate(warehouse)
         with step("Parse the dbt project"):
@@ -125,7 +123,11 @@ def enter() -> dict[str, str]:
 
 
 def _environment(home: Path, port: int) -> dict[str, str]:
+    """The demo's settings; the engine's port is that of the running one, else `port`."""
     state = json.loads((home / _STATE).read_text())
+    engine = home / "warehouse"
+    if is_locked(engine) and (info := read_info(engine)) is not None:
+        port = info.port
     values = {
         "HOME": str(home),
         "CONTENT_DIR": str(PROJECT_ROOT / "content"),
@@ -148,7 +150,8 @@ def _jobs() -> Iterator[Callable[[str], None]]:
 
     from orchestration.definitions import defs
 
-    definitions = defs()
+    with step("Load Dagster's code location"):
+        definitions = defs()
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     with dg.DagsterInstance.get() as instance:
 

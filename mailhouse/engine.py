@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from warehouse.embedded.launcher import start
-
 from warehouse.client import Warehouse
+from warehouse.embedded.launcher import start
 from warehouse.schema import migrate
 from warehouse.settings import MailhouseSettings
 
@@ -21,7 +20,7 @@ def open_warehouse(settings: MailhouseSettings, comment: str) -> Iterator[Wareho
     """
     with contextlib.ExitStack() as stack:
         if settings.is_embedded:
-            stack.enter_context(start(settings, log_path=settings.home / "logs" / "warehouse.log"))
+            stack.enter_context(start(settings))
         warehouse = stack.enter_context(Warehouse.connect(settings, comment=comment))
         migrate(warehouse)
         yield warehouse

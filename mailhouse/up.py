@@ -8,8 +8,6 @@ import sys
 import threading
 import time
 
-from warehouse.embedded.launcher import start
-
 from mailhouse.console import console, step
 from mailhouse.services import (
     Dagster,
@@ -21,6 +19,7 @@ from mailhouse.services import (
 )
 from mailhouse.settings import CommandSettings
 from warehouse.client import Warehouse
+from warehouse.embedded.launcher import start
 from warehouse.schema import migrate
 
 
@@ -41,7 +40,7 @@ def run() -> None:
     with contextlib.ExitStack() as stack:
         if settings.is_embedded:
             with step("Warehouse"):
-                stack.enter_context(start(settings, log_path=logs / "warehouse.log"))
+                stack.enter_context(start(settings))
         with Warehouse.connect(settings, comment="mailhouse up") as warehouse:
             migrate(warehouse)
         with step("Gateway"):

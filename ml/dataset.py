@@ -143,9 +143,11 @@ class InteractionMatrix:
     def rows(self, positions: np.ndarray) -> sparse.csr_matrix:
         """(n, n_products) weights of the rows at the positions; an empty row for -1."""
         known = positions >= 0
-        if not known.all():
-            filled = self.weights[np.where(known, positions, 0)] if self.shape[0] else None
-            if filled is None:
-                return sparse.csr_matrix((len(positions), self.shape[1]), dtype=np.float32)
-            return sparse.csr_matrix(sparse.diags_array(known.astype(np.float32)) @ filled)
-        return self.weights[positions]
+        if not self.shape[0]:
+            return sparse.csr_matrix((len(positions), self.shape[1]), dtype=np.float32)
+        filled = self.weights[positions[known]]
+        # columns stay in their order: sums in another order differ in the last digit
+        lengths = np.zeros(len(positions), dtype=np.int64)
+        lengths[known] = np.diff(filled.indptr)
+        indptr = np.concatenate([[0], np.cumsum(lengths)])
+        return sparse.csr_matrix((filled.data, filled.indices, indptr), shape=(len(positions), self.shape[1]))

@@ -46,8 +46,8 @@ def evaluate_on_temporal_split(
     """Fit each estimator on what came before a moment, and judge its ranking by what was bought after it.
 
     Relevant is what a contact bought within the horizon; with `exclude_bought`, less what it had bought
-    before, since that is not recommended. Judged are contacts who bought before the moment and something relevant
-    after it: for all others every estimator can only name what is popular.
+    before, since that is not recommended. Judged are contacts who bought before the moment and something
+    relevant after it: for all others every estimator can only name what is popular.
 
     Args:
         interactions: see `ml.dataset`.

@@ -8,12 +8,12 @@ outcome. Each step is committed before the next begins, so that after a crash th
   (`Provider.lookup`); otherwise the message becomes `unknown` and waits for the provider's events (`settle`).
 
 Rows are inserted in send order under a counting key, because a random key costs ten times as much; the derived
-`message_id` is unique beside it and makes a second claim of the same thing impossible. Every outcome is also appended to
-`message_changes`, from which `senders.export` copies to `raw.messages`.
+`message_id` is unique beside it and makes a second claim of the same thing impossible. Every outcome is also
+appended to `message_changes`, from which `senders.export` copies to `raw.messages`.
 
-The SQL is portable between SQLite (WAL, every commit on disk before it counts) and PostgreSQL. A transaction that claims
-first updates a row of `locks`, so claims are one after another on either, and frequency caps cannot be overrun by two
-senders at once.
+The SQL is portable between SQLite (WAL, every commit on disk before it counts) and PostgreSQL. A transaction that
+claims first updates a row of `locks`, so claims are one after another on either, and frequency caps cannot be
+overrun by two senders at once.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class Ledger:
                     process_started_at=started_at,
                     started_at=milliseconds(now),
                     heartbeat_at=time.time(),
-                )  # fmt: skip
+                )
             )
             key = result.inserted_primary_key
             assert key is not None
@@ -337,7 +337,7 @@ class Ledger:
         counts: dict[int, int] = {}
         for contacts in _chunks(list(dict.fromkeys(claim.contact_ids))):
             rows = _with_ids(connection, _RECENT, contacts, since=milliseconds(now - cap.within))
-            counts.update((contact, count) for contact, count in rows)
+            counts.update((row[0], row[1]) for row in rows)
         return counts
 
     def _take_over(
@@ -377,12 +377,12 @@ class Ledger:
         connection.execute(_TAKE_OVER, takes)
         skipped: list[int] = []
         for ids in _chunks([take["id"] for take in takes]):
-            for row_id, message_id, status, reason in _with_ids(connection, _TAKEN, ids, run_id=run.run_id):
-                if status == Status.CLAIMED:
-                    answer.rows[positions[message_id]] = row_id
+            for row in _with_ids(connection, _TAKEN, ids, run_id=run.run_id):
+                if row.status == Status.CLAIMED:
+                    answer.rows[positions[row.message_id]] = row.id
                 else:
-                    skipped.append(row_id)
-                    answer.skipped[reason] += 1
+                    skipped.append(row.id)
+                    answer.skipped[row.reason] += 1
         self._append_changes(connection, skipped)
 
     def dispatch(self, run: Run, row_ids: Sequence[int], now: datetime) -> set[int]:
@@ -664,7 +664,7 @@ class Ledger:
         if code == sqlite3.SQLITE_FULL:
             return LedgerError(
                 f"{where} cannot grow: the disk is full.",
-                fix="Free some space and run the same command again: it goes on where it stopped, and sends nothing twice.",
+                fix="Free some space and run the same command again: it goes on where it stopped.",
             )
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return LedgerError(
@@ -678,7 +678,7 @@ class Ledger:
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return LedgerError(
                 f"{where} is damaged: {original}.",
-                fix="Restore it from a backup. Do not start with an empty one: it would not know who has been sent what.",
+                fix="Restore it from a backup. Do not start with an empty one: it would not know who got what.",
             )
         if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
             return LedgerError(
@@ -734,7 +734,7 @@ def _with_ids(
 
 
 def _each(connection: sa.Connection, statement: str, rows: list[tuple[Any, ...]]) -> None:
-    """Execute a statement for many rows, whose values are in the order of the `:names`; a fifth of SQLAlchemy's cost."""
+    """Execute a statement for many rows of values in the order of its `:names`; a fifth of SQLAlchemy's cost."""
     connection.exec_driver_sql(_positional(statement, connection.dialect.paramstyle), rows)
 
 
@@ -743,7 +743,8 @@ _COLUMNS = (
 )  # fmt: skip
 _INSERT = (
     f"insert into messages ({', '.join(_COLUMNS)}, claimed_at, changed_at) "  # noqa: S608
-    f"values ({', '.join(':' + name for name in _COLUMNS)}, :claimed_at, :changed_at) on conflict (message_id) do nothing"
+    f"values ({', '.join(':' + name for name in _COLUMNS)}, :claimed_at, :changed_at) "
+    "on conflict (message_id) do nothing"
 )
 _CREATED = sa.text(
     "select id, message_id, status, reason from messages where run_id = :run_id and id > :mark order by id"
@@ -771,7 +772,7 @@ _DISPATCH = (
     "update messages set status = 'dispatching', changed_at = :at "
     "where id in :ids and run_id = :run_id and status = 'claimed'"
 )
-_DISPATCHING = "select id from messages where id in :ids and run_id = :run_id and status = 'dispatching' and changed_at = :at"
+_DISPATCHING = "select id from messages where id in :ids and run_id = :run_id and status = 'dispatching'"
 _RELEASE = (
     "update messages set status = 'claimed', changed_at = :at "
     "where id in :ids and run_id = :run_id and status = 'dispatching'"

@@ -1,8 +1,9 @@
 """From a message to the bytes that go over the wire (RFC 5322, 2045 to 2047, 6532).
 
-The standard library's `EmailMessage` takes ten times as long for the same: it re-parses every header that it is given. What
-is written here must parse, field for field, as what the standard library would have written; a property test holds it
-to that. Both parts are quoted-printable, or base64 where that is shorter, so the boundary below can never occur in them.
+The standard library's `EmailMessage` takes ten times as long for the same: it re-parses every header that it is
+given. What is written here must parse, field for field, as what the standard library would have written; a property
+test holds it to that. Both parts are quoted-printable, or base64 where that is shorter, so the boundary below can
+never occur in them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """From MJML with merge tags to HTML and text with the same merge tags.
 
-MJML is compiled once, tags and all: each tag is replaced by a placeholder that MJML compiler and CSS inliner leave alone, and
-put back afterwards. Statements (`{% for %}`, `{% if %}`) become HTML comments on the way, since text between the rows
+MJML is compiled once, tags and all: each tag is replaced by a placeholder that MJML compiler and CSS inliner leave
+alone, and put back afterwards. Statements (`{% for %}`, `{% if %}`) become HTML comments on the way, since text between the rows
 of a table would be moved out of it by any HTML parser; between MJML elements they are wrapped into `mj-raw`, so an
-author may write a loop around a section, a column, or anything in it. Nothing is ever fetched: `mj-include` reads files of the
-templates' folder only, and remote style sheets stay links.
+author may write a loop around a section, a column, or anything in it. Nothing is ever fetched: `mj-include` reads
+files of the templates' folder only, and remote style sheets stay links.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ def _mask(source: Source, environment: Environment) -> tuple[str, dict[str, str]
                 current, kind, start = value, token, line
             elif token in ("variable_end", "block_end", "comment_end"):
                 current += value
-                if token == "comment_end":
+                if token.startswith("comment"):
                     # a comment's line breaks stay, for the line numbers of what follows
                     parts.append("\n" * current.count("\n"))
                 else:
@@ -481,7 +481,7 @@ def _inline(source: Source, content: str) -> str:
     content = content.replace(
         _RESET_STYLE, _RESET_STYLE.replace("<style", '<style data-css-inline="ignore"', 1), 1
     )
-    # a two-character \n in a style is an editor's accident, seen in the wild; browsers skip the declaration, the inliner stops
+    # a two-character \n in a style is an editor's accident, seen in the wild: browsers skip it, the inliner stops
     content = _STYLE.sub(lambda match: match[1] + match[2].replace("\\n", " "), content)
     inliner = css_inline.CSSInliner(
         load_remote_stylesheets=False, keep_style_tags=True, keep_link_tags=True, keep_at_rules=True

@@ -1,8 +1,8 @@
 """Claim, render, dispatch, record: a stream of audience batches in bounded memory.
 
 What can be known to be wrong is found before anything is claimed: settings, template, merge tags. From then on every
-step is in the ledger before the next one begins (`senders.ledger`), so the same call may be made again at any time, after a
-crash too: it goes on where it stopped and sends nothing twice.
+step is in the ledger before the next one begins (`senders.ledger`), so the same call may be made again at any time,
+after a crash too: it goes on where it stopped and sends nothing twice.
 """
 
 from __future__ import annotations

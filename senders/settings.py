@@ -153,13 +153,13 @@ def require_rehearsal_safe(settings: SenderSettings, *, reaches_people: bool) ->
     """Refuse real delivery while the clock is shifted, and plain-http unsubscribe links to real people.
 
     Raises:
-        SettingsError: a rehearsal would reach people, or one-click unsubscribe would not work (RFC 8058 asks for https).
+        SettingsError: a rehearsal would reach people, or one-click unsubscribe (RFC 8058) would not work without https.
     """
     if not reaches_people:
         return
     if settings.clock_offset:
         raise SettingsError(
-            "The clock is shifted (MAILHOUSE_CLOCK_OFFSET), so this is a rehearsal, and the provider would reach people.",
+            "The clock is shifted (MAILHOUSE_CLOCK_OFFSET): this is a rehearsal, but the provider would reach people.",
             fix="Use provider maildir or an SMTP server on this machine, or unset MAILHOUSE_CLOCK_OFFSET.",
         )
     if urlsplit(settings.base_url).scheme != "https":

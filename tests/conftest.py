@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from warehouse.client import Warehouse
-from warehouse.errors import WarehouseUnavailable
+from warehouse.embedded import launcher
 from warehouse.schema import migrate
 from warehouse.settings import MailhouseSettings
 
@@ -28,29 +25,9 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def warehouse_server(tmp_path_factory: pytest.TempPathFactory, free_port: int) -> Iterator[MailhouseSettings]:
     """An embedded engine with an empty data folder; yields the settings that reach it."""
-    home = tmp_path_factory.mktemp("mailhouse")
-    log = (home / "warehouse.log").open("wb")
-    command = [sys.executable, "-m", "warehouse.embedded", "--path", str(home / "warehouse"), "--port", str(free_port)]
-    prototype = Path(__file__).parents[2] / "shared/prototypes/embedded_server.py"
-    if not (Path(__file__).parents[1] / "warehouse/embedded/__main__.py").exists():
-        command = [sys.executable, str(prototype), "--path", str(home / "data"), "--port", str(free_port)]
-    process = subprocess.Popen(command, stdout=log, stderr=log)
-    settings = MailhouseSettings(home=home, warehouse_port=free_port)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                Warehouse.connect(settings).value("select 1")
-                break
-            except WarehouseUnavailable:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"the embedded warehouse did not start:\n{(home / 'warehouse.log').read_text()}")
-                time.sleep(0.1)
+    settings = MailhouseSettings(home=tmp_path_factory.mktemp("mailhouse"), warehouse_port=free_port)
+    with launcher.start(settings):
         yield settings
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-        log.close()
 
 
 @pytest.fixture

@@ -138,6 +138,10 @@ class Recommender(BaseEstimator, ABC):
         n_products = keys.shape[1]
         if k < n_products:
             top = np.argpartition(keys, n_products - k, axis=1)[:, n_products - k :]
+            # where equals lie on both sides of the limit, the partition chose between them at will
+            limit = np.take_along_axis(keys, top, axis=1).min(axis=1, keepdims=True)
+            tied = np.isfinite(limit[:, 0]) & ((keys >= limit).sum(axis=1) > k)
+            top[tied] = np.argsort(-keys[tied], axis=1, kind="stable")[:, :k]
         else:
             top = np.tile(np.arange(n_products), (len(contacts), 1))
         top_keys = np.take_along_axis(keys, top, axis=1)

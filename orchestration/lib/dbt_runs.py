@@ -47,7 +47,7 @@ def dbt_environment(settings: MailhouseSettings) -> dict[str, str]:
         "CLICKHOUSE_PORT": str(address.port),
         "CLICKHOUSE_USER": address.user,
         "CLICKHOUSE_PASSWORD": address.password,
-        "CLICKHOUSE_SECURE": "true" if address.scheme == "https" else "false",
+        "CLICKHOUSE_SECURE": str(address.scheme == "https"),
         "MAILHOUSE_CLOCK_OFFSET": repr(settings.clock_offset),
         "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
         "DO_NOT_TRACK": "1",

@@ -83,7 +83,7 @@ class Provider(ABC):
             f"Provider {self.name} cannot tell what became of {len(message_ids)} messages."
         )
 
-    def parse_webhook(self, body: bytes, headers: Mapping[str, str]) -> list[dict[str, Any]]:
+    def parse_webhook(self, body: bytes, headers: Mapping[str, str]) -> list[dict[str, Any]]:  # noqa: ARG002
         """Rows of `raw.events` that a webhook call carries.
 
         Raises:
@@ -93,7 +93,7 @@ class Provider(ABC):
             f"Provider {self.name} has no webhooks, so {len(body)} bytes cannot be its call."
         )
 
-    def verify_signature(self, body: bytes, headers: Mapping[str, str]) -> bool:
+    def verify_signature(self, body: bytes, headers: Mapping[str, str]) -> bool:  # noqa: ARG002
         """Whether a webhook call comes from the provider.
 
         Raises:

@@ -2,8 +2,8 @@
 
 One rule decides everything: a message may be sent again only if the server certainly did not take it. Until the final
 dot of the data has been handed to the network, a lost connection means just that; once it has, only the server's
-answer tells, and without one the outcome is `unknown`. Extensions that are used where offered: PIPELINING (2920), SIZE (1870),
-STARTTLS (3207), AUTH (4954), SMTPUTF8 (6531), enhanced status codes (3463).
+answer tells, and without one the outcome is `unknown`. Extensions that are used where offered: PIPELINING (2920),
+SIZE (1870), STARTTLS (3207), AUTH (4954), SMTPUTF8 (6531), enhanced status codes (3463).
 """
 
 from __future__ import annotations

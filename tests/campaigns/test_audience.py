@@ -103,10 +103,10 @@ def test_batches_carry_profile_and_ranked_recommendations(marts, write_spec):
     marts.warehouse.execute(
         """
         insert into marts.recommendations values
-            (2, 3, 'p3', 'Three', 3.5, '', '', 'item_to_item', 'v7', 'popular'),
+            (2, 9, 'p3', 'Three', 3.5, '', '', 'item_to_item', 'v7', 'popular'),
             (2, 1, 'p1', 'One', 1.25, 'https://example.com/1.png', '', 'item_to_item', 'v7',
                 'bought_together'),
-            (2, 2, 'p2', 'Two', 2, '', '', 'item_to_item', 'v7', 'bought_together')
+            (2, 4, 'p2', 'Two', 2, '', '', 'item_to_item', 'v7', 'bought_together')
         """
     )
     audience = Audience(marts.warehouse, write_spec(send__recommendations=2), MONDAY)

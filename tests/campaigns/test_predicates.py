@@ -142,8 +142,8 @@ KEYWORDS = {
 }  # fmt: skip
 FRAGMENTS = [
     *HOSTILE, *UNDERSTOOD, "'", '"', "`", "\\", "(", ")", "[", "]", ",", ";", "--", "/*", "*/", "select",
-    "from", "system.users", "a", "1", "now()", "in", "and", "case", "end", "interval", " ", "\n", "{", "}", "$",
-    "%", "é", "''",
+    "from", "system.users", "a", "1", "now()", "in", "and", "case", "end", "interval", " ", "\n", "{", "}",
+    "$", "%", "é", "''",
 ]  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from crm import files
 from crm.files import IngestReport, consent_ids, ingest_files
-from crm.specs import FileSource, load_source, load_sources
+from crm.specs import SOURCES, FileSource, load_source, load_sources
 from warehouse.client import Warehouse
 from warehouse.errors import InputError
 
@@ -712,11 +712,10 @@ def test_orders_are_the_same_from_any_order_of_lines(place: Place) -> None:
         ),
     ],
 )
-def test_mistakes_in_a_source_name_their_line(place: Place, before: str, after: str, message: str) -> None:
+def test_mistakes_in_a_source_name_their_line(tmp_path: Path, before: str, after: str, message: str) -> None:
     assert before in CONTACTS
     text = textwrap.dedent(CONTACTS.replace(before, after))
-    path = place.root / "content" / "sources" / "people.yaml"
-    path.parent.mkdir(parents=True)
+    path = tmp_path / "people.yaml"
     path.write_text(text)
     with pytest.raises(InputError) as caught:
         load_source(path)
@@ -734,3 +733,13 @@ def test_all_mistakes_of_all_sources_are_told_at_once(place: Place) -> None:
     with pytest.raises(InputError, match=r"(?s)feed\.yaml.*missing.*people\.yml.*Rename"):
         load_sources(folder.parent)
     assert load_sources(place.root / "nowhere") == {}
+
+
+def test_every_example_of_the_reference_is_right(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "sources.md").read_text()
+    examples = re.findall(r"```yaml\n# content/(sources/\w+\.yaml)\n(.*?)```", text, re.DOTALL)
+    for name, example in examples:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(example)
+    assert {source.object for source in load_sources(tmp_path).values()} == set(SOURCES)
+    assert len(examples) >= len(SOURCES)

@@ -197,6 +197,14 @@ def test_order_of_rows_and_chunks_change_nothing(pairs, random):
     assert whole.equals(chunked)
 
 
+@settings(max_examples=30, deadline=None)
+@given(INTERACTIONS, st.integers(1, 6))
+def test_a_shorter_list_begins_the_longer_one(pairs, k):
+    model = ItemToItemRecommender().fit(orders(*pairs))
+    longer = model.recommend(range(1, 10), 7)
+    assert model.recommend(range(1, 10), k).equals(longer.filter(pl.col("rank") <= k))
+
+
 def test_neighbours_keep_the_nearest():
     model = ItemToItemRecommender(shrinkage=0, neighbours=1, half_life=None).fit(BASKETS)
     full = ItemToItemRecommender(shrinkage=0, neighbours=99, half_life=None).fit(BASKETS)

@@ -191,6 +191,10 @@ def test_by_content_a_record_like_the_newest_is_no_version(warehouse: Warehouse)
     assert load(4, '{"a":"1","b":{"c":[1,2]},"d":"2011-01-01"}', is_deleted=True).loaded == 1
     assert load(5, "{broken").quarantined == 1
     assert stored(warehouse, "raw.crm_records") == 4
+    # the newest is the one with the latest time, not the one that was loaded last
+    assert load(-9, '{"old":1}').loaded == 1
+    assert load(6, '{"a":"1","b":{"c":[1,2]},"d":"2011-01-01"}', is_deleted=True) == LoadResult(1, 0, 1)
+    assert load(7, '{"old":1}').loaded == 1
 
 
 def test_products_and_consents(warehouse: Warehouse) -> None:
@@ -275,7 +279,7 @@ def test_a_killed_load_run_again_leaves_each_row_once(
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
     was_cut = False
-    for attempt, wait in enumerate((0.15, 0.3, 0.5)):
+    for attempt, wait in enumerate((0.15, 0.4)):
         process = start(str(attempt))
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

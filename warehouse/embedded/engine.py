@@ -11,6 +11,7 @@ import ctypes
 import importlib.util
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -232,7 +233,7 @@ class Engine:
         except RuntimeError as error:
             raise EngineStartError(
                 f"The engine cannot open {path}: {error}",
-                fix="Check that the folder is on a local disk, readable and writable, and written by this chDB or an older one.",
+                fix="Check that the folder is on a local disk, writable, and not written by a newer chDB.",
             ) from None
         _mount_default_database(self._root, path)
         self._killer = self._open()
@@ -342,6 +343,9 @@ class Engine:
             handle.close()
 
 
+_DATABASE_UUID = re.compile(r"UUID '([0-9a-f-]{36})'")
+
+
 def _load_chdb() -> Any:
     """chDB's extension module, without the package around it, which would load pyarrow and numpy (100 MB, half a
     second) and open an engine of its own first."""
@@ -370,9 +374,18 @@ def _mount_default_database(root: Handle, path: Path) -> None:
     metadata = path / "metadata"
     root.query("USE system")
     root.database = "system"
-    if (metadata / "default.sql").exists():
+    stored, kept = metadata / "default.sql", metadata / "default.sql.kept"
+    if stored.exists():
+        stored.replace(kept)
+    if kept.exists():
+        # attached as new but with the old UUID: the short form of ATTACH fails where the database holds no table, since
+        # the engine did not load it then. `kept` outlives a crash in between.
+        definition = _DATABASE_UUID.search(kept.read_text())
+        if definition is None:
+            raise EngineStartError(f"{kept} does not say which database it is.", fix="Restore it from a backup.")
         root.query("DETACH DATABASE default")
-        root.query("ATTACH DATABASE default")
+        root.query(f"ATTACH DATABASE default UUID '{definition[1]}' ENGINE = Atomic")
+        kept.unlink()
     else:
         folder = metadata / "default"
         if folder.is_dir() and any(folder.iterdir()):

@@ -116,7 +116,7 @@ class ServerError(Exception):
         return _STATUS.get(self.code, 500)
 
     def text(self, version: str) -> str:
-        """The body of the answer: `Code: 60. DB::Exception: ... (UNKNOWN_TABLE) (version 26.9.2.1 (official build))`."""
+        """The answer's body: `Code: 60. DB::Exception: ... (UNKNOWN_TABLE) (version 26.9.2.1 (official build))`."""
         name = f" ({self.name})" if self.name else ""
         end = "" if self.message.endswith(".") else "."
         return f"Code: {self.code}. DB::Exception: {self.message}{end}{name} (version {version} (official build))\n"

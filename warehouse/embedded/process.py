@@ -94,7 +94,7 @@ def require_loopback(host: str) -> None:
     if host not in _LOOPBACK:
         raise ServerStartError(
             f"The embedded warehouse listens on {HOST} only, not on {host}.",
-            fix="Leave --host out. For access from other machines run a ClickHouse server and set MAILHOUSE_WAREHOUSE_URL.",
+            fix="Leave --host out. For access from elsewhere run a ClickHouse server and set MAILHOUSE_WAREHOUSE_URL.",
         )
 
 

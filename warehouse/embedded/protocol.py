@@ -1,4 +1,4 @@
-"""What a request of ClickHouse's HTTP protocol says: parameters, settings, external tables; and what an answer names."""
+"""What a request of ClickHouse's HTTP protocol says: parameters, settings, external tables."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from warehouse.embedded.errors import (
 )
 
 # parameters of the protocol itself; every other one is a setting for the query
-_RESERVED = frozenset(
-    """query database default_format user password query_id session_id session_timeout session_check compress
-    decompress enable_http_compression wait_end_of_query buffer_size stacktrace quota_key role
-    client_protocol_version http_zlib_compression_level network_compression_method add_http_cors_header
-    send_progress_in_http_headers http_headers_progress_interval_ms http_write_exception_in_output_format
-    cancel_http_readonly_queries_on_client_close""".split()
-)
+_RESERVED = frozenset((
+    "query", "database", "default_format", "user", "password", "query_id", "session_id", "session_timeout",
+    "session_check", "compress", "decompress", "enable_http_compression", "wait_end_of_query",
+    "buffer_size", "stacktrace", "quota_key", "role", "client_protocol_version",
+    "http_zlib_compression_level", "network_compression_method", "add_http_cors_header",
+    "send_progress_in_http_headers", "http_headers_progress_interval_ms",
+    "http_write_exception_in_output_format", "cancel_http_readonly_queries_on_client_close",
+))  # fmt: skip
 _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 _LONGEST_SESSION = 3600.0
 
@@ -34,7 +35,9 @@ _CONTENT_TYPES: Mapping[str, str] = {
         ("JSON", "JSONCompact", "JSONStrings", "JSONCompactStrings", "JSONColumnsWithMetadata", "JSONColumns"),
         "application/json; charset=UTF-8",
     ),
-    **dict.fromkeys(("JSONEachRow", "JSONStringsEachRow", "JSONLines", "NDJSON"), "application/x-ndjson; charset=UTF-8"),
+    **dict.fromkeys(("JSONEachRow", "JSONStringsEachRow", "JSONLines", "NDJSON"),
+        "application/x-ndjson; charset=UTF-8",
+    ),
     "CSV": "text/csv; charset=UTF-8; header=absent",
     **dict.fromkeys(("CSVWithNames", "CSVWithNamesAndTypes"), "text/csv; charset=UTF-8; header=present"),
     **dict.fromkeys(

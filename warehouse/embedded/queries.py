@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -404,7 +405,7 @@ class _Execution:
             if not first and output_format == "Native":
                 first = self._columns(statement)
             return self._whole(output_format, summary, first)
-        return Answer.streamed(output_format, summary, _after(first, second, pieces), self._lease)
+        return Answer.streamed(output_format, summary, _after(deque((first, second)), pieces), self._lease)
 
     def _columns(self, statement: str) -> bytes:
         """Names and types of an answer without rows, as a Native block."""
@@ -470,9 +471,9 @@ def _joined(blocks: _Blocks) -> Iterator[bytes]:
     yield waiting + joiner.end()
 
 
-def _after(first: bytes, second: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield second
+def _after(ready: deque[bytes], rest: Iterator[bytes]) -> Iterator[bytes]:
+    while ready:  # let go of each before the next: blocks are large
+        yield ready.popleft()
     yield from rest
 
 

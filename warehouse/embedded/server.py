@@ -40,7 +40,7 @@ _TAG_LETTERS = string.ascii_lowercase
 
 
 class BrokenAnswerError(Exception):
-    """Raised after a streamed answer has failed, so that the connection breaks instead of ending as if it were whole."""
+    """Raised when a streamed answer has failed: the connection must break rather than end as if all were there."""
 
 
 class EmbeddedServer:
@@ -266,7 +266,11 @@ class _Exchange:
         following = await self._server.in_worker(piece)
         await self._start(200, headers)
         while following is not None and not job.is_cancelled.is_set():
-            await self._send({"type": "http.response.body", "body": following, "more_body": True})
+            # in small pieces: one that is larger than the socket takes would be held once more while it waits
+            for place in range(0, len(following), _PIECE):
+                part = following[place : place + _PIECE]
+                await self._send({"type": "http.response.body", "body": part, "more_body": True})
+            following = None
             following = await self._server.in_worker(piece)
         if job.is_cancelled.is_set():
             return

@@ -4,8 +4,6 @@
 without the checks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import dagster as dg

@@ -1,7 +1,5 @@
 """The sensor that launches campaigns when they are due."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from campaigns.identity import occurrence_key

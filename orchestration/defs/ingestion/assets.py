@@ -4,8 +4,6 @@ A source's rows land in raw tables that several sources share. Each raw table is
 sources: it says what the table holds, and it is what the models depend on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 

@@ -1,7 +1,5 @@
 """Recommendations: fitted on what people bought, measured on what they bought later, stored for every contact."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from orchestration.lib.recommendations import refresh_recommendations

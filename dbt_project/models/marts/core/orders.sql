@@ -24,10 +24,10 @@ totals as (
         source,
         order_id,
         count() as lines_count,
-        sumIf(quantity, is_sale) as items_count,
-        sumIf(amount, is_sale) as revenue,
+        sumIf(quantity, order_items.is_sale) as items_count,
+        sumIf(amount, order_items.is_sale) as revenue,
         sum(amount) as total,
-        max(is_sale) as is_sale
+        max(order_items.is_sale) as is_sale
     from order_items
     group by source, order_id
 

@@ -40,12 +40,12 @@ sold as (
 joined as (
 
     select
-        coalesce(catalogue.product_id, sold.product_id) as product_id,
-        coalesce(catalogue.name, nullIf(sold.name, ''), product_id) as name,
+        assumeNotNull(coalesce(catalogue.product_id, sold.product_id)) as product_id,
+        assumeNotNull(coalesce(catalogue.name, nullIf(sold.name, ''), product_id)) as name,
         catalogue.category as category,
         catalogue.image_url as image_url,
         catalogue.url as url,
-        coalesce(catalogue.price, if(sold.has_sold, round(sold.price, 2), null)) as price,
+        coalesce(catalogue.price, if(sold.has_sold, round(sold.price, 2)::Decimal(18, 2), null)) as price,
         coalesce(sold.buyers_count, 0) as buyers_count,
         coalesce(sold.sold_count, 0) as sold_count,
         coalesce(sold.revenue, 0) as revenue,

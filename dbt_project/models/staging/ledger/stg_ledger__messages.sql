@@ -18,9 +18,9 @@ latest as (
             ),
             sequence
         ) as message,
-        min(changed_at) as created_at,
-        max(changed_at) as changed_at,
-        minIf(changed_at, status in ('sent', 'queued')) as accepted_at
+        min(changes.changed_at) as created_at,
+        max(changes.changed_at) as changed_at,
+        minIfOrNull(changes.changed_at, changes.status in ('sent', 'queued')) as accepted_at
     from changes
     group by message_id
 
@@ -54,6 +54,5 @@ select
     ---------- timestamps
     created_at,
     changed_at,
-    -- minIf of nothing is the epoch
-    if(accepted_at > toDateTime64(0, 3, 'UTC'), toNullable(accepted_at), null) as accepted_at
+    accepted_at
 from latest

@@ -1,0 +1,108 @@
+{{
+    config(
+        order_by='contact_id'
+    )
+}}
+
+with
+
+contacts as (
+
+    select * from {{ ref('contacts') }}
+
+),
+
+rfm as (
+
+    select * from {{ ref('rfm') }}
+
+),
+
+engagement as (
+
+    select * from {{ ref('engagement') }}
+
+),
+
+messages as (
+
+    select * from {{ ref('messages') }}
+
+),
+
+suppressions as (
+
+    select * from {{ ref('suppressions') }}
+
+),
+
+consents as (
+
+    select * from {{ ref('consents') }}
+    where channel = 'email' and purpose = 'marketing' and is_granted
+
+),
+
+mail as (
+
+    select
+        contact_id,
+        countIf(is_sent) as messages_sent_count,
+        countIf(is_opened) as messages_opened_count,
+        countIf(is_clicked) as messages_clicked_count,
+        min(sent_at) as first_message_at,
+        max(sent_at) as last_message_at,
+        max(last_opened_at) as last_opened_at,
+        max(last_clicked_at) as last_clicked_at
+    from messages
+    group by contact_id
+
+)
+
+select
+    ---------- ids
+    contacts.contact_id as contact_id,
+
+    ---------- text
+    contacts.email as email,
+    contacts.first_name as first_name,
+    contacts.last_name as last_name,
+    contacts.country as country,
+    contacts.city as city,
+    contacts.timezone as timezone,
+    contacts.locale as locale,
+    coalesce(rfm.rfm_segment, '')::LowCardinality(String) as rfm_segment,
+    coalesce(engagement.engagement_band, 'never')::LowCardinality(String) as engagement_band,
+
+    ---------- numerics
+    coalesce(rfm.orders_count, 0)::UInt32 as orders_count,
+    coalesce(rfm.items_count, 0)::Int64 as items_count,
+    coalesce(rfm.revenue, 0)::Decimal(18, 2) as revenue,
+    if(orders_count > 0, round(revenue / orders_count, 2), 0)::Decimal(18, 2) as average_order_value,
+    rfm.recency_days::Nullable(Int32) as days_since_last_order,
+    rfm.recency_score as recency_score,
+    rfm.frequency_score as frequency_score,
+    rfm.monetary_score as monetary_score,
+    coalesce(engagement.engagement_score, 0)::Float64 as engagement_score,
+    coalesce(mail.messages_sent_count, 0)::UInt32 as messages_sent_count,
+    coalesce(mail.messages_opened_count, 0)::UInt32 as messages_opened_count,
+    coalesce(mail.messages_clicked_count, 0)::UInt32 as messages_clicked_count,
+
+    ---------- booleans
+    contacts.is_deleted as is_deleted,
+    (contacts.email != '' and contacts.email in (select email from suppressions))::Bool as is_suppressed,
+    (contacts.contact_id in (select contact_id from consents))::Bool as has_marketing_consent,
+
+    ---------- timestamps
+    contacts.created_at as created_at,
+    rfm.first_order_at as first_order_at,
+    rfm.last_order_at as last_order_at,
+    engagement.last_engaged_at as last_engaged_at,
+    mail.first_message_at as first_message_at,
+    mail.last_message_at as last_message_at,
+    mail.last_opened_at as last_opened_at,
+    mail.last_clicked_at as last_clicked_at
+from contacts
+left join rfm on rfm.contact_id = contacts.contact_id
+left join engagement on engagement.contact_id = contacts.contact_id
+left join mail on mail.contact_id = contacts.contact_id

@@ -1,0 +1,30 @@
+{{
+    config(
+        order_by='contact_id'
+    )
+}}
+
+with
+
+profiles as (
+
+    select * from {{ ref('int_contacts__profiled') }}
+
+),
+
+memberships as (
+
+    select
+        contact_id,
+        arraySort(groupUniqArray(segment::String)) as segments
+    from {{ ref('segment_memberships') }}
+    where valid_to is null
+    group by contact_id
+
+)
+
+select
+    profiles.*,
+    memberships.segments as segments
+from profiles
+left join memberships on memberships.contact_id = profiles.contact_id

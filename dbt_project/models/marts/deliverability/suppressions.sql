@@ -1,0 +1,111 @@
+{{
+    config(
+        materialized='view'
+    )
+}}
+
+with
+
+events as (
+
+    select * from {{ ref('stg_events__events') }}
+    where
+        type in ('unsubscribed', 'complained', 'bounced', 'subscribed')
+        -- a scanner that follows links decides nothing
+        and not is_machine
+        -- a full mailbox is no reason never to write again
+        and (type != 'bounced' or bounce_class = 'hard')
+
+),
+
+messages as (
+
+    -- some providers name only the message
+    select
+        message_id,
+        any({{ normalised_email('email') }}) as email
+    from {{ source('raw', 'messages') }}
+    where message_id in (select message_id from events where email = '')
+    group by message_id
+
+),
+
+addressed as (
+
+    select
+        events.event_id as event_id,
+        events.type as type,
+        events.occurred_at as occurred_at,
+        coalesce(nullIf(events.email, ''), messages.email, '') as email
+    from events
+    left join messages on messages.message_id = events.message_id
+
+),
+
+identifiers as (
+
+    select * from {{ ref('int_contacts__identified') }}
+    where kind = 'email'
+
+),
+
+same_person as (
+
+    -- what a person decided holds for every address we ever had of them; a dead mailbox is one address
+    select
+        own.identifier as email,
+        other.identifier as other_email
+    from identifiers as own
+    inner join identifiers as other on other.contact_id = own.contact_id
+    where own.identifier in (select email from addressed) and own.identifier != other.identifier
+
+),
+
+reached as (
+
+    select email, type, occurred_at, event_id from addressed
+
+    union all
+
+    select
+        same_person.other_email as email,
+        addressed.type as type,
+        addressed.occurred_at as occurred_at,
+        addressed.event_id as event_id
+    from addressed
+    inner join same_person on same_person.email = addressed.email
+    where addressed.type != 'bounced'
+
+),
+
+by_email as (
+
+    select
+        email,
+        maxIf(occurred_at, type = 'subscribed') as subscribed_at,
+        -- who signs up again takes back an unsubscribe, never a complaint or a bounce
+        arraySort(
+            stop -> (stop.1, stop.2),
+            arrayFilter(
+                stop -> stop.3 != 'unsubscribed' or stop.1 >= subscribed_at,
+                groupArrayIf(tuple(occurred_at, event_id, type::String), type != 'subscribed')
+            )
+        ) as stops
+    from reached
+    where email != ''
+    group by email
+
+)
+
+select
+    ---------- ids
+    stops[1].2 as event_id,
+
+    ---------- text
+    email,
+    stops[1].3 as reason,
+
+    ---------- timestamps
+    stops[1].1 as suppressed_at
+from by_email
+where notEmpty(stops)

@@ -1,0 +1,13 @@
+with
+
+profiles as (
+
+    select * from {{ ref('int_contacts__profiled') }}
+
+)
+
+select contact_id
+from profiles
+where
+    not is_deleted
+    and rfm_segment in ('at_risk', 'cannot_lose')
