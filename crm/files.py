@@ -19,6 +19,7 @@ from pathlib import Path
 import polars as pl
 
 from crm import columns as read
+from crm.locks import one_at_a_time
 from crm.readers import CHUNK_ROWS, BadRow, Chunk, Want, read_chunks
 from crm.specs import (
     FORMATS,
@@ -181,7 +182,7 @@ def ingest_files(
     now: datetime | None = None,
     on_progress: Progress | None = None,
 ) -> IngestReport:
-    """Read all files of a source into the raw tables; safe to repeat at any time.
+    """Read all files of a source into the raw tables; safe to repeat at any time, and to run twice at once.
 
     Args:
         warehouse: where to.
@@ -205,7 +206,10 @@ def ingest_files(
     for job in jobs:
         # the first chunk is read before anything of any file is loaded: it shows what is wrong with the whole
         next(job.chunks(rows=1_000), None)
-    reports = tuple(job.run(on_progress) for job in jobs)
+    reports: tuple[FileReport, ...] = ()
+    if jobs:
+        with one_at_a_time(base_dir, source.source):
+            reports = tuple(job.run(on_progress) for job in jobs)
     return IngestReport(source.name, source.source, source.object, reports)
 
 

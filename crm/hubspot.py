@@ -27,6 +27,7 @@ import httpx
 import polars as pl
 from pydantic import SecretStr
 
+from crm.locks import one_at_a_time
 from crm.settings import CrmSettings, HubSpotObject
 from warehouse.client import Warehouse
 from warehouse.errors import MailhouseError, SettingsError
@@ -349,7 +350,7 @@ def ingest_hubspot(
         warehouse: where to.
         hubspot: the client.
         kind: contacts, companies or deals.
-        settings: for the overlap.
+        settings: for the overlap, and the home folder.
         run_id: who loads.
         on_progress: told how many records have been read.
 
@@ -359,15 +360,16 @@ def ingest_hubspot(
     """
     name = _OBJECTS[kind]
     place = f"{SOURCE}/{kind}"
-    clear_quarantine(warehouse, source=SOURCE, object=name, file=place)
     total = LoadResult()
-    since = cursor(warehouse, kind)
-    since = since - timedelta(seconds=settings.hubspot_overlap) if since is not None else _EPOCH
-    for pages, is_deleted in ((hubspot.changed(kind, since), False), (hubspot.archived(kind), True)):
-        for records in _batches(pages):
-            total += _load(warehouse, records, kind, is_deleted, place, run_id)
-            if on_progress is not None:
-                on_progress(total.read)
+    with one_at_a_time(settings.home, f"{SOURCE}_{kind}"):
+        clear_quarantine(warehouse, source=SOURCE, object=name, file=place)
+        since = cursor(warehouse, kind)
+        since = since - timedelta(seconds=settings.hubspot_overlap) if since is not None else _EPOCH
+        for pages, is_deleted in ((hubspot.changed(kind, since), False), (hubspot.archived(kind), True)):
+            for records in _batches(pages):
+                total += _load(warehouse, records, kind, is_deleted, place, run_id)
+                if on_progress is not None:
+                    on_progress(total.read)
     return total
 
 

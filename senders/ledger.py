@@ -337,7 +337,7 @@ class Ledger:
         counts: dict[int, int] = {}
         for contacts in _chunks(list(dict.fromkeys(claim.contact_ids))):
             rows = _with_ids(connection, _RECENT, contacts, since=milliseconds(now - cap.within))
-            counts.update((row[0], row[1]) for row in rows)
+            counts.update((row.contact_id, row.number) for row in rows)
         return counts
 
     def _take_over(
@@ -765,7 +765,7 @@ _TAKEN = (
     "and status in ('claimed', 'skipped')"
 )
 _RECENT = (
-    "select contact_id, count(*) from messages where contact_id in :ids and claimed_at > :since "  # noqa: S608
+    "select contact_id, count(*) as number from messages where contact_id in :ids and claimed_at > :since "  # noqa: S608
     f"and category = 'marketing' and status in ({_DELIVERABLE}) group by contact_id"
 )
 _DISPATCH = (

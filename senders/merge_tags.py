@@ -1,8 +1,8 @@
 """What a template says in its merge tags, checked before anybody is written to.
 
 The check walks jinja2's syntax tree with the shapes of what a template is given: a contact with its profile's
-columns, a list of recommendations, and so on. A name that does not exist is a problem that names tag, file, line and the nearest
-right name; with `| default(...)`, or asked about with `is defined`, it is allowed.
+columns, a list of recommendations, and so on. A name that does not exist is a problem that names tag, file, line and
+the nearest right name; with `| default(...)`, or asked about with `is defined`, it is allowed.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """From MJML with merge tags to HTML and text with the same merge tags.
 
 MJML is compiled once, tags and all: each tag is replaced by a placeholder that MJML compiler and CSS inliner leave
-alone, and put back afterwards. Statements (`{% for %}`, `{% if %}`) become HTML comments on the way, since text between the rows
-of a table would be moved out of it by any HTML parser; between MJML elements they are wrapped into `mj-raw`, so an
-author may write a loop around a section, a column, or anything in it. Nothing is ever fetched: `mj-include` reads
-files of the templates' folder only, and remote style sheets stay links.
+alone, and put back afterwards. Statements (`{% for %}`, `{% if %}`) become HTML comments on the way, since text
+between the rows of a table would be moved out of it by any HTML parser; between MJML elements they are wrapped into
+`mj-raw`, so an author may write a loop around a section, a column, or anything in it. Nothing is ever fetched:
+`mj-include` reads files of the templates' folder only, and remote style sheets stay links.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ def compile_mjml(source: Source, environment: Environment) -> Compiled:
                 f"{source.place(lines[placeholder])}: {tag} stands where MJML drops it.",
                 fix="Put it into the text of an element, or into an attribute that the element has.",
             )
-    return Compiled(restored, _restore(_text(root), tags))
+    return Compiled(restored, _restore(_text(root, tags), tags))
 
 
 def _mask(source: Source, environment: Environment) -> tuple[str, dict[str, str], dict[str, int]]:
@@ -517,7 +517,7 @@ def _walk(element: _Element) -> list[_Element]:
     return found
 
 
-def _text(root: _Element) -> str:
+def _text(root: _Element, tags: dict[str, str]) -> str:
     """The body as plain text: paragraphs, buttons and pictures with their links, statements between them."""
     parts: list[str] = []
 
@@ -534,7 +534,14 @@ def _text(root: _Element) -> str:
     for element in _walk(root):
         if element.tag == "mj-body":
             visit(element)
-    return "".join(parts)
+
+    def joined(match: re.Match[str]) -> str:
+        """A line of statements only leaves no line behind."""
+        is_silent = all(_is_statement(tags[one]) for one in re.findall(r"mhtag\d{4}x", match[1]))
+        return match[1] if is_silent else match[0]
+
+    text = re.sub(r"(?m)^((?:mhtag\d{4}x)+)\n", joined, "".join(parts))
+    return re.sub(r"(?m)^((?:mhtag\d{4}x)+) +", r"\1", text)
 
 
 def _paragraph(element: _Element) -> str:

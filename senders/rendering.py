@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_/-]*")
+_BLANK_LINES = re.compile(r"\n[ \n]*\n[ \n]*\n")
 _GLOBALS = ("range", "dict", "namespace")
 # what a change of this code may change in the output belongs to a template's version
 _FORMAT = b"1"
@@ -151,7 +152,10 @@ class Template:
             preheader = one_line(self._preheader(context))
             given = {**context, "preheader": preheader}
             return Rendered(
-                one_line(self._subject(given)), self._html(given), self._text(given).strip() + "\n", preheader
+                one_line(self._subject(given)),
+                self._html(given),
+                _BLANK_LINES.sub("\n\n", self._text(given)).strip() + "\n",
+                preheader,
             )
         except (JinjaError, FilterError) as error:
             raise RenderError(str(error)) from None

@@ -6,8 +6,8 @@ repeats a key within the frame (the first stays) and then what the table already
 per `CHECK_ROWS` keys that travel with it as an external table. A process that dies half way leaves whole
 batches behind; loading the same rows again adds the rest.
 
-Two processes that load the same rows at the same moment both see them missing: run one load of a source at
-a time (the orchestrator's pool `clickhouse` does).
+Two processes that load the same rows at the same moment both see them missing: whoever may load rows that
+another process may load, too, must see to it that they take turns (`crm.locks` does for sources).
 
 Rows without a key, or with properties that ClickHouse cannot store, go to `raw.quarantined_rows` with the
 reason; the others are loaded. Memory is that of the frame given plus one batch.

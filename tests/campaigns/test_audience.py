@@ -177,6 +177,8 @@ def test_members_are_settled_once_but_consent_is_live(marts, write_spec):
     assert kept is not None
     assert (kept.members, kept.segment_version, kept.campaign_version) == (4, "abc", spec.version)
 
+    assert marts.warehouse.value("select count() from campaigns.audiences") == 1
+
     # the next occurrence asks anew
     assert reasons(Audience(marts.warehouse, spec, MONDAY + timedelta(days=7))) == {9: ""}
 

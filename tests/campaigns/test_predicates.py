@@ -147,7 +147,7 @@ FRAGMENTS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=5), max_size=8))
 def test_nothing_but_the_grammar_ever_comes_out(fragments):
     try:
@@ -196,7 +196,7 @@ def engine(warehouse_server):
         yield connection
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(conditions=st.lists(CONDITIONS, min_size=10, max_size=10))
 def test_conditions_keep_their_meaning(engine, conditions):
     written = engine.frame(

@@ -6,6 +6,8 @@ import json
 import os
 import random
 import re
+import subprocess
+import sys
 import textwrap
 import time
 import uuid
@@ -28,6 +30,7 @@ from warehouse.client import Warehouse
 from warehouse.errors import InputError
 
 NOW = datetime(2011, 6, 27, 9, 30, tzinfo=UTC)
+ROOT = Path(__file__).parents[2]
 
 CONTACTS = """
     name: people
@@ -652,6 +655,48 @@ def test_any_cutting_of_files_loads_each_key_once(place: Place, data: st.DataObj
     assert len(place.quarantined()) == bad
 
 
+LOADER = """
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from crm.files import ingest_files, load_source
+from warehouse.client import Warehouse
+from warehouse.settings import MailhouseSettings
+source = load_source(Path(sys.argv[1]))
+with Warehouse.connect(MailhouseSettings(warehouse_port=int(sys.argv[3]))) as warehouse:
+    warehouse.value("select 1")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    report = ingest_files(warehouse, source, base_dir=Path(sys.argv[2]), now=datetime(2026, 1, 1, tzinfo=UTC))
+    print(report.loaded, flush=True)
+"""
+
+
+def test_two_processes_that_load_a_source_at_once_take_turns(place: Place) -> None:
+    place.write(
+        "a.csv",
+        "id,mail,first,changed\n"
+        + "".join(f"{number},p{number}@example.com,P,2011-01-01T00:00:00Z\n" for number in range(20_000)),
+    )
+    place.source(CONTACTS)
+    path = place.root / "content" / "sources" / "people.yaml"
+    command = [sys.executable, "-c", LOADER, str(path), str(place.home), str(place.warehouse.address.port)]
+    loaders = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        for _ in range(3)
+    ]
+    for loader in loaders:
+        assert loader.stdout is not None
+        assert loader.stdout.readline() == "ready\n"
+    for loader in loaders:
+        assert loader.stdin is not None
+        loader.stdin.write("go\n")
+        loader.stdin.flush()
+    loaded = [int(loader.communicate(timeout=60)[0]) for loader in loaders]
+    assert sorted(loaded) == [0, 0, 20_000]
+    assert place.warehouse.value("select count() from raw.crm_records") == 20_000
+
+
 def test_orders_are_the_same_from_any_order_of_lines(place: Place) -> None:
     lines = [
         f"{order},01.07.2011 10:0{order},7,P{line},Lamp,1,{line}.5" for order in range(9) for line in range(5)
@@ -736,7 +781,7 @@ def test_all_mistakes_of_all_sources_are_told_at_once(place: Place) -> None:
 
 
 def test_every_example_of_the_reference_is_right(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "sources.md").read_text()
+    text = (ROOT / "docs" / "sources.md").read_text()
     examples = re.findall(r"```yaml\n# content/(sources/\w+\.yaml)\n(.*?)```", text, re.DOTALL)
     for name, example in examples:
         (tmp_path / name).parent.mkdir(exist_ok=True)

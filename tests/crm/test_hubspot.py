@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,12 +24,13 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 class Setup:
     """A fake, a client of it, and how long the client would have waited."""
 
-    def __init__(self, fake: FakeHubSpot, warehouse: Warehouse) -> None:
+    def __init__(self, fake: FakeHubSpot, warehouse: Warehouse, home: Path) -> None:
         self.fake = fake
         self.warehouse = warehouse
         self.waits: list[float] = []
         self.settings = CrmSettings.model_validate(
             {
+                "home": home,
                 "hubspot_token": TOKEN,
                 "hubspot_base_url": fake.url,
                 "hubspot_searches_per_second": 1e9,
@@ -56,9 +58,9 @@ class Setup:
 
 
 @pytest.fixture
-def hub(warehouse: Warehouse) -> Iterator[Setup]:
+def hub(warehouse: Warehouse, tmp_path: Path) -> Iterator[Setup]:
     with serve(FakeHubSpot()) as fake:
-        yield Setup(fake, warehouse)
+        yield Setup(fake, warehouse, tmp_path)
 
 
 def rows(warehouse: Warehouse) -> list[tuple[Any, ...]]:

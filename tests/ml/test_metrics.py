@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
@@ -125,9 +125,11 @@ def test_intervals_of_degenerate_values():
 
 
 START = datetime(2011, 1, 1, tzinfo=UTC)
-TIMES = st.lists(st.integers(0, 100 * 86_400), min_size=1, max_size=50)
+# half days, so that many fall exactly on a cutoff
+TIMES = st.lists(st.integers(0, 200).map(lambda half: half * 43_200), min_size=1, max_size=50)
 
 
+@example([5 * 86_400, 6 * 86_400], 5, 1)  # exactly on both limits
 @given(TIMES, st.integers(1, 100), st.integers(1, 40))
 def test_splits_do_not_leak(seconds, day, days):
     frame = pl.DataFrame({"ordered_at": [START + timedelta(seconds=s) for s in seconds]})

@@ -205,6 +205,13 @@ def test_a_shorter_list_begins_the_longer_one(pairs, k):
     assert model.recommend(range(1, 10), k).equals(longer.filter(pl.col("rank") <= k))
 
 
+def test_of_equals_the_first_by_name_is_taken():
+    names = [f"p{i:03}" for i in range(200)]
+    history = orders((1, "seed"), *((2, name) for name in ["seed", *names]))
+    model = ItemToItemRecommender(neighbours=500).fit(history)
+    assert products(model.recommend([1], k=5), 1) == names[:5]
+
+
 def test_neighbours_keep_the_nearest():
     model = ItemToItemRecommender(shrinkage=0, neighbours=1, half_life=None).fit(BASKETS)
     full = ItemToItemRecommender(shrinkage=0, neighbours=99, half_life=None).fit(BASKETS)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 
+from warehouse.embedded import statements
 from warehouse.embedded.errors import (
     ACCESS_DENIED,
     AUTHENTICATION_FAILED,
@@ -129,6 +130,7 @@ _SUSPECT = re.compile(
       | \b(?:format|input|null|generaterandom|fuzzjson|values) ["`]? \s* (?:\(|/\*|--|\#)""",
     re.VERBOSE,
 )
+_PYTHON = re.compile(r"\bpython\s*\(")
 _ESCAPED_NAME = re.compile(r"[`\"][^`\"]*\\")
 
 # settings that this server keeps to itself: they would let data be read as code (see `queries`)
@@ -242,6 +244,9 @@ class Policy:
         ):
             why = "" if user.is_reader else ". For queries over HTTP, method GET implies readonly"
             raise ServerError(READONLY, f"{user.name}: Cannot execute query in readonly mode{why}")
+        if _PYTHON.search(statement.lowered) and _calls_python(statement.text):
+            # before the engine sees it: it would look for the object as it parses, and load pandas to do so
+            raise _refused("function python reaches outside the data directory")
         self._check_settings(statement)
         if statement.effect is Effect.CONTROL:
             self._check_control(statement)
@@ -338,14 +343,26 @@ class Policy:
                 _check_table_function(name, tree, place)
 
 
+def _calls_python(text: str) -> bool:
+    found = list(statements.tokens(text.encode()))
+    return any(
+        token.is_word(b"PYTHON") and after.text == b"("
+        for token, after in zip(found, found[1:], strict=False)
+    )
+
+
 def _check_table_function(name: str, tree: list[Node], place: int) -> None:
     inside = tree[place].depth + 2  # below the function stands one ExpressionList, below that its arguments
+    arguments: list[Node] = []
     for node in tree[place + 1 :]:
         if node.depth < inside - 1:
-            return
-        if node.depth != inside:
-            continue
-        if node.text.startswith("Literal") and _COLUMN_EXPRESSION.search(node.text):
+            break
+        if node.depth == inside:
+            arguments.append(node)
+    # format(NAME[, structure], data); values([structure,] rows ...); the others hold a structure alone
+    structures = arguments[:-1] if name == "format" else arguments[:1] if name == "values" else arguments
+    for node in structures:
+        if node.text.startswith("Literal '") and _COLUMN_EXPRESSION.search(node.text):
             raise _refused(f"a default expression in the structure of {name}()")
         if node.function and name in _STRUCTURE_IS_ONE_ARGUMENT:
             raise _refused(f"an argument of {name}() that is computed; write it as a literal")

@@ -382,7 +382,9 @@ def _mount_default_database(root: Handle, path: Path) -> None:
         # the engine did not load it then. `kept` outlives a crash in between.
         definition = _DATABASE_UUID.search(kept.read_text())
         if definition is None:
-            raise EngineStartError(f"{kept} does not say which database it is.", fix="Restore it from a backup.")
+            raise EngineStartError(
+                f"{kept} does not say which database it is.", fix="Restore it from a backup."
+            )
         root.query("DETACH DATABASE default")
         root.query(f"ATTACH DATABASE default UUID '{definition[1]}' ENGINE = Atomic")
         kept.unlink()

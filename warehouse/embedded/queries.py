@@ -324,16 +324,32 @@ class _Execution:
             data = iter([values])
         self._job.check()
         tag = self._job.tag
-        if head.has_select or self._parameters:
-            # the engine streams no data through a SELECT, nor substitutes parameters there
+        if head.has_select:
+            result = self._insert_through_select(head, data)
+        elif self._parameters:
+            # the engine substitutes no parameters where it streams data
             clause = " VALUES " if head.format == "Values" else f" FORMAT {head.format}\n"
-            result = self._handle.query(
-                f"{tag} {statement}{clause}{_text(_all(data))}", "TSVRaw", self._parameters, hide=tag
-            )
+            text = f"{tag} {statement}{clause}{_text(_all(data))}"
+            result = self._handle.query(text, "TSVRaw", self._parameters, hide=tag)
         else:
             result = insert(self._handle, f"{tag} {statement}", head.format, data, hide=tag)
         summary = {"written_rows": result.rows_written(), "written_bytes": result.bytes_written()}
         return self._whole(self._request.default_format, _summary(summary), b"")
+
+    def _insert_through_select(self, head: statements.InsertHead, data: Iterable[bytes]) -> Any:
+        """INSERT SELECT FROM input(): the engine feeds no data to input(), so that becomes a temporary table."""
+        call = statements.input_call(head.statement)
+        if call is None:
+            raise ServerError(
+                NOT_IMPLEMENTED, "INSERT SELECT with data needs input('structure') with a literal structure"
+            )
+        structure = self._handle.text(f"SELECT {call.structure.decode()}")
+        self._policy.check_structure(structure)
+        name = f"mailhouse_input_{uuid.uuid4().hex[:12]}"
+        self._lease.add_tables([ExternalTable(name, structure, head.format, _all(data))])
+        statement = head.statement[: call.start] + name.encode() + head.statement[call.end :]
+        tag = self._job.tag
+        return self._handle.query(f"{_text(statement)}\n{tag}", "TSVRaw", self._parameters, hide=tag)
 
     # everything else ------------------------------------------------------------------------------------------
 

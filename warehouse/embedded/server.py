@@ -75,7 +75,7 @@ class EmbeddedServer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {name.decode("latin-1"): _header_text(value) for name, value in scope["headers"]}
         path, method = scope["path"], scope["method"]
         if path in ("/ping", "/replicas_status"):
             await self._plain(send, 200, b"Ok.\n")
@@ -146,6 +146,14 @@ class EmbeddedServer:
     def engine(self) -> Engine:
         """The engine."""
         return self._engine
+
+
+def _header_text(value: bytes) -> str:
+    """A header's value: clients send names and passwords in UTF-8, whatever the RFC says."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 class _Exchange:

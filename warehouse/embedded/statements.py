@@ -22,6 +22,8 @@ _TOKEN = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 _MAYBE_FORMAT = re.compile(rb"\bFORMAT\s", re.IGNORECASE)
+# after these a word is an operand, not a clause: a column may be called `format`
+_BEFORE_NAME = frozenset({b".", b",", b"=", b"+", b"-", b"/", b"%", b"<", b">"})
 _DATA_START = re.compile(rb"[ \t\f]*(?:;)?[ \t\f]*\r?\n?")
 
 
@@ -94,7 +96,9 @@ def insert_head(query: bytes) -> InsertHead | None:
             after = _DATA_START.match(query, token.end)
             start = after.end() if after else token.end
             return InsertHead(query[:format_at], token.text.decode(), start, has_select)
-        is_name = before is not None and (before.text == b"." or before.is_word(b"INTO", b"TABLE"))
+        is_name = before is not None and (
+            before.text in _BEFORE_NAME or before.is_word(b"INTO", b"TABLE", b"SELECT")
+        )
         if token.text == b"(":
             depth += 1
         elif token.text == b")":
@@ -139,3 +143,27 @@ def output_of(query: bytes) -> Output:
         if depth == 0 and token.is_word(b"FORMAT") and after is not None and after.is_word(b"SETTINGS"):
             return Output(query, found[place + 1].text.decode())
     return Output(query, "")
+
+
+@dataclass(frozen=True)
+class InputCall:
+    """`input('structure')` in a statement: the quoted structure, and where the call stands."""
+
+    structure: bytes
+    start: int
+    end: int
+
+
+def input_call(statement: bytes) -> InputCall | None:
+    """The call of input() in an INSERT SELECT, None if there is none with a literal structure."""
+    found = list(tokens(statement))
+    for place, token in enumerate(found[:-3]):
+        opening, structure, closing = found[place + 1 : place + 4]
+        if (
+            token.is_word(b"INPUT")
+            and opening.text == b"("
+            and closing.text == b")"
+            and structure.text[:1] == b"'"
+        ):
+            return InputCall(structure.text, token.start, closing.end)
+    return None

@@ -2,6 +2,7 @@
     config(
         materialized='incremental',
         incremental_strategy='insert_overwrite',
+        on_schema_change='fail',
         partition_by='toYYYYMM(occurred_at)',
         order_by=['type', 'contact_id', 'occurred_at'],
         settings={'allow_nullable_key': 1},

@@ -1,0 +1,10 @@
+-- A segment holds a contact once, and only contacts that exist: all segments of the folder in one test.
+select
+    segment,
+    contact_id,
+    count() as rows_count
+from (
+    {{ segment_members() }}
+)
+group by segment, contact_id
+having count() > 1 or contact_id not in (select contact_id from {{ ref('contacts') }})

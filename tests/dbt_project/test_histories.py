@@ -1,0 +1,274 @@
+"""Small histories: identity, suppression, late and repeated events, who enters and leaves segments."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import polars as pl
+import pytest
+from conftest import PREFIX, Models, moment, order
+
+EVENTS = "+events"
+
+
+@pytest.fixture
+def history(models: Models) -> Iterator[Models]:
+    """Empty raw tables, no models."""
+    models.clear()
+    yield models
+
+
+def profile(models: Models, email: str) -> dict[str, Any]:
+    [row] = models.frame(f"select * from marts.contact_profiles where email = '{email}'").to_dicts()
+    return row
+
+
+def test_a_change_of_email_keeps_the_person(history: Models) -> None:
+    history.contact("1", "Ann@Example.com ", "01-01", first_name="Ann", country="France")
+    history.contact("9", "gone@example.com", "01-01")
+    history.contact("9", "gone@example.com", "02-01", is_deleted=True)
+    history.events(
+        order("100", "01-05", external_id="1"),
+        {"id": "seen", "type": "page.viewed", "at": "01-06", "email": "visitor@example.com"},
+        order("101", "01-07"),
+    )
+    history.consent("ann@example.com", "01-02")
+    history.build()
+    before = profile(history, "ann@example.com")
+    visitor = profile(history, "visitor@example.com")
+    assert before["orders_count"] == 1
+    assert before["has_marketing_consent"]
+    assert before["first_name"] == "Ann"
+    assert visitor["orders_count"] == 0
+    assert visitor["rfm_segment"] == ""
+    assert visitor["recency_score"] is None
+    assert profile(history, "gone@example.com")["is_deleted"]
+    assert history.value("select countIf(contact_id is null) from marts.orders") == 1
+
+    history.contact("1", "ann@example.org", "03-01", first_name="Ann", country="Spain")
+    # the other CRM knows her by the first address, and the visitor turns out to be a customer
+    history.contact("h-5", "ann@example.com", "03-02", source="hubspot", last_name="Smith")
+    history.contact("2", "bob@example.com", "03-01")
+    history.contact("2", "visitor@example.com", "03-02")
+    history.events(order("102", "03-05", email="ann@example.org"), order("103", "03-06", external_id="1"))
+    history.build(offset=timedelta(minutes=1))
+    [after] = history.frame(f"select * from marts.contact_profiles where contact_id = {before['contact_id']}").to_dicts()
+    assert after["orders_count"] == 3
+    assert after["has_marketing_consent"]
+    # of two CRMs the one that was changed last says what is so, where it says anything
+    assert (after["email"], after["country"], after["last_name"]) == ("ann@example.com", "Spain", "Smith")
+    bob = profile(history, "visitor@example.com")
+    assert bob["contact_id"] != visitor["contact_id"]
+    owner = "select contact_id from marts.events where event_id = 'seen'"
+    assert history.value(owner) == bob["contact_id"], "an event moves when its address finds an owner"
+    assert history.value("select count() from marts.contacts") == 3
+    assert history.value("select count() from marts.contacts where email = ''") == 0
+
+
+def test_suppression_counts_the_moment_it_is_stored(history: Models) -> None:
+    history.contact("1", "ann@example.com", "01-01")
+    history.contact("1", "ann@example.org", "02-01")
+    history.build("--select", "+suppressions", command="run")
+    stop = "select email, reason, event_id from marts.suppressions order by email"
+    assert history.rows(stop) == []
+    history.events(
+        {"id": "e1", "type": "unsubscribed", "at": "03-01", "email": "Ann@Example.com"},
+        {"id": "e2", "type": "bounced", "at": "03-02", "email": "soft@example.com", "bounce_class": "soft"},
+        {"id": "e3", "type": "bounced", "at": "03-02", "email": "hard@example.com", "bounce_class": "hard"},
+        {"id": "e4", "type": "clicked", "at": "03-02", "email": "scan@example.com", "is_machine": True},
+        {"id": "e5", "type": "unsubscribed", "at": "03-02", "email": "scan@example.com", "is_machine": True},
+    )
+    expected = [
+        ("ann@example.com", "unsubscribed", "e1"),
+        ("ann@example.org", "unsubscribed", "e1"),
+        ("hard@example.com", "bounced", "e3"),
+    ]
+    assert history.rows(stop) == expected
+    history.events({"id": "e6", "type": "subscribed", "at": "04-01", "email": "ann@example.com"})
+    assert history.rows(stop) == expected[2:]
+
+
+def test_machines_move_no_score_and_no_segment(history: Models) -> None:
+    history.contact("1", "ann@example.com", "01-01")
+    history.contact("2", "bob@example.com", "01-01")
+    for number in range(8):
+        history.events(
+            {"id": f"m{number}", "type": "clicked", "at": f"06-2{number % 5}", "email": "ann@example.com", "is_machine": True},
+            {"id": f"p{number}", "type": "clicked", "at": f"06-2{number % 5}", "email": "bob@example.com", "is_machine": False},
+        )
+    history.build("--exclude-resource-type", "unit_test", "test")
+    assert profile(history, "ann@example.com")["engagement_score"] == 0
+    assert profile(history, "ann@example.com")["segments"] == []
+    assert profile(history, "bob@example.com")["engagement_score"] > 20
+    assert profile(history, "bob@example.com")["segments"] == ["engaged"]
+
+
+def test_a_stay_is_an_interval_and_coming_back_another(history: Models) -> None:
+    for customer in range(1, 6):
+        history.contact(str(customer), f"c{customer}@example.com", "01-01")
+    history.events(order("1", "06-20", "500.00", external_id="1"), order("2", "05-01", "10.00", external_id="2"))
+    stays = """
+        select segment, email, valid_from, valid_to from marts.segment_memberships
+        inner join (select contact_id, email from marts.contacts) as contacts using contact_id
+        where segment = 'new_customers' order by email, valid_from
+    """
+    build = ("--exclude-resource-type", "unit_test", "test")
+    history.build(*build)
+    first = history.rows(stays)
+    assert [(row[1], row[3]) for row in first] == [("c1@example.com", None), ("c2@example.com", None)]
+
+    # five months on nobody is new any more, but for one whose order was late to arrive
+    later = timedelta(days=150)
+    history.events(order("3", "10-30", external_id="3"))
+    history.build(*build, offset=later)
+    second = history.rows(stays)
+    assert [row[1] for row in second] == ["c1@example.com", "c2@example.com", "c3@example.com"]
+    assert second[0][3] is not None
+    assert second[0][3] - second[0][2] > timedelta(days=149)
+    assert second[2][3] is None
+
+    # the clock is set back, as a rehearsal does; they are new again, and no interval runs backwards
+    history.build(*build)
+    third = history.rows(stays)
+    assert [row[1] for row in third] == ["c1@example.com"] * 2 + ["c2@example.com"] * 2 + ["c3@example.com"]
+    assert all(row[3] is None or row[3] > row[2] for row in third)
+    assert third[1][2] > third[0][3]
+
+    # a run that was killed while it noted changes leaves some of them for the next
+    log = f"{PREFIX}intermediate.int_segments__changed"
+    complete = history.rows(stays)
+    history.warehouse.execute(f"delete from {log} where changed_at = (select max(changed_at) from {log}) and contact_id % 2 = 0")
+    history.build(*build, offset=timedelta(seconds=30))
+    again = history.rows(stays)
+    assert [(row[1], row[3] is None) for row in again] == [(row[1], row[3] is None) for row in complete]
+    history.build(*build, offset=timedelta(seconds=60))
+    assert history.rows(stays) == again
+
+
+def test_increments_equal_a_full_refresh(history: Models) -> None:
+    """Random histories: late events, events loaded twice, addresses that find their owner later, killed runs."""
+    dice = random.Random(20110627)
+    emails = [f"p{number}@example.com" for number in range(12)]
+    compared = (
+        "select event_id, contact_id, occurred_at, email, external_id, loads_count from marts.events order by event_id"
+    )
+    known: list[dict[str, Any]] = []
+    for turn in range(4):
+        for _ in range(3):
+            number = str(dice.randrange(8))
+            history.contact(number, dice.choice(emails), f"0{turn + 1}-{dice.randrange(10, 28)}")
+        fresh = [
+            {
+                "id": f"e{turn}-{number}",
+                "type": dice.choice(["page.viewed", "opened", "clicked"]),
+                "at": f"0{dice.randrange(1, turn + 3)}-{dice.randrange(10, 28)}",
+                "email": dice.choice(["", *emails]),
+                "external_id": dice.choice(["", str(dice.randrange(10))]),
+            }
+            for number in range(20)
+        ]
+        history.events(*fresh)
+        # two loads at once both find an event missing: the loader cannot help it
+        twice = dice.sample(known + fresh, 4)
+        known += fresh
+        history.warehouse.execute(
+            "insert into raw.events (event_id, type, source, email, external_id, occurred_at, received_at, properties)"
+            " select event_id, type, source, email, external_id, occurred_at, received_at, properties from raw.events"
+            f" where event_id in ({', '.join(repr(event['id']) for event in twice)}) limit 1 by event_id"
+        )
+        history.build("--select", EVENTS, command="run", offset=timedelta(minutes=turn))
+        if turn == 2:
+            history.warehouse.execute(f"alter table {PREFIX}marts.events drop partition 201102")
+            history.warehouse.execute(f"delete from {PREFIX}marts.events where sipHash64(event_id) % 5 = 0")
+    increments = history.frame(compared)
+    history.build("--select", EVENTS, "--full-refresh", command="run", offset=timedelta(minutes=9))
+    full = history.frame(compared)
+    assert increments.height == 80
+    assert increments["loads_count"].sum() == 96
+    assert increments["contact_id"].null_count() > 0
+    assert increments.equals(full)
+
+
+def test_late_events_rebuild_their_month_alone(history: Models) -> None:
+    history.events(*({"id": f"e{month}", "type": "page.viewed", "at": f"0{month}-10", "email": "a@example.com"} for month in range(1, 6)))
+    history.build("--select", EVENTS, command="run")
+    parts = (
+        "select partition, sum(rows), max(modification_time) from system.parts"
+        f" where database = '{PREFIX}marts' and table = 'events' and active group by partition order by partition"
+    )
+    names = f"select partition, groupArray(name) from system.parts where database = '{PREFIX}marts' and table = 'events' and active group by 1 order by 1"
+    before = dict(history.rows(names))
+    history.events({"id": "late", "type": "page.viewed", "at": "02-20", "email": "a@example.com"})
+    history.build("--select", EVENTS, command="run", offset=timedelta(minutes=1))
+    after = dict(history.rows(names))
+    assert [row[:2] for row in history.rows(parts)] == [("201101", 1), ("201102", 2), ("201103", 1), ("201104", 1), ("201105", 1)]
+    assert {month for month in after if after[month] != before[month]} == {"201102"}
+
+
+def test_messages_and_campaigns(history: Models) -> None:
+    history.contact("1", "ann@example.com", "01-01")
+    history.contact("2", "bob@example.com", "01-01")
+    history.contact("3", "eve@example.com", "01-01")
+    history.build("--select", EVENTS, "contacts", command="run")
+    people = dict(history.rows("select email, contact_id from marts.contacts"))
+    rows = []
+    for number, (email, status, reason) in enumerate(
+        [("ann@example.com", "sent", ""), ("bob@example.com", "sent", ""), ("eve@example.com", "skipped", "no_consent")]
+    ):
+        life = [("claimed", ""), (status, reason)] if status == "sent" else [(status, reason)]
+        for sequence, (step, why) in enumerate(life):
+            rows.append(
+                {
+                    "message_id": f"m{number}",
+                    "sequence": sequence,
+                    "status": step,
+                    "reason": why,
+                    "kind": "campaign",
+                    "name": "win_back",
+                    "occurrence": "2011-06-20T09:00:00Z",
+                    "contact_id": people[email],
+                    "email": email,
+                    "channel": "email",
+                    "changed_at": moment("06-20 09:00") + timedelta(seconds=sequence),
+                    "details": "{}",
+                }
+            )
+    frame = pl.DataFrame(rows).with_columns(
+        pl.col("sequence").cast(pl.UInt32), pl.col("changed_at").cast(pl.Datetime("ms", "UTC"))
+    )
+    history.warehouse.insert("raw.messages", frame)
+    # the ledger is copied again after a crash: a row that is there twice counts once
+    history.warehouse.insert("raw.messages", frame.head(2))
+    history.events(
+        {"id": "d0", "type": "delivered", "at": "06-20 09:01", "message_id": "m0"},
+        {"id": "o0", "type": "opened", "at": "06-20 10:00", "message_id": "m0", "is_machine": False},
+        {"id": "o1", "type": "opened", "at": "06-20 11:00", "message_id": "m0", "is_machine": False},
+        {"id": "d1", "type": "delivered", "at": "06-20 09:01", "message_id": "m1"},
+        {"id": "x1", "type": "opened", "at": "06-20 09:02", "message_id": "m1", "is_machine": True},
+        order("7", "06-21", "30.00", external_id="1"),
+        order("8", "06-22", "12.50", external_id="2"),
+    )
+    history.build("--exclude-resource-type", "unit_test", offset=timedelta(minutes=1))
+    [row] = history.frame("select * from marts.campaign_performance").to_dicts()
+    counts = {name: row[name] for name in row if name.endswith("_count")}
+    assert {name: count for name, count in counts.items() if count} == {
+        "audience_count": 3,
+        "sent_count": 2,
+        "skipped_count": 1,
+        "skipped_no_consent_count": 1,
+        "delivered_count": 2,
+        "opened_count": 1,
+        "machine_opened_count": 1,
+        "converted_count": 2,
+        "orders_count": 2,
+    }
+    assert (row["open_rate"], row["click_to_open_rate"], float(row["revenue"])) == (0.5, 0.0, 42.5)
+    ann = profile(history, "ann@example.com")
+    assert (ann["messages_sent_count"], ann["messages_opened_count"]) == (1, 1)
+    assert "never_opened" in profile(history, "bob@example.com")["segments"]
+    assert "never_opened" not in profile(history, "eve@example.com")["segments"]
+    owner = "select distinct contact_id from marts.events where message_id = 'm0'"
+    assert history.value(owner) == people["ann@example.com"], "a provider may name nothing but the message"
