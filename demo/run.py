@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +79,9 @@ def run() -> None:
         pipeline = time.perf_counter()
         with step("Write the customers as a CRM would export them"):
             inputs = write_inputs(home / "inbox")
+        # they take as long to start as the models take to build; the sensor waits until there is something to send
+        stack.callback(dagster.stop)
+        starting = stack.enter_context(ThreadPoolExecutor(1)).submit(dagster.start)
         with _jobs() as run_job:
             with step(f"Load {inputs.contacts:,} contacts and 240,007 invoice rows"):
                 run_job("ingest")
@@ -85,9 +89,8 @@ def run() -> None:
                 run_job("build_models")
             with step("Fit, measure and store recommendations"):
                 run_job("recommend")
-            stack.callback(dagster.stop)
-            with step("Start Dagster's daemon, whose sensor finds the campaigns that are due"):
-                dagster.start()
+            with step("Dagster's daemon, whose sensor finds the campaigns that are due"):
+                starting.result()
             _await_campaigns(settings, dagster)
             dagster.stop()
             # the day passes: recipients answer until tomorrow

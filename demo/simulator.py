@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.message import EmailMessage
+from email.parser import BytesHeaderParser
 from pathlib import Path
 
 SOURCE = "demo_simulator"
@@ -62,7 +63,8 @@ def simulate(maildir: Path, inbox: Path, *, now: datetime, behaviour: Behaviour 
 
 
 def _events(path: Path, behaviour: Behaviour, now: datetime) -> Iterator[dict[str, object]]:
-    message = email.message_from_bytes(path.read_bytes(), EmailMessage, policy=email.policy.default)
+    content = path.read_bytes()
+    message = BytesHeaderParser(policy=email.policy.default).parsebytes(content)
     message_id = str(message["Message-ID"]).strip("<> ").partition("@")[0]
     recipient = str(message["Delivered-To"]).strip()
     sent_at = message["Date"].datetime
@@ -87,8 +89,7 @@ def _events(path: Path, behaviour: Behaviour, now: datetime) -> Iterator[dict[st
     yield event("delivered", timedelta(seconds=3))
     if dice.roll("proxy") < behaviour.machine_opened:
         yield event("opened", timedelta(seconds=20), is_machine=True, user_agent="simulated image proxy")
-    links = _links(message)
-    if links and dice.roll("scanner") < behaviour.scanner_clicked:
+    if dice.roll("scanner") < behaviour.scanner_clicked and (links := _links(content)):
         yield event(
             "clicked", timedelta(seconds=5), is_machine=True, url=links[0], user_agent="simulated scanner"
         )
@@ -96,7 +97,7 @@ def _events(path: Path, behaviour: Behaviour, now: datetime) -> Iterator[dict[st
         return
     opened_after = timedelta(minutes=1 + 900 * dice.roll("when") ** 2)
     yield event("opened", opened_after, is_machine=False)
-    if links and dice.roll("click") < behaviour.clicked / behaviour.opened:
+    if dice.roll("click") < behaviour.clicked / behaviour.opened and (links := _links(content)):
         link = links[int(dice.roll("link") * len(links))]
         yield event("clicked", opened_after + timedelta(seconds=40), is_machine=False, url=link)
     if dice.roll("unsubscribe") < behaviour.unsubscribed / behaviour.opened:
@@ -105,10 +106,10 @@ def _events(path: Path, behaviour: Behaviour, now: datetime) -> Iterator[dict[st
         yield event("complained", opened_after + timedelta(seconds=60))
 
 
-def _links(message: EmailMessage) -> list[str]:
-    body = message.get_body(("html",))
+def _links(content: bytes) -> list[str]:
+    body = email.message_from_bytes(content, EmailMessage, policy=email.policy.default).get_body(("html",))
     found = _LINK.findall(body.get_content()) if body is not None else []
-    return [link for link in found if "unsubscribe" not in link and "/u/" not in link]
+    return [link for link in found if "/unsubscribe" not in link and "/preferences" not in link]
 
 
 class _Dice:

@@ -184,14 +184,15 @@ class Dagster:
         self.home.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(PROJECT_ROOT / "dagster.yaml", self.home / "dagster.yaml")
         prepare_project(self.settings)
+        # several processes would create the SQLite schema at once on a fresh home, and one of them would die
+        self._create_schema()
 
     def start(self) -> None:
-        """Start the processes and wait until each answers.
+        """Start the processes and wait until each answers; `prepare` must have run.
 
         Raises:
             ServiceError: one did not start; those that did are stopped.
         """
-        self.prepare()
         port = free_port()
         workspace = self.home / "workspace.yaml"
         server = {"host": "127.0.0.1", "port": port, "location_name": "mailhouse"}
@@ -200,8 +201,6 @@ class Dagster:
             code = self._spawn("Dagster code server", "dagster", "api", "grpc", "-m", "orchestration.definitions",
                                "-h", "127.0.0.1", "-p", str(port), "--location-name", "mailhouse")  # fmt: skip
             code.wait_until(lambda: _listens(port), seconds=90)
-            # both processes would create the SQLite schema at once on a fresh home, and one of them would die
-            self._create_schema()
             self._spawn("Dagster daemon", "dagster-daemon", "run", "-w", str(workspace))
             if self.ui_port is not None:
                 ui = self._spawn("Dagster UI", "dagster-webserver", "-h", "127.0.0.1", "-p", str(self.ui_port),

@@ -56,6 +56,7 @@ def run() -> None:
             )
         with step("Dagster"):
             dagster = Dagster(settings, ui_port=settings.dagster_port)
+            dagster.prepare()
             stack.callback(dagster.stop)
             dagster.start()
         console.print(f"\nDagster    http://127.0.0.1:{settings.dagster_port}")

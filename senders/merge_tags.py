@@ -219,7 +219,7 @@ class _Walker:
             self.value(node.arg, scope)
             return base if isinstance(node.arg, nodes.Slice) else base.item or ANYTHING
         if isinstance(node, nodes.Filter):
-            return self.filter(node, scope, is_lenient)
+            return self.filter(node, scope)
         if isinstance(node, nodes.Test) and node.name in ("defined", "undefined"):
             self.value(node.node, scope, is_lenient=True)
             return ANYTHING
@@ -230,7 +230,7 @@ class _Walker:
                 self.value(node.expr2, scope, is_lenient=is_lenient)
             return shape
         for child in node.iter_child_nodes():
-            self.value(child, scope, is_lenient=is_lenient)
+            self.value(child, scope)
         return ANYTHING
 
     def name(self, node: nodes.Name, scope: dict[str, Shape], is_lenient: bool) -> Shape:
@@ -273,11 +273,12 @@ class _Walker:
             )
         return ANYTHING
 
-    def filter(self, node: nodes.Filter, scope: dict[str, Shape], is_lenient: bool) -> Shape:
+    def filter(self, node: nodes.Filter, scope: dict[str, Shape]) -> Shape:
         has_default = node.name in ("default", "d")
         shape = ANYTHING
         if node.node is not None:
-            shape = self.value(node.node, scope, is_lenient=is_lenient or has_default)
+            # a default must stand right behind the name: upper, say, cannot work on nothing
+            shape = self.value(node.node, scope, is_lenient=has_default)
         for argument in (*node.args, *(pair.value for pair in node.kwargs)):
             self.value(argument, scope)
         if node.name in ("first", "last", "random", "min", "max"):

@@ -124,7 +124,7 @@ def prepare(
             f"{spec.place('schedule')}: campaign {name} never happens.", fix="Correct its schedule."
         )
     version = segment_version(SEGMENTS_DIR, spec.audience.segment)
-    audience = Audience(warehouse, spec, moment, now=now, segment_version=version, is_dry_run=is_dry_run)
+    audience = Audience(warehouse, spec, moment, segment_version=version, is_dry_run=is_dry_run)
     templates = TemplateLibrary.load(settings.content_dir / "templates", audience.profile_columns())
     problems = templates.check(
         spec.send.template,

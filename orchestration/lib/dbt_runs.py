@@ -99,7 +99,7 @@ def invoke(
     if raise_on_error and not result.success:
         raise ModelsError(
             f"dbt {args[0]} failed: {failure_text(result)}",
-            fix=f"Correct the file that dbt names; the whole log is {target / 'dbt.log'}.",
+            fix="Correct the file that dbt names.",
         )
     return result
 
@@ -187,7 +187,9 @@ def stream(
     if isinstance(result, BaseException):
         raise result
     if not result.success:
-        raise ModelsError(f"dbt {args[0]} failed.\n{failure_text(result)}", fix=f"See {target / 'dbt.log'}.")
+        raise ModelsError(
+            f"dbt {args[0]} failed.\n{failure_text(result)}", fix="Correct the model or the data."
+        )
 
 
 def load_manifest(settings: MailhouseSettings) -> Manifest:
@@ -198,7 +200,10 @@ def load_manifest(settings: MailhouseSettings) -> Manifest:
     target = target_path(settings)
     key = (target, (target / "source.sha256").read_text())
     if key not in _manifests:
-        _manifests[key] = Manifest.from_msgpack((target / "partial_parse.msgpack").read_bytes())
+        manifest = Manifest.from_msgpack((target / "partial_parse.msgpack").read_bytes())
+        # what macros see as `graph`; parsing makes it, reading does not
+        manifest.build_flat_graph()
+        _manifests[key] = manifest
     return _manifests[key]
 
 

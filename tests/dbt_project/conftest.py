@@ -34,7 +34,11 @@ def environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def dbt(
-    args: Sequence[str], target: Path, project_dir: Path = PROJECT_DIR, manifest: Any = None, callbacks: Sequence[Any] = ()
+    args: Sequence[str],
+    target: Path,
+    project_dir: Path = PROJECT_DIR,
+    manifest: Any = None,
+    callbacks: Sequence[Any] = (),
 ) -> Any:
     """Run a dbt command in this process; dbt's own result."""
     from dbt.cli.main import dbtRunner
@@ -63,10 +67,16 @@ class Models:
         settings = self.settings.model_copy(update={"clock_offset": clock})
         variables = json.dumps({"database_prefix": PREFIX})
         with environment(dbt_environment(settings)):
-            result = dbt([command, "--vars", variables, *args], self.target, manifest=self.manifest)
+            result = dbt(
+                [command, "--vars", variables, "--no-write-json", *args], self.target, manifest=self.manifest
+            )
         if not result.success:
             nodes = getattr(result.result, "results", None) or []
-            bad = [f"{one.node.name}: {one.status} {one.message}" for one in nodes if one.status in ("error", "fail")]
+            bad = [
+                f"{one.node.name}: {one.status} {one.message}"
+                for one in nodes
+                if one.status in ("error", "fail")
+            ]
             pytest.fail(f"dbt {command}: {result.exception or ''} " + "\n".join(bad))
         return result.result
 
@@ -86,7 +96,9 @@ class Models:
 
     def events(self, *events: dict[str, Any]) -> None:
         """Load events: `at` is a time or a day of 2011 as `06-01`."""
-        load_events(self.warehouse, pl.DataFrame([_event(event) for event in events], infer_schema_length=None))
+        load_events(
+            self.warehouse, pl.DataFrame([_event(event) for event in events], infer_schema_length=None)
+        )
 
     def contact(self, external_id: str, email: str, at: str, source: str = "shop", **properties: Any) -> None:
         """Load one version of a CRM contact."""

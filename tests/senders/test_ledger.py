@@ -26,7 +26,8 @@ from senders.message import Delivery, Status
 from senders.settings import SenderSettings
 
 NOW = datetime(2026, 6, 27, 9, tzinfo=UTC)
-PLAN = {**dict.fromkeys(PLAN_COLUMNS, ""), "kind": "campaign", "name": "offer", "occurrence": "o", "category": "marketing",
+PLAN = {**dict.fromkeys(PLAN_COLUMNS, ""), "kind": "campaign", "name": "offer", "occurrence": "o",
+        "category": "marketing",
         "provider": "maildir"}  # fmt: skip
 
 
@@ -308,9 +309,9 @@ def test_folder_that_is_a_file(tmp_path: Path) -> None:
 def test_read_only(tmp_path: Path) -> None:
     Ledger.open(SenderSettings(home=tmp_path)).close()
     url = f"sqlite:///file:{tmp_path / 'ledger.db'}?mode=ro&uri=true"
-    with Ledger.open(SenderSettings(home=tmp_path, ledger_url=url)) as ledger:  # pyright: ignore[reportArgumentType]
-        with pytest.raises(LedgerError, match="read-only"):
-            begin(ledger)
+    settings = SenderSettings(home=tmp_path, ledger_url=url)  # pyright: ignore[reportArgumentType]
+    with Ledger.open(settings) as ledger, pytest.raises(LedgerError, match="read-only"):
+        begin(ledger)
 
 
 def test_locked(tmp_path: Path) -> None:

@@ -264,7 +264,8 @@ def test_sandbox(folder: Path) -> None:
 def test_filters(folder: Path) -> None:
     done = render(
         folder,
-        "<mj-text>{{ contact.revenue | money }}, {{ contact.revenue | number(1) }}, {{ contact.last_order_at | date }}, "
+        "<mj-text>{{ contact.revenue | money }}, {{ contact.revenue | number(1) }}, "
+        "{{ contact.last_order_at | date }}, "
         "{{ contact.last_order_at | date('%H:%M', 'Asia/Tokyo') }}, {{ contact.orders_count }} "
         "order{{ contact.orders_count | pluralize }}, {{ 1 | pluralize('box', 'boxes') }}</mj-text>",
     )

@@ -203,17 +203,23 @@ def insert(handle: Handle, statement: str, data_format: str, data: Iterable[byte
     connection = handle.connection
     try:
         running = connection.send_insert(statement, data_format)
+        if running.has_error():
+            raise ServerError.from_engine(running.error_message(), hide=hide)
         try:
             for chunk in data:
                 for start in range(0, len(chunk), _INSERT_CHUNK):
                     connection.insert_append(running, chunk[start : start + _INSERT_CHUNK])
-            return connection.insert_done(running)
+            result = connection.insert_done(running)
         except BaseException:
             with suppress(RuntimeError):
                 connection.insert_cancel(running)
             raise
     except RuntimeError as error:
         raise ServerError.from_engine(error, hide=hide) from None
+    # a full disk, for one, is said only here, with all rows counted as written
+    if result.has_error():
+        raise ServerError.from_engine(result.error_message(), hide=hide)
+    return result
 
 
 class QueryRunner:

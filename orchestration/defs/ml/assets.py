@@ -2,7 +2,6 @@
 
 import dagster as dg
 
-from orchestration.lib.recommendations import refresh_recommendations
 from orchestration.lib.resources import open_warehouse, table_metadata
 from warehouse.settings import MailhouseSettings
 
@@ -19,6 +18,9 @@ GROUP = "ml"
 )
 def recommendations(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """Fit, measure on a temporal split, score every contact."""
+    # scikit-learn takes seconds to import, and most processes that load this file never fit anything
+    from orchestration.lib.recommendations import refresh_recommendations
+
     with open_warehouse(context.run_id) as warehouse:
         refreshed = refresh_recommendations(warehouse, MailhouseSettings.load().now())
     quality = {

@@ -1,0 +1,116 @@
+"""kill -9 at random instants, with real processes, a real folder and a real SMTP server."""
+
+from __future__ import annotations
+
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import SMTP, Envelope, Session
+from sending import recipients, send_all, sender_settings, write_content
+
+from senders.ledger import Ledger
+from senders.message import Status
+
+CHILD = Path(__file__).parent / "sending.py"
+THING = ("campaign", "offer", "2026-06-27T09:00:00Z")
+
+
+class Box:
+    """A server that keeps who got what."""
+
+    def __init__(self) -> None:
+        self.got: Counter[str] = Counter()
+        self.ids: set[str] = set()
+
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
+        content = (envelope.original_content or b"").partition(b"Message-ID: <")[2].partition(b"@")[0]
+        self.got[envelope.rcpt_tos[0]] += 1
+        self.ids.add(content.decode())
+        return "250 2.0.0 ok"
+
+
+@pytest.fixture
+def box() -> Iterator[tuple[Box, str]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    taken = Box()
+    controller = Controller(taken, hostname="127.0.0.1", port=port)
+    controller.start()
+    yield taken, f"smtp://127.0.0.1:{port}"
+    controller.stop()
+
+
+def run_and_kill(home: Path, people: int, url: str, after: float) -> bool:
+    """Start a sender, kill it so many seconds after it began; whether it was still at work."""
+    process = subprocess.Popen(
+        [sys.executable, str(CHILD), str(home), str(people), url], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    time.sleep(after)
+    was_alive = process.poll() is None
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    return was_alive
+
+
+def test_maildir_each_exactly_once(tmp_path: Path) -> None:
+    people, kills = 2000, 6
+    write_content(tmp_path / "content")
+    settings = sender_settings(tmp_path)
+    seed = random.randrange(10**6)
+    chance = random.Random(seed)
+    killed = sum(run_and_kill(tmp_path, people, "", chance.uniform(0.02, 0.35)) for _ in range(kills))
+    assert killed >= 2, "the audience is too small to be interrupted"
+    summary = send_all(settings, people)
+    got = Counter(recipients(settings.maildir))
+    assert set(got) == {f"person{n}@example.com" for n in range(1, people + 1)}, f"seed {seed}"
+    assert set(got.values()) == {1}, f"seed {seed}"
+    with Ledger.open(settings) as ledger:
+        assert ledger.counts(*THING) == {"sent": people}
+        changes = ledger.changes_to_export(people * 3)
+        assert len({change["message_id"] for change in changes if change["status"] == "sent"}) == people
+        assert {f"{change['message_id']}.mailhouse" for change in changes} == {
+            file.name for file in (settings.maildir / "new").iterdir()
+        }
+    assert summary.seen == people
+    assert send_all(settings, people).already_claimed == people
+
+
+def test_smtp_nothing_twice_and_few_unknown(tmp_path: Path, box: tuple[Box, str]) -> None:
+    people, kills = 2000, 5
+    taken, url = box
+    write_content(tmp_path / "content")
+    settings = sender_settings(tmp_path, provider="smtp", smtp_url=url)
+    seed = random.randrange(10**6)
+    chance = random.Random(seed)
+    killed = sum(run_and_kill(tmp_path, people, url, chance.uniform(0.1, 0.6)) for _ in range(kills))
+    assert killed >= 2, "the audience is too small to be interrupted"
+    send_all(settings, people)
+    assert set(taken.got.values()) == {1}, f"seed {seed}"
+    with Ledger.open(settings) as ledger:
+        counts = ledger.counts(*THING)
+        unknown = ledger.unknown_message_ids()
+        # at most one window a kill
+        assert counts["unknown"] == len(unknown) <= killed * 100, f"seed {seed}"
+        assert counts["sent"] + counts["unknown"] == people
+        # whoever is recorded as sent did get it, and whoever did not get it is unknown, not lost
+        assert len(taken.got) >= counts["sent"]
+        assert people - len(taken.got) <= len(unknown)
+        # the provider's events tell of those that went
+        settled = ledger.settle({one: Status.SENT for one in unknown if one in taken.ids}, settings.now())
+        assert settled.total() == len(set(unknown) & taken.ids)
+        assert ledger.counts(*THING)["sent"] == len(taken.got)
+    # and a rerun sends nothing more
+    send_all(settings, people)
+    assert set(taken.got.values()) == {1}, f"seed {seed}"
