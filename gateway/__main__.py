@@ -56,6 +56,8 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        # from here on callers wait rather than being refused, so the address may be told
+        listener.listen(1024)
     except (OSError, OverflowError) as error:
         listener.close()
         raise SettingsError(

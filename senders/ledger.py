@@ -43,6 +43,7 @@ from warehouse.errors import MailhouseError
 
 HEAD = "0001"
 _T = TypeVar("_T")
+_ACTIVE: dict[str, set[int]] = {}
 _NAMED = re.compile(r":[a-z_]+")
 _CHUNK = 1000  # ids in one IN list, rows in one transaction
 _REPLY = 500  # characters of a provider's reply that are kept
@@ -161,8 +162,8 @@ class Ledger:
         self._engine = engine
         self._place = place
         self._lease = lease
-        # runs of this very process: they end without the process ending
-        self._active: set[int] = set()
+        # runs of this very process, which end without the process ending; shared by all its ledgers of one database
+        self._active = _ACTIVE.setdefault(place, set())
 
     @classmethod
     def open(cls, settings: SenderSettings) -> Ledger:
@@ -275,8 +276,7 @@ class Ledger:
             if machine != own_host:
                 is_alive = time.time() - heartbeat_at < self._lease
             elif (process_id, started_at) == (own_pid, own_start):
-                # another Ledger of this process may own it, so only its heartbeat tells
-                is_alive = run_id in self._active or time.time() - heartbeat_at < self._lease
+                is_alive = run_id in self._active
             else:
                 is_alive = process_started_at(process_id) == started_at != ""
             if is_alive:
@@ -553,11 +553,7 @@ class Ledger:
     def unknown_message_ids(self) -> list[str]:
         """Messages whose outcome only the provider's events can tell, oldest first."""
         with self._reading() as connection:
-            return list(
-                connection.execute(
-                    sa.text("select message_id from messages where status = 'unknown' order by id")
-                ).scalars()
-            )
+            return list(connection.execute(_UNKNOWN).scalars())
 
     def counts(self, kind: str, name: str, occurrence: str) -> Counter[str]:
         """Messages of one thing by status."""
@@ -738,6 +734,8 @@ def _each(connection: sa.Connection, statement: str, rows: list[tuple[Any, ...]]
     connection.exec_driver_sql(_positional(statement, connection.dialect.paramstyle), rows)
 
 
+# word for word the condition of the index messages_open: SQLite takes the index for nothing less
+_IS_OPEN = "status in ('claimed', 'dispatching', 'unknown')"
 _COLUMNS = (
     "message_id", "status", "reason", "sequence", "run_id", *PLAN_COLUMNS, "contact_id", "email", "variant", "details",
 )  # fmt: skip
@@ -789,9 +787,10 @@ _CHANGES = (
     "where id in :ids order by id"
 )
 _OPEN = sa.text(
-    "select id, message_id, status, run_id, provider from messages "
-    "where status in ('claimed', 'dispatching', 'unknown') and status in ('dispatching', 'unknown') order by id"
+    "select id, message_id, status, run_id, provider from messages "  # noqa: S608
+    f"where {_IS_OPEN} and status in ('dispatching', 'unknown') order by id"
 )
+_UNKNOWN = sa.text(f"select message_id from messages where {_IS_OPEN} and status = 'unknown' order by id")  # noqa: S608
 _SETTLE = sa.text(
     "update messages set status = :status, reason = :reason, sequence = sequence + :steps, changed_at = :at, "
     "provider_message_id = case when :provider_message_id = '' then provider_message_id else :provider_message_id end, "
@@ -799,8 +798,8 @@ _SETTLE = sa.text(
     "where id = :id and status = :old_status and run_id = :old_run"
 )
 _LEFT = sa.text(
-    "select id, run_id from messages "
-    "where status = 'claimed' and kind = :kind and name = :name and occurrence = :occurrence"
+    "select id, run_id from messages "  # noqa: S608
+    f"where {_IS_OPEN} and status = 'claimed' and kind = :kind and name = :name and occurrence = :occurrence"
 )
 _ABANDON = (
     "update messages set status = 'skipped', reason = 'left_audience', sequence = sequence + 1, changed_at = :at "

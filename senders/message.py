@@ -7,8 +7,7 @@ provider's answer about one message. The ledger knows two more states of its own
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
@@ -119,7 +118,6 @@ class Message:
     sent_at: datetime
     reply_to: Address | None = None
     headers: tuple[tuple[str, str], ...] = ()
-    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def raw(self) -> bytes:

@@ -536,12 +536,12 @@ def _text(root: _Element, tags: dict[str, str]) -> str:
             visit(element)
 
     def joined(match: re.Match[str]) -> str:
-        """A line of statements only leaves no line behind."""
+        """Statements at the beginning of a line leave neither its end nor its indent behind."""
         is_silent = all(_is_statement(tags[one]) for one in re.findall(r"mhtag\d{4}x", match[1]))
         return match[1] if is_silent else match[0]
 
     text = re.sub(r"(?m)^((?:mhtag\d{4}x)+)\n", joined, "".join(parts))
-    return re.sub(r"(?m)^((?:mhtag\d{4}x)+) +", r"\1", text)
+    return re.sub(r"(?m)^((?:mhtag\d{4}x)+) +", joined, text)
 
 
 def _paragraph(element: _Element) -> str:

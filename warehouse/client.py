@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from http.client import IncompleteRead
 from typing import Any
 
 import clickhouse_connect
 import polars as pl
+import pyarrow as pa
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from clickhouse_connect.driver.external import ExternalData
+from urllib3.exceptions import HTTPError
 
 from warehouse.errors import WarehouseError, WarehouseUnavailable
 from warehouse.settings import MailhouseSettings, WarehouseAddress
 
 _CODE = re.compile(r"code:? (\d+)", re.IGNORECASE)
+_BROKEN_OFF = re.compile(r"Code: (\d+)\. DB::Exception: (.*?)(?: \(version |$)", re.DOTALL)
 _EXCEPTION = re.compile(r"DB::Exception: (.*?)(?: \(version [^)]*\))?\s*$", re.DOTALL)
 
 INSERT_SETTINGS = {
@@ -107,7 +111,7 @@ class Warehouse:
                 settings={"output_format_arrow_string_as_string": "1", "max_block_size": str(rows)},
             ) as stream,
         ):
-            for table in stream:
+            for table in _unbroken(stream):
                 frame = _frame(pl.from_arrow(table))
                 if frame.height:
                     yield from frame.iter_slices(rows)
@@ -177,6 +181,28 @@ def _unavailable(address: WarehouseAddress) -> WarehouseUnavailable:
         f"The warehouse does not answer at {address.url}.",
         fix="Start it with `mailhouse up`, or set MAILHOUSE_WAREHOUSE_URL to a ClickHouse server that runs.",
     )
+
+
+def _unbroken(stream: Iterable[Any]) -> Iterator[Any]:
+    """The tables of an Arrow stream; if it breaks off, ClickHouse's message, which clickhouse-connect leaves unread."""
+    try:
+        yield from stream
+    except (HTTPError, pa.ArrowException) as error:
+        raise _broken_off(error) from error
+
+
+def _broken_off(error: Exception) -> WarehouseError:
+    unread = next((cause.partial for cause in error.args if isinstance(cause, IncompleteRead)), b"")
+    nested = (
+        error.args[1].__cause__ if len(error.args) > 1 and isinstance(error.args[1], IncompleteRead) else None
+    )
+    if isinstance(nested, IncompleteRead):
+        unread += nested.partial
+    text = unread.decode("utf-8", "replace")
+    found = _BROKEN_OFF.search(text)
+    if found is None:
+        return WarehouseError(f"ClickHouse broke off in the midst of an answer: {error}.")
+    return WarehouseError(f"ClickHouse refused a query: {found.group(2).strip()}", code=int(found.group(1)))
 
 
 def _translated(error: ClickHouseError, address: WarehouseAddress) -> WarehouseError:

@@ -32,6 +32,8 @@ class MaildirProvider(Provider):
 
     def send(self, batch: Sequence[Message]) -> list[Delivery]:
         """Write every message; all are on disk when this returns."""
+        if not batch:
+            return []
         try:
             for part in ("tmp", "new", "cur"):
                 (self.folder / part).mkdir(parents=True, exist_ok=True)
@@ -43,6 +45,11 @@ class MaildirProvider(Provider):
         # a flush waits for the disk: several at once cost hardly more than one
         with ThreadPoolExecutor(_FLUSHES, thread_name_prefix="maildir") as pool:
             answers = list(pool.map(self._deliver, batch))
+        if not any(answer.status == Status.SENT for answer in answers):
+            raise ProviderUnavailableError(
+                f"The maildir {self.folder} cannot be written: {answers[0].reply}.",
+                fix="Free some space or make the folder writable, and send again; it goes on where it stopped.",
+            )
         self._sync()
         return answers
 

@@ -80,6 +80,10 @@ class Models:
             pytest.fail(f"dbt {command}: {result.exception or ''} " + "\n".join(bad))
         return result.result
 
+    def run(self, offset: timedelta = timedelta(0)) -> None:
+        """Build all seeds and models, no tests."""
+        self.build("--exclude-resource-type", "unit_test", "test", offset=offset)
+
     def frame(self, sql: str) -> pl.DataFrame:
         """Query; `marts.`, `segments.` and so on mean the databases of the tests."""
         for name in DATABASES:

@@ -103,8 +103,8 @@ def test_a_new_segment_is_one_file(project_copy: Path, tmp_path: Path) -> None:
     with environment(dbt_environment(MailhouseSettings(home=tmp_path))):
         before = dbt(["parse"], tmp_path / "target", project_copy)
         (project_copy / "models/segments/french_champions.sql").write_text(
-            "select contact_id from {{ ref('champions') }}\n"
-            "where contact_id in (select contact_id from {{ ref('int_contacts__profiled') }} where country = 'France')\n"
+            "select contact_id from {{ ref('int_contacts__profiled') }}\n"
+            "where country = 'France' and contact_id in (select contact_id from {{ ref('champions') }})\n"
         )
         (project_copy / "models/segments/hibernating.sql").unlink()
         (project_copy / "models/segments/hibernating.yml").unlink()

@@ -18,6 +18,8 @@ from sending import recipients, send_all, sender_settings, write_content
 
 from senders.ledger import Ledger
 from senders.message import Status
+from senders.retries import RetryPolicy
+from warehouse.errors import MailhouseError
 
 CHILD = Path(__file__).parent / "sending.py"
 THING = ("campaign", "offer", "2026-06-27T09:00:00Z")
@@ -65,7 +67,7 @@ def run_and_kill(home: Path, people: int, url: str, after: float) -> bool:
 
 
 def test_maildir_each_exactly_once(tmp_path: Path) -> None:
-    people, kills = 2000, 6
+    people, kills = 2000, 4
     write_content(tmp_path / "content")
     settings = sender_settings(tmp_path)
     seed = random.randrange(10**6)
@@ -88,7 +90,7 @@ def test_maildir_each_exactly_once(tmp_path: Path) -> None:
 
 
 def test_smtp_nothing_twice_and_few_unknown(tmp_path: Path, box: tuple[Box, str]) -> None:
-    people, kills = 2000, 5
+    people, kills = 2000, 4
     taken, url = box
     write_content(tmp_path / "content")
     settings = sender_settings(tmp_path, provider="smtp", smtp_url=url)
@@ -114,3 +116,30 @@ def test_smtp_nothing_twice_and_few_unknown(tmp_path: Path, box: tuple[Box, str]
     # and a rerun sends nothing more
     send_all(settings, people)
     assert set(taken.got.values()) == {1}, f"seed {seed}"
+
+
+def test_a_full_disk_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    people = 300
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1500k", "none", str(disk)], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    try:
+        write_content(tmp_path / "content")
+        settings = sender_settings(disk, content_dir=tmp_path / "content")
+        with pytest.raises(MailhouseError, match=r"full|No space"):
+            send_all(settings, people, rows=50, retry=RetryPolicy(attempts=1))
+        before = len(recipients(settings.maildir))
+        assert 0 < before < people
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        send_all(settings, people)
+        assert sorted(recipients(settings.maildir)) == sorted(
+            f"person{n}@example.com" for n in range(1, people + 1)
+        )
+        with Ledger.open(settings) as ledger:
+            assert ledger.counts(*THING) == {"sent": people}
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)

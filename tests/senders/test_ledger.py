@@ -357,7 +357,7 @@ def test_migrations_make_the_tables_that_the_code_knows(ledger: Ledger) -> None:
 
 
 def test_processes_that_open_a_new_ledger_at_once(tmp_path: Path) -> None:
-    code = "from senders.ledger import Ledger; from senders.settings import SenderSettings; Ledger.open(SenderSettings())"
+    code = "import senders.ledger as l, senders.settings as s; l.Ledger.open(s.SenderSettings())"
     environment = {**os.environ, "MAILHOUSE_HOME": str(tmp_path)}
     processes = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
     assert [process.wait(60) for process in processes] == [0, 0, 0]

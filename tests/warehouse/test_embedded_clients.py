@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import clickhouse_connect
@@ -299,8 +300,7 @@ def test_a_result_far_larger_than_a_block_is_not_held_whole(
     assert info is not None
 
     def resident() -> int:
-        with open(f"/proc/{info.pid}/statm") as status:
-            return int(status.read().split()[1]) * 4096
+        return int(Path(f"/proc/{info.pid}/statm").read_text().split()[1]) * 4096
 
     before, peak, size = resident(), 0, 0
     with client.raw_stream(

@@ -1,5 +1,7 @@
 """The embedded server's HTTP protocol, byte by byte, and its refusals. No ClickHouse client in between."""
 
+# ruff: noqa: E501 - statements are easier read unbroken
+
 from __future__ import annotations
 
 import gzip

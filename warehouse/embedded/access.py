@@ -15,6 +15,7 @@ process's own Python objects. Three layers stand before that:
 from __future__ import annotations
 
 import hmac
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -345,10 +346,7 @@ class Policy:
 
 def _calls_python(text: str) -> bool:
     found = list(statements.tokens(text.encode()))
-    return any(
-        token.is_word(b"PYTHON") and after.text == b"("
-        for token, after in zip(found, found[1:], strict=False)
-    )
+    return any(token.is_word(b"PYTHON") and after.text == b"(" for token, after in itertools.pairwise(found))
 
 
 def _check_table_function(name: str, tree: list[Node], place: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -56,17 +57,22 @@ def decoded(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
         raise ServerError(
             NOT_IMPLEMENTED, f"Unknown content encoding '{encoding}'; known are {', '.join(ENCODINGS)}"
         )
-    current: Decompressor | None = None
-    is_first = True
-    try:
+    chunks = iter(chunks)
+    start = b""
+    if encoding == "deflate":
+        # some clients send it without zlib's two bytes of header; it takes both to tell
         for chunk in chunks:
+            start += chunk
+            if len(start) > 1:
+                break
+    is_raw = encoding == "deflate" and not _has_zlib_header(start)
+    current: Decompressor | None = None
+    try:
+        for chunk in itertools.chain((start,), chunks):
             data = chunk
             while data:
                 if current is None:
-                    current = _decompressor(encoding)
-                    if encoding == "deflate" and is_first and not _has_zlib_header(data):
-                        current = zlib.decompressobj(wbits=-15)  # pyright: ignore[reportAssignmentType]
-                    is_first = False
+                    current = zlib.decompressobj(wbits=-15) if is_raw else _decompressor(encoding)  # pyright: ignore[reportAssignmentType]
                 assert current is not None
                 out = current.decompress(data)
                 data = b""

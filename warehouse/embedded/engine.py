@@ -15,8 +15,7 @@ import re
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -64,9 +63,11 @@ class EngineStartError(MailhouseError):
     """The engine cannot open its data directory."""
 
 
-def users_configuration() -> str:
+def users_configuration(*, free_disk_bytes: int) -> str:
     """The engine's users file: one user, restricted grants, and settings that a query cannot change."""
-    profile = "".join(f"<{name}>{value}</{name}>" for name, value in _PROFILE.items())
+    # an insert fails as a whole while some space is left, rather than in its middle when there is none
+    settings = {**_PROFILE, "min_free_disk_bytes_to_perform_insert": str(free_disk_bytes)}
+    profile = "".join(f"<{name}>{value}</{name}>" for name, value in settings.items())
     fixed = "".join(f"<{name}><const/></{name}>" for name in _FIXED_SETTINGS)
     grants = "".join(f"<query>{escape(grant)}</query>" for grant in _GRANTS)
     return (
@@ -77,15 +78,12 @@ def users_configuration() -> str:
     )
 
 
-def server_configuration(users_file: Path, *, memory_bytes: int, free_disk_bytes: int) -> str:
+def server_configuration(users_file: Path, *, memory_bytes: int) -> str:
     """The engine's own configuration file."""
     return (
         "<clickhouse>"
         f"<users_config>{escape(str(users_file))}</users_config>"
         f"<max_server_memory_usage>{memory_bytes}</max_server_memory_usage>"
-        # an insert fails as a whole while some space is left, rather than in its middle when there is none
-        f"<merge_tree><min_free_disk_bytes_to_perform_insert>{free_disk_bytes}"
-        "</min_free_disk_bytes_to_perform_insert></merge_tree>"
         "<mark_cache_size>268435456</mark_cache_size>"
         "<logger><level>none</level></logger>"
         "</clickhouse>\n"
@@ -114,6 +112,7 @@ class Handle:
         database: the current database.
         is_stale: it holds state that a later user must not meet; it is closed rather than kept.
         has_settings: a SET of the client's own holds in it.
+        applied: settings of the last request, which still hold; the next one takes back what it does not want.
     """
 
     def __init__(self, connection: Any) -> None:
@@ -121,6 +120,7 @@ class Handle:
         self.database = "default"
         self.is_stale = False
         self.has_settings = False
+        self.applied: dict[str, str] = {}
 
     def query(
         self,
@@ -171,6 +171,24 @@ class Handle:
         if settings:
             self.query("SET " + ", ".join(f"{name} = {quoted(value)}" for name, value in settings.items()))
 
+    def apply(self, settings: Mapping[str, str]) -> None:
+        """Make these the settings in force, whatever the request before had; nothing to do for the same ones.
+
+        Raises:
+            ServerError: an unknown setting or value; the handle is stale then.
+        """
+        changes = [
+            f"{name} = {quoted(value)}" for name, value in settings.items() if self.applied.get(name) != value
+        ]
+        changes += [f"{name} = DEFAULT" for name in self.applied if name not in settings]
+        if changes:
+            try:
+                self.query("SET " + ", ".join(changes))
+            except ServerError:
+                self.is_stale = True
+                raise
+            self.applied = dict(settings)
+
     def reset(self, names: list[str]) -> None:
         """Give settings their defaults back."""
         if names:
@@ -199,6 +217,12 @@ class Session:
 class Engine:
     """The engine with its data directory open. Thread-safe.
 
+    Attributes:
+        spool: folder for data on its way in.
+        version: the engine's version, e.g. 26.9.2.1.
+        timezone: the server's time zone.
+        engines: names of all table engines, database engines and dictionary sources.
+
     Args:
         path: the data directory; made if missing. No other process may have it open.
         memory_bytes: the most that all queries together may use.
@@ -212,10 +236,10 @@ class Engine:
         own = path / "embedded"
         own.mkdir(parents=True, exist_ok=True)
         users_file, config_file = own / "users.xml", own / "config.xml"
-        users_file.write_text(users_configuration())
-        config_file.write_text(
-            server_configuration(users_file, memory_bytes=memory_bytes, free_disk_bytes=free_disk_bytes)
-        )
+        users_file.write_text(users_configuration(free_disk_bytes=free_disk_bytes))
+        config_file.write_text(server_configuration(users_file, memory_bytes=memory_bytes))
+        self.spool = own / "spool"
+        self.spool.mkdir(exist_ok=True)
         # the engine reads a `config.xml` of the working directory, whoever put it there, and resolves files against it
         empty = own / "empty"
         empty.mkdir(exist_ok=True)
@@ -225,8 +249,8 @@ class Engine:
         self._chdb.set_signal_handlers_enabled(False)
         self._address = f"{path}?config-file={config_file}"
         self._lock = threading.Lock()
-        self._idle: deque[Handle] = deque()
-        self._idle_readers: deque[Handle] = deque()
+        self._idle: list[Handle] = []
+        self._idle_readers: list[Handle] = []
         self._sessions: dict[tuple[str, str], Session] = {}
         try:
             self._root = self._open()
@@ -250,21 +274,19 @@ class Engine:
     def _open(self) -> Handle:
         return Handle(self._chdb.connect(self._address))
 
-    @contextlib.contextmanager
-    def borrow(self, *, is_reader: bool) -> Iterator[Handle]:
-        """A handle from the pool, for one request."""
-        handle = self.take(is_reader=is_reader)
-        try:
-            yield handle
-        finally:
-            self.give_back(handle, is_reader=is_reader)
-
-    def take(self, *, is_reader: bool) -> Handle:
-        """A handle from the pool; give it back with `give_back`."""
+    def take(self, database: str, settings: Mapping[str, str], *, is_reader: bool) -> Handle:
+        """A handle from the pool, best one left as this request wants it; give it back with `give_back`."""
         pool = self._idle_readers if is_reader else self._idle
         with self._lock:
-            if pool:
-                return pool.pop()
+            # clients repeat themselves: a handle in the same state saves a USE and a SET
+            best = max(
+                pool,
+                key=lambda handle: (handle.database == database) + (handle.applied == settings),
+                default=None,
+            )
+            if best is not None:
+                pool.remove(best)
+                return best
         return self._fresh(is_reader)
 
     def give_back(self, handle: Handle, *, is_reader: bool) -> None:

@@ -29,7 +29,7 @@ log = logging.getLogger("warehouse.embedded")
 HOST = "127.0.0.1"
 _LOOPBACK = frozenset({"127.0.0.1", "localhost"})
 _SMALLEST_LIMIT = 512 << 20
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 3.0
 _CLOSE_SECONDS = 5.0
 
 

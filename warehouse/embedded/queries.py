@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from warehouse.embedded import compression, statements
 from warehouse.embedded.access import PRIVATE_SETTINGS, Effect, Policy, Statement, User
-from warehouse.embedded.engine import Engine, Handle, Session, quoted_name
+from warehouse.embedded.engine import Engine, Handle, Session, quoted, quoted_name
 from warehouse.embedded.errors import (
     NOT_IMPLEMENTED,
     QUERY_IS_TOO_LARGE,
@@ -26,6 +27,7 @@ from warehouse.embedded.errors import (
 )
 from warehouse.embedded.formats import StreamJoiner, native_header
 from warehouse.embedded.protocol import ExternalTable, Request, read_multipart
+from warehouse.embedded.spool import DataFile
 
 # formats whose blocks, rendered one by one, make the same bytes as the whole
 _STREAMED = frozenset(
@@ -35,7 +37,7 @@ _STREAMED = frozenset(
 _QUERY_WORDS = frozenset({b"SELECT", b"WITH", b"FROM"})
 _HEAD = 64 << 10  # bytes of a body in which an INSERT's head must end
 _LARGEST_QUERY = 512 << 20  # bytes of a query that is not an INSERT with data
-_INSERT_CHUNK = 1 << 20
+_INFILE_PLACE = ": While executing File: data for INSERT query"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.:-]")
 _NOT_STREAMED = "Streaming query is not supported"
 
@@ -105,6 +107,8 @@ class Lease:
     """
 
     def __init__(self, engine: Engine, request: Request, user: User) -> None:
+        # readonly is judged by the policy: the engine would not let go of it afterwards
+        settings = {name: value for name, value in request.settings.items() if name != "readonly"}
         self._engine = engine
         self._is_reader = user.is_reader
         self._session: Session | None = None
@@ -115,7 +119,9 @@ class Lease:
         # a reader's handle can make no temporary table, so it becomes a reader's only after
         self._late_reader = user.is_reader and bool(request.external)
         if asked is None:
-            self.handle = engine.take(is_reader=user.is_reader and not self._late_reader)
+            database = request.database or "default"
+            is_reader = user.is_reader and not self._late_reader
+            self.handle = engine.take(database, settings, is_reader=is_reader)
             if self._late_reader:
                 self.handle.is_stale = True
         else:
@@ -128,9 +134,18 @@ class Lease:
             self.handle = self._session.handle
         try:
             self._enter_database(request.database)
+            if self._session is None:
+                self.handle.apply(settings)
+            else:
+                self.set(settings)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def spool(self) -> Path:
+        """Folder for data on its way into the engine."""
+        return self._engine.spool
 
     @property
     def has_session(self) -> bool:
@@ -168,7 +183,8 @@ class Lease:
                 )
             else:
                 self.handle.is_stale = True
-            insert(self.handle, f"INSERT INTO {name}", table.format, [table.data])
+            head = statements.InsertHead(f"INSERT INTO {name} ".encode(), b"", table.format, 0, False)
+            insert(self.handle, head, [table.data], self._engine.spool)
         if self._late_reader:
             self.handle.query("SET readonly = 2")
 
@@ -194,32 +210,36 @@ class Lease:
             self._engine.give_back(self.handle, is_reader=self._is_reader and not self._late_reader)
 
 
-def insert(handle: Handle, statement: str, data_format: str, data: Iterable[bytes], *, hide: str = "") -> Any:
-    """Stream data into the engine; nothing of the last block stays if the data breaks off or does not parse.
+def insert(
+    handle: Handle,
+    head: statements.InsertHead,
+    data: Iterable[bytes],
+    spool: Path,
+    *,
+    tag: str = "",
+) -> Any:
+    """INSERT with data: the data is laid down whole, then the engine reads it with FROM INFILE.
+
+    The engine's own streaming insert (`send_insert`) is not used: it reports success for what the table refused (a
+    full disk, a violated constraint, too many parts, an error in a materialised view). And a body that breaks off
+    or does not decompress leaves nothing, for the insert begins only when all of it is here.
 
     Raises:
         ServerError: what the engine said, or what the data's own iterator raised.
     """
-    connection = handle.connection
-    try:
-        running = connection.send_insert(statement, data_format)
-        if running.has_error():
-            raise ServerError.from_engine(running.error_message(), hide=hide)
+    with DataFile(spool) as file:
+        for chunk in data:
+            file.write(chunk)
+        source = quoted(file.path)
+        sql = (
+            f"{tag} {_text(head.target)} FROM INFILE {source} COMPRESSION 'none' "
+            f"{_text(head.settings)} FORMAT {head.format}"
+        )
         try:
-            for chunk in data:
-                for start in range(0, len(chunk), _INSERT_CHUNK):
-                    connection.insert_append(running, chunk[start : start + _INSERT_CHUNK])
-            result = connection.insert_done(running)
-        except BaseException:
-            with suppress(RuntimeError):
-                connection.insert_cancel(running)
-            raise
-    except RuntimeError as error:
-        raise ServerError.from_engine(error, hide=hide) from None
-    # a full disk, for one, is said only here, with all rows counted as written
-    if result.has_error():
-        raise ServerError.from_engine(result.error_message(), hide=hide)
-    return result
+            return handle.query(sql, "TSVRaw", hide=tag)
+        except ServerError as error:
+            message = error.message.replace(f"(in file/uri {file.path}): ", "").replace(_INFILE_PLACE, "")
+            raise ServerError(error.code, message, name=error.name) from None
 
 
 class QueryRunner:
@@ -247,10 +267,7 @@ class QueryRunner:
         job.check()
         lease = Lease(self._engine, request, user)
         try:
-            # readonly is judged here: the engine would not let go of it afterwards
-            settings = {name: value for name, value in request.settings.items() if name != "readonly"}
             is_read_only = request.is_read_only or request.settings.get("readonly", "0") != "0"
-            lease.set(settings)
             lease.add_tables(request.external)
             execution = _Execution(lease, request, job, self._policy, user, is_read_only)
             head = statements.insert_head(query) if statements.is_insert(query) else None
@@ -338,7 +355,7 @@ class _Execution:
             text = f"{tag} {statement}{clause}{_text(_all(data))}"
             result = self._handle.query(text, "TSVRaw", self._parameters, hide=tag)
         else:
-            result = insert(self._handle, f"{tag} {statement}", head.format, data, hide=tag)
+            result = insert(self._handle, head, data, self._lease.spool, tag=tag)
         summary = {"written_rows": result.rows_written(), "written_bytes": result.bytes_written()}
         return self._whole(self._request.default_format, _summary(summary), b"")
 

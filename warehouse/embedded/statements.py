@@ -71,16 +71,23 @@ class InsertHead:
     """An INSERT cut where its data begins.
 
     Attributes:
-        statement: the text before FORMAT or VALUES: table, columns, settings, a SELECT from input().
+        target: the text up to SETTINGS: table, columns, a SELECT from input().
+        settings: the SETTINGS clause, empty if there is none.
         format: the data's format; `Values` for VALUES.
         data_start: offset of the first byte of data.
         has_select: the rows go through a SELECT.
     """
 
-    statement: bytes
+    target: bytes
+    settings: bytes
     format: str
     data_start: int
     has_select: bool
+
+    @property
+    def statement(self) -> bytes:
+        """The text before FORMAT or VALUES."""
+        return self.target + self.settings
 
 
 def insert_head(query: bytes) -> InsertHead | None:
@@ -88,14 +95,20 @@ def insert_head(query: bytes) -> InsertHead | None:
     depth = 0
     before: Token | None = None
     format_at: int | None = None
+    settings_at: int | None = None
     has_select = False
+
+    def head(end: int, data_format: str, data_start: int) -> InsertHead:
+        cut = end if settings_at is None else settings_at
+        return InsertHead(query[:cut], query[cut:end], data_format, data_start, has_select)
+
     for token in tokens(query):
         if format_at is not None:
             if token.kind != "word":
                 return None
             after = _DATA_START.match(query, token.end)
             start = after.end() if after else token.end
-            return InsertHead(query[:format_at], token.text.decode(), start, has_select)
+            return head(format_at, token.text.decode(), start)
         is_name = before is not None and (
             before.text in _BEFORE_NAME or before.is_word(b"INTO", b"TABLE", b"SELECT")
         )
@@ -106,10 +119,12 @@ def insert_head(query: bytes) -> InsertHead | None:
         elif depth == 0 and not is_name and token.kind == "word":
             if token.is_word(b"FORMAT"):
                 format_at = token.start
+            elif token.is_word(b"SETTINGS") and not has_select:
+                settings_at = token.start
             elif token.is_word(b"SELECT", b"WITH"):
                 has_select = True
             elif token.is_word(b"VALUES") and not has_select:
-                return InsertHead(query[: token.start], "Values", token.end, False)
+                return head(token.start, "Values", token.end)
         before = token
     return None
 

@@ -10,6 +10,9 @@
     )
 }}
 
+{#- whole months are built anew; asked before, so that ClickHouse reads the partitions of these months and no others -#}
+{%- set months = changed_months() if is_incremental() else none -%}
+
 with
 
 loaded as (
@@ -18,58 +21,11 @@ loaded as (
 
 ),
 
-{% if is_incremental() -%}
-built as (
-
-    select source, external_id, email, message_id, occurred_at, contact_id as built_contact_id from {{ this }}
-
-),
-
-loaded_months as (
-
-    select toYYYYMM(occurred_at) as month, count() as rows_count
-    from loaded
-    group by month
-
-),
-
-built_months as (
-
-    select toYYYYMM(occurred_at) as month, sum(loads_count) as rows_count
-    from {{ this }}
-    group by month
-
-),
-
-resolved as (
-
-    {{ with_contacts('built') }}
-
-),
-
--- Whole months are built anew: those in which rows are not accounted for, however late they came and wherever an
--- earlier run was killed, and those in which an event has found its way to another contact.
-months as (
-
-    select loaded_months.month as month
-    from loaded_months
-    left join built_months on built_months.month = loaded_months.month
-    where loaded_months.rows_count != coalesce(built_months.rows_count, 0)
-
-    union distinct
-
-    select toYYYYMM(occurred_at) as month
-    from resolved
-    where coalesce(contact_id, 0) != coalesce(built_contact_id, 0)
-
-),
-
-{% endif -%}
 due as (
 
     select * from loaded
-    {% if is_incremental() -%}
-    where toYYYYMM(occurred_at) in (select month from months)
+    {% if months is not none -%}
+    where {{ 'toYYYYMM(occurred_at) in (' ~ months | join(', ') ~ ')' if months else 'false' }}
     {%- endif %}
 
 ),
