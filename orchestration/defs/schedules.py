@@ -8,11 +8,10 @@ from warehouse.settings import MailhouseSettings
 
 ingestion = dg.AssetSelection.groups("ingestion")
 models = dg.AssetSelection.groups("staging", "marts", "segments")
-ledger = dg.AssetSelection.assets(["raw", "messages"])
 predictions = dg.AssetSelection.groups("ml")
 
 ingest = dg.define_asset_job(
-    "ingest", selection=ingestion | ledger, description="Load every source, and what the ledger has recorded."
+    "ingest", selection=ingestion, description="Load every source, and what the ledger has recorded."
 )
 build_models = dg.define_asset_job(
     "build_models", selection=models, description="Build and test every dbt model."
@@ -20,7 +19,7 @@ build_models = dg.define_asset_job(
 recommend = dg.define_asset_job("recommend", selection=predictions, description="Fit, measure, recommend.")
 refresh = dg.define_asset_job(
     "refresh",
-    selection=ingestion | ledger | models | predictions,
+    selection=ingestion | models | predictions,
     description="Load every source and the ledger, build every model, recommend.",
 )
 

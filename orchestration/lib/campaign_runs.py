@@ -22,7 +22,7 @@ from campaigns.specs import (
     segment_version,
 )
 from orchestration.lib.dbt_runs import PROJECT_DIR
-from senders.export import export_messages
+from senders.export import export_messages, settle_from_events
 from senders.ledger import Ledger
 from senders.pipeline import Progress, SendPlan, SendSummary, send
 from senders.providers import get_provider
@@ -150,13 +150,16 @@ def deliver(
     plan = SendPlan.from_campaign(
         prepared.spec, prepared.occurrence, segment_version=prepared.segment_version
     )
-    with Ledger.open(prepared.settings) as ledger:
+    with (
+        Ledger.open(prepared.settings) as ledger,
+        get_provider(prepared.settings, plan.provider) as provider,
+    ):
         return send(
             plan,
             prepared.audience.batches(BATCH_ROWS),
             settings=prepared.settings,
             ledger=ledger,
-            provider=get_provider(prepared.settings, plan.provider),
+            provider=provider,
             templates=prepared.templates,
             on_progress=on_progress,
             stop=stop,
@@ -164,8 +167,13 @@ def deliver(
 
 
 def export_ledger(settings: SenderSettings, warehouse: Warehouse) -> int:
-    """Copy what the ledger has and the warehouse has not; returns the rows."""
+    """Settle messages in doubt by the events that have come, then copy what the ledger has and the warehouse has not.
+
+    Returns:
+        How many rows were copied.
+    """
     with Ledger.open(settings) as ledger:
+        settle_from_events(ledger, warehouse, settings.now())
         return export_messages(ledger, warehouse)
 
 

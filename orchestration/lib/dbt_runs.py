@@ -142,7 +142,7 @@ def stream(
         *(word for argument in selection.selection_args for word in argument.split(" ")),
         *indirect,
     ]
-    target = settings.home / "dbt" / "runs" / context.run_id
+    target = settings.home / "dbt" / "runs" / context.run.run_id
     target.mkdir(parents=True, exist_ok=True)
 
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()

@@ -53,7 +53,7 @@ SENDS = dg.AssetKey("campaign_sends")
 def campaigns(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
     """Judge the audience; if every check passes, send to it."""
     settings = SenderSettings.load()
-    with open_warehouse(context.run_id) as warehouse:
+    with open_warehouse(context.run.run_id) as warehouse:
         prepared = prepare(settings, warehouse, context.partition_key)
         results = [
             dg.AssetCheckResult(
@@ -97,12 +97,13 @@ def campaigns(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResul
 
 @dg.asset(
     key=["raw", "messages"],
-    group_name=GROUP,
+    # what the ledger recorded is an input of the models, as provider events are
+    group_name="ingestion",
     description="Every status change of every message, copied from the ledger.",
     kinds={"python", "clickhouse"},
     pool="clickhouse",
 )
 def messages(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """Copy what the ledger has that the warehouse does not; campaigns do so themselves when they end."""
-    with open_warehouse(context.run_id) as warehouse:
+    with open_warehouse(context.run.run_id) as warehouse:
         return dg.MaterializeResult(metadata={"rows": export_ledger(SenderSettings.load(), warehouse)})

@@ -46,9 +46,9 @@ def file_source_asset(source: FileSource) -> dg.AssetsDefinition:
     )
     def load(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         settings = MailhouseSettings.load()
-        with open_warehouse(context.run_id) as warehouse:
+        with open_warehouse(context.run.run_id) as warehouse:
             report = ingest_files(
-                warehouse, source, base_dir=settings.home, run_id=context.run_id, now=settings.now()
+                warehouse, source, base_dir=settings.home, run_id=context.run.run_id, now=settings.now()
             )
         for file in report.files:
             context.log.info(
@@ -80,8 +80,8 @@ def hubspot_asset(kind: HubSpotObject) -> dg.AssetsDefinition:
     )
     def load(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         settings = CrmSettings.load()
-        with open_warehouse(context.run_id) as warehouse, HubSpot(settings) as hubspot:
-            result = ingest_hubspot(warehouse, hubspot, kind, settings=settings, run_id=context.run_id)
+        with open_warehouse(context.run.run_id) as warehouse, HubSpot(settings) as hubspot:
+            result = ingest_hubspot(warehouse, hubspot, kind, settings=settings, run_id=context.run.run_id)
         counts = {name: getattr(result, name) for name in ("read", "loaded", "duplicates", "quarantined")}
         return dg.MaterializeResult(metadata=counts_metadata(counts))
 
@@ -108,7 +108,7 @@ def raw_tables(writers: Mapping[str, Sequence[dg.AssetKey]]) -> dg.AssetsDefinit
         pool="clickhouse",
     )
     def tables(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
-        with open_warehouse(context.run_id) as warehouse:
+        with open_warehouse(context.run.run_id) as warehouse:
             for key in sorted(context.selected_asset_keys):
                 rows = warehouse.value(f"select count() from raw.{key.path[-1]}")  # noqa: S608
                 yield dg.MaterializeResult(asset_key=key, metadata={"dagster/row_count": int(rows)})

@@ -21,7 +21,7 @@ def recommendations(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     # scikit-learn takes seconds to import, and most processes that load this file never fit anything
     from orchestration.lib.recommendations import refresh_recommendations
 
-    with open_warehouse(context.run_id) as warehouse:
+    with open_warehouse(context.run.run_id) as warehouse:
         refreshed = refresh_recommendations(warehouse, MailhouseSettings.load().now())
     quality = {
         name.replace("@", "_at_"): dg.MetadataValue.float(value)

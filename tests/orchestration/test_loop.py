@@ -1,0 +1,145 @@
+"""The loop through Dagster on real customers: load, model, recommend, find what is due, judge, send, once."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+from collections import Counter
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.events import DagsterEvent
+from dagster._core.events import PIPELINE_RUN_STATUS_TO_EVENT_TYPE as RUN_STATUS_TO_EVENT_TYPE
+from location import NOW, Location
+
+from campaigns.identity import occurrence_key
+from orchestration.defs.campaigns.assets import CAMPAIGNS
+from orchestration.defs.campaigns.sensors import CAMPAIGN_TAG, OCCURRENCE_TAG, campaigns_due
+from orchestration.lib.campaign_runs import CheckError, deliver, prepare
+from senders.ledger import Ledger
+
+OCCURRENCE = "2011-06-27T08:00:00Z"
+
+
+def evaluate(location: Location):
+    """One tick of the sensor."""
+    repository = location.definitions.get_repository_def()
+    with dg.build_sensor_context(instance=location.instance, repository_def=repository) as context:
+        return campaigns_due.evaluate_tick(context)
+
+
+def mail(home: Path) -> list:
+    """Every message in the maildir, headers only."""
+    return [
+        email.message_from_bytes(path.read_bytes(), policy=email.policy.default)
+        for path in sorted((home / "maildir" / "new").glob("*"))
+    ]
+
+
+def test_loading_again_loads_nothing(location: Location) -> None:
+    before = location.warehouse.value("select count() from raw.events")
+    location.run("ingest")
+    assert location.warehouse.value("select count() from raw.events") == before == 12_468
+
+
+def test_recommendations_beat_popularity_and_say_so(location: Location) -> None:
+    event = location.instance.get_latest_materialization_event(dg.AssetKey(["raw", "recommendations"]))
+    assert event is not None and event.asset_materialization is not None
+    metadata = event.asset_materialization.metadata
+    popular = location.warehouse.value(
+        "select argMax(value, as_of) from raw.model_evaluations where model = 'popularity' and metric = 'ndcg@10'"
+    )
+    assert metadata["ndcg_at_10"].value > 1.5 * popular > 0
+
+
+def test_due_campaigns_are_launched_once_and_again_after_a_failure(location: Location) -> None:
+    tick = evaluate(location)
+    requested = {request.partition_key: request for request in tick.run_requests}
+    assert set(requested) == {"win_back", "second_order", "thank_champions"}
+    request = requested["win_back"]
+    assert request.run_key == f"win_back@{OCCURRENCE}#1"
+    assert request.tags[CAMPAIGN_TAG] == "win_back" and request.tags[OCCURRENCE_TAG] == OCCURRENCE
+
+    def record(name: str, status: dg.DagsterRunStatus) -> None:
+        tags = {CAMPAIGN_TAG: name, OCCURRENCE_TAG: OCCURRENCE}
+        run = location.instance.create_run_for_job(location.definitions.resolve_job_def("ingest"), tags=tags)
+        location.instance.report_dagster_event(
+            DagsterEvent(RUN_STATUS_TO_EVENT_TYPE[status].value, run.job_name), run.run_id
+        )
+
+    record("win_back", dg.DagsterRunStatus.FAILURE)
+    record("second_order", dg.DagsterRunStatus.SUCCESS)
+    record("thank_champions", dg.DagsterRunStatus.STARTED)
+    assert [request.run_key for request in evaluate(location).run_requests] == [f"win_back@{OCCURRENCE}#2"]
+    record("win_back", dg.DagsterRunStatus.FAILURE)
+    record("win_back", dg.DagsterRunStatus.FAILURE)
+    tick = evaluate(location)
+    assert not tick.run_requests
+    assert "launched" in (tick.skip_message or "")
+
+
+def test_a_campaign_waits_until_its_segment_is_built(location: Location) -> None:
+    with dg.DagsterInstance.ephemeral() as fresh, dg.build_sensor_context(instance=fresh) as context:
+        tick = campaigns_due.evaluate_tick(context)
+    assert not tick.run_requests
+    assert "win_back waits for segments/at_risk" in (tick.skip_message or "")
+
+
+def test_materialising_a_partition_sends_it_once(location: Location, location_home: Path) -> None:
+    location.instance.add_dynamic_partitions(CAMPAIGNS.name, ["win_back"])
+    location.run("send_campaign", "win_back")
+    messages = mail(location_home)
+    sendable = location.warehouse.value(
+        """
+        select count() from segments.at_risk
+        where contact_id in (select contact_id from marts.consents where is_granted and purpose = 'marketing')
+        """
+    )
+    assert len(messages) == sendable > 300
+    assert max(Counter(message["To"] for message in messages).values()) == 1
+    assert all(message["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click" for message in messages)
+
+    location.run("send_campaign", "win_back")
+    assert len(mail(location_home)) == len(messages)
+    with Ledger.open(location.settings) as ledger:
+        counts = ledger.counts("campaign", "win_back", OCCURRENCE)
+    assert counts["sent"] == len(messages)
+    # what the ledger knows is in the warehouse, the skipped with their reason
+    stored = location.warehouse.frame(
+        "select status, reason, uniqExact(message_id) as messages from raw.messages group by status, reason"
+    )
+    assert {(row["status"], row["reason"]): row["messages"] for row in stored.to_dicts()} == {
+        ("sent", ""): counts["sent"],
+        ("skipped", "no_consent"): counts["skipped"],
+    }
+
+
+def test_a_failed_check_stops_the_send(
+    location: Location, location_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = location.settings.content_dir
+    (tmp_path / "campaigns").mkdir()
+    (tmp_path / "templates").symlink_to(content / "templates")
+    (tmp_path / "campaigns" / "nobody.yaml").write_text(
+        "campaign: nobody\n"
+        "audience: {segment: champions, where: orders_count < 0}\n"
+        "schedule: {at: 2011-06-27T08:00:00Z}\n"
+        "send: {template: win_back, category: marketing, subject: Hello}\n"
+    )
+    monkeypatch.setenv("MAILHOUSE_CONTENT_DIR", str(tmp_path))
+    before = len(mail(location_home))
+    location.instance.add_dynamic_partitions(CAMPAIGNS.name, ["nobody"])
+    result = location.run("send_campaign", "nobody", must_succeed=False)
+    assert not result.success
+    failed = [one for one in result.get_asset_check_evaluations() if not one.passed]
+    assert [one.check_name for one in failed] == ["audience_not_empty"]
+    assert len(mail(location_home)) == before
+    with pytest.raises(CheckError, match="audience_not_empty"):
+        deliver(prepare(location.settings, location.warehouse, "nobody"))
+
+
+def test_the_occurrence_is_the_newest_that_has_come(location: Location) -> None:
+    prepared = prepare(location.settings, location.warehouse, "win_back", is_dry_run=True)
+    assert prepared.occurrence <= NOW.replace(hour=9)
+    assert occurrence_key(prepared.occurrence) == OCCURRENCE
