@@ -343,7 +343,7 @@ class Audience:
         deleted = "profile.contact_id = 0" + (" or profile.is_deleted" if "is_deleted" in columns else "")
         is_marketing = self.spec.send.category == "marketing"
         # an operational message may go to somebody who unsubscribed, never to a mailbox that does not exist
-        reasons = "" if is_marketing else "where reason = 'bounced'"
+        reasons = "" if is_marketing else "where is_bounced"
         no_consent = "consent.consent_id = ''" if is_marketing else "false"
         return f"""
             select

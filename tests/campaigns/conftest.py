@@ -36,7 +36,7 @@ _TABLES = (
         email String, reason String, suppressed_at DateTime64(3, 'UTC'), event_id String
     ) engine = MergeTree order by email
     """,
-    "create view marts.suppressions as select * from marts.suppressed",
+    "create view marts.suppressions as select *, reason = 'bounced' as is_bounced from marts.suppressed",
     """
     create table marts.consented (
         contact_id Int64, channel String, purpose String, is_granted Bool, basis String, text_version String,

@@ -138,10 +138,19 @@ class Handle:
         try:
             result = self.connection.query(sql, output_format, params=dict(parameters or {}))
         except RuntimeError as error:
+            self.discard_output()
             raise ServerError.from_engine(error, hide=hide) from None
         if result.has_error():
+            self.discard_output()
             raise ServerError.from_engine(result.error_message(), hide=hide)
         return result
+
+    def discard_output(self) -> None:
+        """Throw away what a statement that failed had written: the engine puts it before the next answer otherwise."""
+        try:
+            self.connection.query("SELECT 1", "TSVRaw")
+        except RuntimeError:
+            self.is_stale = True
 
     def text(self, sql: str, parameters: Mapping[str, str] | None = None) -> str:
         """Run a statement; its answer as tab-separated text."""

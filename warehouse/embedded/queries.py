@@ -433,8 +433,9 @@ class _Execution:
         except RuntimeError as error:
             if _NOT_STREAMED in str(error):
                 return None
+            self._handle.discard_output()
             raise ServerError.from_engine(error, hide=tag) from None
-        blocks = _Blocks(connection, running, tag)
+        blocks = _Blocks(self._handle, running, tag)
         self._lease.before_close(blocks.cancel)
         pieces = _joined(blocks) if output_format == "ArrowStream" else iter(blocks)
         first = next(pieces, b"")
@@ -466,8 +467,9 @@ class _Execution:
 class _Blocks:
     """A running query's blocks, rendered; counts what the first block says was read."""
 
-    def __init__(self, connection: Any, running: Any, tag: str) -> None:
-        self._connection = connection
+    def __init__(self, handle: Handle, running: Any, tag: str) -> None:
+        self._handle = handle
+        self._connection = handle.connection
         self._running = running
         self._tag = tag
         self._is_done = False
@@ -480,6 +482,7 @@ class _Blocks:
                 block = self._connection.streaming_fetch_result(self._running)
             except RuntimeError as error:
                 self._is_done = True
+                self._handle.discard_output()
                 raise ServerError.from_engine(error, hide=self._tag) from None
             if block is None:
                 self._is_done = True
@@ -498,6 +501,7 @@ class _Blocks:
             self._is_done = True
             with suppress(RuntimeError):
                 self._connection.streaming_cancel_query(self._running)
+            self._handle.discard_output()
 
 
 def _joined(blocks: _Blocks) -> Iterator[bytes]:

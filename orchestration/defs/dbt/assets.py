@@ -71,7 +71,9 @@ def dbt_models() -> dg.Definitions:
     def models(context: dg.AssetExecutionContext) -> Iterator[Any]:
         # unit tests judge the SQL on made-up rows: a matter for `make test`, not for every hour
         yield from stream(
-            ["build", "--exclude-resource-type", "unit_test"], context, MailhouseSettings.load()
+            ["build", "--exclude-resource-type", "unit_test", "--no-write-json"],
+            context,
+            MailhouseSettings.load(),
         )
 
     return dg.Definitions(assets=[models])

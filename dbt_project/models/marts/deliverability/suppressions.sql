@@ -105,6 +105,9 @@ select
     email,
     stops[1].3 as reason,
 
+    ---------- booleans
+    arrayExists(stop -> stop.3 = 'bounced', stops)::Bool as is_bounced,
+
     ---------- timestamps
     stops[1].1 as suppressed_at
 from by_email
