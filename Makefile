@@ -5,6 +5,9 @@ VENV := .venv
 UV := $(VENV)/bin/uv
 READY := $(VENV)/.ready
 
+# some machines forbid Python to keep bytecode, and each of the processes we start would compile it all anew
+export PYTHONDONTWRITEBYTECODE =
+
 .DEFAULT_GOAL := help
 .PHONY: help demo up test lint format clean
 

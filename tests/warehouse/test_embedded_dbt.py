@@ -16,6 +16,8 @@ import pytest
 from warehouse.client import Warehouse
 from warehouse.settings import MailhouseSettings
 
+pytestmark = pytest.mark.xdist_group("embedded_dbt")  # one server, and tests in order
+
 FILES = {
     "dbt_project.yml": """
         name: shop

@@ -22,6 +22,8 @@ from warehouse.embedded import launcher
 from warehouse.embedded.launcher import RunningServer
 from warehouse.settings import MailhouseSettings
 
+pytestmark = pytest.mark.xdist_group("embedded_http")  # one server, and tests in order
+
 OWNER = ("default", "owner's pässword")
 READER = ("grafana", "reader's")
 
@@ -497,6 +499,27 @@ OWNER_ESCAPES = [
     "execute as e select 1",
     "create temporary table e (a String) engine = File(CSV)",
 ]
+
+
+def test_values_inserts_leave_no_door_open(owner: httpx.Client) -> None:
+    """The server lets rows behind VALUES be expressions, for that statement alone: handle and session forget it."""
+    owner.post("/", content="create or replace table doors (a String) engine = Memory")
+    for params in ({}, {"session_id": "doors"}):
+        for _ in range(10):
+            assert (
+                owner.post("/", params=params, content="insert into doors values (upper('x'))").status_code
+                == 200
+            )
+        found = owner.post(
+            "/", params=params, content="select getSetting('input_format_values_interpret_expressions')"
+        )
+        assert found.text == "false\n"
+        for sql in ("insert into doors select * from input('a String') format Values ('x'), (upper('y'))",):
+            assert code_of(owner.post("/", params=params, content=sql)) == 344
+    owner.post("/?min_insert_block_size_rows=1", content="select 1")
+    floor = owner.post("/", content="select getSetting('min_free_disk_bytes_to_perform_insert')").text
+    assert int(floor) > 0
+    assert code_of(owner.post("/?min_free_disk_bytes_to_perform_insert=0", content="select 1")) == 452
 
 
 @pytest.mark.parametrize("sql", ESCAPES)

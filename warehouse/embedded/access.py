@@ -131,6 +131,7 @@ _SUSPECT = re.compile(
       | \b(?:format|input|null|generaterandom|fuzzjson|values) ["`]? \s* (?:\(|/\*|--|\#)""",
     re.VERBOSE,
 )
+_VALUES_FORMAT = re.compile(r"(?:Identifier Values|Literal 'Values')(?: \(.*)?", re.IGNORECASE)
 _PYTHON = re.compile(r"\bpython\s*\(")
 _ESCAPED_NAME = re.compile(r"[`\"][^`\"]*\\")
 
@@ -357,6 +358,9 @@ def _check_table_function(name: str, tree: list[Node], place: int) -> None:
             break
         if node.depth == inside:
             arguments.append(node)
+    if name == "format" and arguments and _VALUES_FORMAT.fullmatch(arguments[0].text):
+        # this format's rows may be expressions, and the text may be computed
+        raise _refused("format(Values, ...); write values(...)")
     # format(NAME[, structure], data); values([structure,] rows ...); the others hold a structure alone
     structures = arguments[:-1] if name == "format" else arguments[:1] if name == "values" else arguments
     for node in structures:

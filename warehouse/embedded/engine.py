@@ -50,6 +50,7 @@ _FIXED_SETTINGS = (
     "format_template_resultset",
     "format_template_row",
     "output_format_schema",
+    "min_free_disk_bytes_to_perform_insert",
 )
 _PROFILE = {
     "implicit_select": "0",
@@ -63,10 +64,8 @@ class EngineStartError(MailhouseError):
     """The engine cannot open its data directory."""
 
 
-def users_configuration(*, free_disk_bytes: int) -> str:
-    """The engine's users file: one user, restricted grants, and settings that a query cannot change."""
-    # an insert fails as a whole while some space is left, rather than in its middle when there is none
-    settings = {**_PROFILE, "min_free_disk_bytes_to_perform_insert": str(free_disk_bytes)}
+def users_configuration(settings: Mapping[str, str]) -> str:
+    """The engine's users file: one user, restricted grants, a profile, and settings that a query cannot change."""
     profile = "".join(f"<{name}>{value}</{name}>" for name, value in settings.items())
     fixed = "".join(f"<{name}><const/></{name}>" for name in _FIXED_SETTINGS)
     grants = "".join(f"<query>{escape(grant)}</query>" for grant in _GRANTS)
@@ -108,6 +107,10 @@ def escaped_parameter(value: str) -> str:
 class Handle:
     """One connection to the engine. Not for two threads at once.
 
+    Args:
+        connection: chDB's.
+        defaults: settings of the server's profile; `SET x = DEFAULT` would give the engine's own default instead.
+
     Attributes:
         database: the current database.
         is_stale: it holds state that a later user must not meet; it is closed rather than kept.
@@ -115,8 +118,9 @@ class Handle:
         applied: settings of the last request, which still hold; the next one takes back what it does not want.
     """
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, defaults: Mapping[str, str]) -> None:
         self.connection = connection
+        self._defaults = defaults
         self.database = "default"
         self.is_stale = False
         self.has_settings = False
@@ -189,7 +193,7 @@ class Handle:
         changes = [
             f"{name} = {quoted(value)}" for name, value in settings.items() if self.applied.get(name) != value
         ]
-        changes += [f"{name} = DEFAULT" for name in self.applied if name not in settings]
+        changes += [self._default(name) for name in self.applied if name not in settings]
         if changes:
             try:
                 self.query("SET " + ", ".join(changes))
@@ -201,7 +205,10 @@ class Handle:
     def reset(self, names: list[str]) -> None:
         """Give settings their defaults back."""
         if names:
-            self.query("SET " + ", ".join(f"{name} = DEFAULT" for name in names))
+            self.query("SET " + ", ".join(self._default(name) for name in names))
+
+    def _default(self, name: str) -> str:
+        return f"{name} = {quoted(self._defaults[name]) if name in self._defaults else 'DEFAULT'}"
 
     def values_of(self, names: list[str]) -> dict[str, str]:
         """The present values of settings."""
@@ -245,7 +252,9 @@ class Engine:
         own = path / "embedded"
         own.mkdir(parents=True, exist_ok=True)
         users_file, config_file = own / "users.xml", own / "config.xml"
-        users_file.write_text(users_configuration(free_disk_bytes=free_disk_bytes))
+        # an insert fails as a whole while some space is left, rather than in its middle when there is none
+        self._profile = {**_PROFILE, "min_free_disk_bytes_to_perform_insert": str(free_disk_bytes)}
+        users_file.write_text(users_configuration(self._profile))
         config_file.write_text(server_configuration(users_file, memory_bytes=memory_bytes))
         self.spool = own / "spool"
         self.spool.mkdir(exist_ok=True)
@@ -281,7 +290,7 @@ class Engine:
         )
 
     def _open(self) -> Handle:
-        return Handle(self._chdb.connect(self._address))
+        return Handle(self._chdb.connect(self._address), self._profile)
 
     def take(self, database: str, settings: Mapping[str, str], *, is_reader: bool) -> Handle:
         """A handle from the pool, best one left as this request wants it; give it back with `give_back`."""
