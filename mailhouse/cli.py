@@ -6,6 +6,7 @@ that a person can mend ends it with one message, its fix and exit code 2.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -109,6 +110,9 @@ def _settings_classes() -> list[type[MailhouseSettings]]:
 
 def main() -> None:
     """Entry point of the `mailhouse` command."""
+    # libraries' own complaints would stand beside our one message
+    for name in ("clickhouse_connect", "dagster", "dagster.builtin"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
     try:
         app()
     except MailhouseError as error:

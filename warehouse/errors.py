@@ -45,5 +45,5 @@ class WarehouseError(MailhouseError):
         self.code = code
 
 
-class WarehouseUnavailable(WarehouseError):
+class WarehouseUnavailable(WarehouseError):  # noqa: N818 - says what is the matter, as `Timeout` would
     """ClickHouse does not answer."""

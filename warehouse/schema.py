@@ -54,7 +54,7 @@ _CREATE_RAW = (
         run_id String default '',
         index by_event_id event_id type bloom_filter(0.01) granularity 4
     ) engine = MergeTree partition by toYYYYMM(occurred_at) order by (type, occurred_at, event_id)
-    comment 'One event, behaviour or mail, once by event_id. email, external_id, anonymous_id: hints to the contact; empty if unknown.'
+    comment 'One event, behaviour or mail, once by event_id. email, external_id, anonymous_id: hints to the contact.'
     """,
     """
     create table if not exists raw.messages (
@@ -120,7 +120,7 @@ _CREATE_RAW = (
         loaded_at DateTime64(3, 'UTC') default now64(3),
         run_id String default ''
     ) engine = MergeTree order by (product_id, updated_at)
-    comment 'One version of one product of a catalogue file: source, product_id, updated_at. Optional: products are also read off orders.'
+    comment 'One version of one catalogue product: source, product_id, updated_at. Products are also read off orders.'
     """,
     """
     create table if not exists raw.recommendations (

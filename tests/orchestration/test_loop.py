@@ -9,8 +9,8 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.events import DagsterEvent
 from dagster._core.events import PIPELINE_RUN_STATUS_TO_EVENT_TYPE as RUN_STATUS_TO_EVENT_TYPE
+from dagster._core.events import DagsterEvent
 from location import NOW, Location
 
 from campaigns.identity import occurrence_key
