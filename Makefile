@@ -21,7 +21,7 @@ up: $(READY)  ## the embedded warehouse and the Dagster UI
 	@$(VENV)/bin/mailhouse up
 
 test: $(READY)  ## every test that needs nothing but this folder
-	@$(VENV)/bin/pytest -n 2 --dist loadgroup -m "not slow and not service"
+	@$(VENV)/bin/pytest -n 2 --dist loadfile -m "not slow and not service"
 
 lint: $(READY)  ## ruff and the type checker
 	@$(VENV)/bin/ruff check .

@@ -148,6 +148,8 @@ def settings_environment(settings: MailhouseSettings) -> dict[str, str]:
     values = {PREFIX + "HOME": str(settings.home), PREFIX + "CONTENT_DIR": str(settings.content_dir)}
     if settings.warehouse_url is None:
         values[PREFIX + "WAREHOUSE_PORT"] = str(settings.warehouse_port)
+        if settings.warehouse_password is not None:
+            values[PREFIX + "WAREHOUSE_PASSWORD"] = settings.warehouse_password.get_secret_value()
     values[PREFIX + "CLOCK_OFFSET"] = repr(settings.clock_offset)
     return values
 

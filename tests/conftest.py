@@ -7,11 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from warehouse.client import Warehouse
 from warehouse.embedded import launcher
 from warehouse.schema import migrate
 from warehouse.settings import MailhouseSettings
+
+# a busy machine is slow, and that is no finding
+hypothesis_settings.register_profile(
+    "mailhouse",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+hypothesis_settings.load_profile("mailhouse")
 
 
 @pytest.fixture(scope="session")

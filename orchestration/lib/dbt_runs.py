@@ -86,8 +86,11 @@ def invoke(
     Raises:
         ModelsError: the command failed; the message has the first failures in dbt's words.
     """
+    from dbt.adapters.factory import reset_adapters
     from dbt.cli.main import dbtRunner
 
+    # with a manifest at hand dbt keeps the adapter of the run before, and with it that run's warehouse
+    reset_adapters()
     target = target or target_path(settings)
     command = [
         *args,

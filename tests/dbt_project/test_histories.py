@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import PREFIX, Models, moment, order
+from models import PREFIX, Models, moment, order
 
 EVENTS = "+events"
 """What identity and events need, and nothing more."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NOW, PREFIX, Models
+from models import NOW, PREFIX, Models
 
 from crm.files import ingest_files, load_sources
 from demo.data import write_inputs

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import environment
+from models import environment
 
 from orchestration.lib.dbt_runs import PROJECT_DIR, dbt_environment
 from warehouse.settings import MailhouseSettings
@@ -98,7 +98,7 @@ def project_copy(tmp_path: Path) -> Path:
 
 
 def test_a_new_segment_is_one_file(project_copy: Path, tmp_path: Path) -> None:
-    from conftest import dbt
+    from models import dbt
 
     with environment(dbt_environment(MailhouseSettings(home=tmp_path))):
         before = dbt(["parse"], tmp_path / "target", project_copy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,47 +18,68 @@ from senders.settings import SenderSettings
 from warehouse.client import Warehouse
 from warehouse.embedded import launcher
 from warehouse.schema import migrate
+from warehouse.settings import PREFIX
 
 
 @pytest.fixture(scope="session")
-def location_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home whose settings are in the environment, as for every process that `mailhouse up` starts."""
-    home = tmp_path_factory.mktemp("location")
+def location_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings as every process that `mailhouse up` starts has them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    values = {
+        "HOME": str(tmp_path_factory.mktemp("location")),
+        "WAREHOUSE_PORT": str(port),
+        "CLOCK_OFFSET": repr((NOW - datetime.now(UTC)).total_seconds()),
+        "PROVIDER": "maildir",
+        "FROM_EMAIL": "shop@example.com",
+        "COMPANY_NAME": "Shop",
+        "POSTAL_ADDRESS": "1 Example Street",
+    }
+    return {PREFIX + name: value for name, value in values.items()}
+
+
+@pytest.fixture(autouse=True)
+def in_location(location_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings are in the environment while a test of this folder runs, and only then."""
+    for name, value in location_environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """The environment for fixtures that outlive a test, while they are made."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "HOME": str(home),
-            "WAREHOUSE_PORT": str(port),
-            "CLOCK_OFFSET": repr((NOW - datetime.now(UTC)).total_seconds()),
-            "PROVIDER": "maildir",
-            "FROM_EMAIL": "shop@example.com",
-            "COMPANY_NAME": "Shop",
-            "POSTAL_ADDRESS": "1 Example Street",
-        }.items():
-            patch.setenv(f"MAILHOUSE_{name}", value)
-        yield home
+        for name, value in values.items():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture(scope="session")
-def definitions(location_home: Path) -> dg.Definitions:
+def location_home(location_environment: dict[str, str]) -> Path:
+    """The home of the location."""
+    return Path(location_environment[PREFIX + "HOME"])
+
+
+@pytest.fixture(scope="session")
+def definitions(location_environment: dict[str, str]) -> dg.Definitions:
     """The code location as Dagster loads it."""
-    return load_definitions()
+    with environment(location_environment):
+        return load_definitions()
 
 
 @pytest.fixture(scope="session")
-def location(location_home: Path, definitions: dg.Definitions) -> Iterator[Location]:
+def location(location_environment: dict[str, str], definitions: dg.Definitions) -> Iterator[Location]:
     """Everything loaded and built once, through the jobs."""
-    settings = SenderSettings.load()
-    write_inputs(location_home / "inbox")
-    with (
-        launcher.start(settings),
-        dg.DagsterInstance.ephemeral() as instance,
-        Warehouse.connect(settings, comment="test") as warehouse,
-    ):
-        migrate(warehouse)
-        place = Location(definitions, instance, warehouse)
-        for job in ("ingest", "build_models", "recommend"):
-            place.run(job)
+    with ExitStack() as stack:
+        with environment(location_environment):
+            settings = SenderSettings.load()
+            write_inputs(settings.home / "inbox")
+            stack.enter_context(launcher.start(settings))
+            instance = stack.enter_context(dg.DagsterInstance.ephemeral())
+            warehouse = stack.enter_context(Warehouse.connect(settings, comment="test"))
+            migrate(warehouse)
+            place = Location(definitions, instance, warehouse)
+            for job in ("ingest", "build_models", "recommend"):
+                place.run(job)
         yield place

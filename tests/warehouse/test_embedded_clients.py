@@ -20,8 +20,6 @@ from clickhouse_connect.driver.external import ExternalData
 
 from warehouse.settings import MailhouseSettings
 
-pytestmark = pytest.mark.xdist_group("embedded_clients")  # one server, and tests in order
-
 Connect = Callable[..., Any]
 
 

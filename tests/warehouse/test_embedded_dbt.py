@@ -9,14 +9,11 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
-
-import pytest
 
 from warehouse.client import Warehouse
 from warehouse.settings import MailhouseSettings
-
-pytestmark = pytest.mark.xdist_group("embedded_dbt")  # one server, and tests in order
 
 FILES = {
     "dbt_project.yml": """
@@ -140,18 +137,14 @@ print("OUTCOMES " + json.dumps(outcomes))
 """
 
 
-@pytest.fixture(scope="module")
-def outcomes(
-    warehouse_server: MailhouseSettings, tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, Any]]:
-    """Two builds with a change between them, docs, and a build with --full-refresh, in one process."""
-    project = tmp_path_factory.mktemp("shop")
+def run_dbt(settings: MailhouseSettings, project: Path) -> list[dict[str, Any]]:
+    """Two builds with a change between them, and docs, in one process; what came of each, and docs' catalogue."""
     for name, text in FILES.items():
         path = project / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text).lstrip())
     profile: dict[str, Any] = {
-        "type": "clickhouse", "driver": "http", "host": "127.0.0.1", "port": warehouse_server.warehouse_port,
+        "type": "clickhouse", "driver": "http", "host": "127.0.0.1", "port": settings.warehouse_port,
         "user": "default", "password": "", "schema": "shop", "threads": 4, "use_lw_deletes": True,
     }  # fmt: skip
     (project / "profiles.yml").write_text(
@@ -174,65 +167,54 @@ def outcomes(
     found = json.loads(lines[0].removeprefix("OUTCOMES "))
     if not all(outcome["ok"] for outcome in found):
         print(ended.stdout)
-    (project / "target" / "catalog.json").read_text()
     return [*found, json.loads((project / "target" / "catalog.json").read_text())]
 
 
-@pytest.fixture
-def shop(warehouse_server: MailhouseSettings, outcomes: list[dict[str, Any]]) -> Warehouse:
-    """The warehouse after the builds."""
-    return Warehouse.connect(warehouse_server)
+def test_dbt_clickhouse_builds_rebuilds_and_documents(
+    warehouse_server: MailhouseSettings, tmp_path: Path
+) -> None:
+    """One test, for dbt's own start is most of its time."""
+    *outcomes, catalog = run_dbt(warehouse_server, tmp_path)
 
-
-def test_every_command_succeeds(outcomes: list[dict[str, Any]]) -> None:
-    assert [outcome["ok"] for outcome in outcomes[:4]] == [True] * 4, outcomes
+    assert [outcome["ok"] for outcome in outcomes] == [True] * 4, outcomes
     statuses = outcomes[0]["nodes"]
     assert {name: s for name, s in statuses.items() if s not in ("success", "pass")} == {"fails": "warn"}
     assert statuses["revenue_is_a_sum"] == "pass"
     assert len(statuses) >= 18
 
+    with Warehouse.connect(warehouse_server) as shop:
+        notes = shop.frame("select note from shop.notes order by id")["note"].to_list()
+        assert notes == ["quoted 'text', select file('x') into outfile; drop", "ünïcode ☃"]
+        # join_use_nulls of the model held: the third order has no note
+        assert shop.value("select count() from shop.orders_table where note is null") == 1
+        labels = shop.frame("select label from shop.numbered order by n")["label"].to_list()
+        assert labels == ["1 of 5", "2 of 5", "3 of 5"]
 
-def test_seeds_and_tables(shop: Warehouse) -> None:
-    rows = shop.frame("select note from shop.notes order by id")["note"].to_list()
-    assert rows == ["quoted 'text', select file('x') into outfile; drop", "ünïcode ☃"]
-    # join_use_nulls of the model held: the third order has no note
-    assert shop.value("select count() from shop.orders_table where note is null") == 1
-    assert shop.frame("select * from shop.numbered order by n")["label"].to_list() == [
-        "1 of 5",
-        "2 of 5",
-        "3 of 5",
-    ]
+        # each incremental strategy: which run the rows are from
+        for table, key, runs in (
+            ("appended", "run", [1, 2]),
+            ("replaced", "order_id", [1, 2, 2]),
+            ("merged", "order_id", [1, 2, 2]),
+            ("batched", "order_id", [2, 2, 2]),
+        ):
+            found = shop.frame(f"select run from shop.{table} order by {key}")["run"].to_list()
+            assert found == runs, table
+        assert shop.value("select count() from shop.merged where added = 'new'") == 2
 
+        # the snapshot keeps the old version
+        rows = shop.frame(
+            "select toFloat64(revenue) as revenue, dbt_valid_to is null as is_current from shop.orders_snapshot "
+            "where customer = 'bob' order by is_current"
+        )
+        assert rows.rows() == [(20.0, 0), (99.0, 1)]
 
-@pytest.mark.parametrize(
-    ("table", "expected"),
-    [
-        ("select groupArray(run) from (select run from shop.appended order by run)", [1, 2]),
-        ("select groupArray(run) from (select run from shop.replaced order by order_id)", [1, 2, 2]),
-        ("select groupArray(run) from (select run from shop.merged order by order_id)", [1, 2, 2]),
-        ("select groupArray(run) from (select run from shop.batched order by order_id)", [2, 2, 2]),
-    ],
-)
-def test_incremental_strategies(shop: Warehouse, table: str, expected: list[int]) -> None:
-    assert list(shop.value(table)) == expected
-
-
-def test_a_new_column_was_added(shop: Warehouse) -> None:
-    assert shop.value("select count() from shop.merged where added = 'new'") == 2
-
-
-def test_a_snapshot_keeps_the_old_version(shop: Warehouse) -> None:
-    rows = shop.frame(
-        "select toFloat64(revenue) as revenue, dbt_valid_to is null as is_current from shop.orders_snapshot "
-        "where customer = 'bob' order by is_current"
-    )
-    assert rows.rows() == [(20.0, 0), (99.0, 1)]
-
-
-def test_docs_see_tables_columns_and_comments(shop: Warehouse, outcomes: list[dict[str, Any]]) -> None:
-    catalog = outcomes[-1]["nodes"]
-    assert set(catalog["model.shop.contracted"]["columns"]) == {"customer", "orders_count", "revenue"}
-    comment = shop.value(
-        "select comment from system.columns where database = 'shop' and table = 'orders_table' and name = 'order_id'"
-    )
-    assert comment == "The order's number."
+        assert set(catalog["nodes"]["model.shop.contracted"]["columns"]) == {
+            "customer",
+            "orders_count",
+            "revenue",
+        }
+        comment = shop.value(
+            "select comment from system.columns "
+            "where database = 'shop' and table = 'orders_table' and name = 'order_id'"
+        )
+        assert comment == "The order's number."

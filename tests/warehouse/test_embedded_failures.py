@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import httpx
 import pytest
 
@@ -26,21 +28,25 @@ FORMATS = (
 )
 
 
+@pytest.fixture(scope="module")
+def client(warehouse_server: MailhouseSettings) -> Iterator[httpx.Client]:
+    """One for all: making one costs more than the queries."""
+    with httpx.Client(base_url=warehouse_server.warehouse.url, timeout=30) as opened:
+        yield opened
+
+
 @pytest.mark.parametrize("failing", FAILING.values(), ids=FAILING)
 @pytest.mark.parametrize("session", [None, "one"])
 def test_the_answer_after_a_failure_is_whole_and_alone(
-    warehouse_server: MailhouseSettings, failing: str, session: str | None
+    client: httpx.Client, failing: str, session: str | None
 ) -> None:
-    address = warehouse_server.warehouse.url
     common = {"session_id": session} if session else {}
 
     def ask(sql: str, output_format: str) -> bytes:
-        with httpx.Client() as client:
-            try:
-                answer = client.post(address, params={**common, "default_format": output_format}, content=sql)
-            except httpx.RemoteProtocolError:
-                return b"broken off"  # a streamed answer that fails half way ends so, as a server's does
-            return answer.content
+        try:
+            return client.post("/", params={**common, "default_format": output_format}, content=sql).content
+        except httpx.RemoteProtocolError:
+            return b"broken off"  # a streamed answer that fails half way ends so, as a server's does
 
     for output_format in FORMATS:
         good = ask("select number from numbers(5)", output_format)

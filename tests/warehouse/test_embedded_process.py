@@ -25,8 +25,6 @@ from warehouse.embedded.process import default_memory_bytes, is_locked, read_inf
 from warehouse.errors import MailhouseError, WarehouseUnavailable
 from warehouse.settings import PROJECT_ROOT, MailhouseSettings
 
-pytestmark = pytest.mark.xdist_group("embedded_process")  # one server, and tests in order
-
 
 def home_settings(home: Path, **values: object) -> MailhouseSettings:
     """Settings of a home with a port of its own."""

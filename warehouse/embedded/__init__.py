@@ -9,5 +9,6 @@ What a real server has and this one refuses or lacks:
 - anything that reaches outside the data directory: files, URLs, other databases, Python, INTO OUTFILE, BACKUP.
   Back up by stopping the server and copying the directory;
 - `async_insert` (ignored: batch in the client), `client_protocol_version` (ignored: revision 0), role=;
+- a password in a dictionary's source: within the engine `default` has none, so write `source(clickhouse(table 't'))`;
 - KILL QUERY by the client's query_id: the engine has ids of its own, which system.processes shows.
 """

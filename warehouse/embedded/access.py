@@ -141,6 +141,14 @@ PRIVATE_SETTINGS = frozenset(
 )
 _PRIVATE_SETTING = re.compile("|".join(sorted(PRIVATE_SETTINGS)))
 _DISK_SETTING = re.compile(r"\b(?:disk|storage_policy|table_disk)\s*=", re.IGNORECASE)
+# SQL in the strings of a dictionary's source (QUERY, WHERE) is not in the tree: calls of denied functions, and escapes
+# other than of quotes, which could hide one
+_SOURCE_SQL = re.compile(
+    r"source\(.*(?:\b(?:"
+    + "|".join(sorted(_DENIED_FUNCTIONS | _STRUCTURED))
+    + r")\b[\\\"`]*\s*(?:\(|/\*|--|\#)|\\[^'n])",
+    re.DOTALL,
+)
 _REMOTE_DICTIONARY = re.compile(
     r"SOURCE\(CLICKHOUSE\([^)]*\bHOST '(?!localhost'|127\.0\.0\.1')", re.IGNORECASE
 )
@@ -327,6 +335,8 @@ class Policy:
             statement.normal_text
         ):
             raise _refused("disks and storage policies cannot be chosen on the embedded engine")
+        if "dictionary" in lowered and _SOURCE_SQL.search(statement.normal_text.lower()):
+            raise _refused("a dictionary whose query calls what reaches outside the data directory")
         if "host" in lowered and "dictionary" in lowered and _REMOTE_DICTIONARY.search(statement.normal_text):
             raise _refused("a dictionary of another server")
 

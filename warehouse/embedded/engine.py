@@ -39,7 +39,8 @@ _GRANTS = (
     "GRANT TABLE ENGINE ON *",
 )
 
-# Settings that change what a text means to the parser, or that name files of the server.
+# Settings that change what a text means to the parser, that name files of the server, or that hold SQL in a string,
+# where `access` does not see it.
 _FIXED_SETTINGS = (
     "implicit_select",
     "dialect",
@@ -50,6 +51,9 @@ _FIXED_SETTINGS = (
     "format_template_resultset",
     "format_template_row",
     "output_format_schema",
+    "additional_table_filters",
+    "additional_result_filter",
+    "parallel_replicas_custom_key",
     "min_free_disk_bytes_to_perform_insert",
 )
 _PROFILE = {
