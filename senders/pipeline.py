@@ -14,7 +14,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -150,6 +150,33 @@ class SendSummary:
 
 
 Progress = Callable[[SendSummary], None]
+
+
+def render_context(
+    plan: SendPlan,
+    settings: SenderSettings,
+    contact: Mapping[str, Any],
+    recommendations: Sequence[Any],
+    now: datetime,
+    *,
+    variant: str = "",
+    unsubscribe_url: str,
+    preferences_url: str,
+) -> dict[str, Any]:
+    """What merge tags of a message may name; the same for a message that is sent and for a preview of it."""
+    return {
+        "contact": contact,
+        "recommendations": recommendations,
+        "campaign": {
+            "kind": plan.kind, "name": plan.name, "version": plan.version,
+            "occurrence": plan.occurrence, "category": plan.category, "variant": variant,
+        },
+        "unsubscribe_url": unsubscribe_url,
+        "preferences_url": preferences_url,
+        "postal_address": settings.postal_address,
+        "company_name": settings.company_name,
+        "now": now,
+    }  # fmt: skip
 
 
 def send(
@@ -374,19 +401,10 @@ class _Sender:
         plan, settings = self.plan, self.settings
         url = unsubscribe_url(settings.base_url, message_id, self.key)
         rendered = self.template.render(
-            {
-                "contact": contact,
-                "recommendations": items,
-                "campaign": {
-                    "kind": plan.kind, "name": plan.name, "version": plan.version,
-                    "occurrence": plan.occurrence, "category": plan.category, "variant": variant,
-                },
-                "unsubscribe_url": url,
-                "preferences_url": preferences_url(settings.base_url, message_id, self.key),
-                "postal_address": settings.postal_address,
-                "company_name": settings.company_name,
-                "now": now,
-            }
+            render_context(
+                plan, settings, contact, items, now, variant=variant, unsubscribe_url=url,
+                preferences_url=preferences_url(settings.base_url, message_id, self.key),
+            )
         )  # fmt: skip
         headers: tuple[tuple[str, str], ...] = ()
         if plan.category == "marketing":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from campaigns.specs import CampaignSpec
+from senders.pipeline import SendPlan, render_context
 from senders.rendering import Rendered, RenderError, TemplateLibrary
 from senders.settings import SenderSettings
 from warehouse.client import Warehouse
@@ -27,6 +28,13 @@ def render_preview(
         InputError: no such contact, or the message cannot be rendered for them; names the merge tag.
         TemplateError: no such template, or something is wrong with it.
     """
+    # a preview says what is not set yet, a send refuses
+    settings = settings.model_copy(
+        update={
+            "postal_address": settings.postal_address or "(postal address not set)",
+            "company_name": settings.company_name or "(company name not set)",
+        }
+    )
     profile = warehouse.frame(
         "select * from marts.contact_profiles where contact_id = {contact_id:Int64}",
         {"contact_id": contact_id},
@@ -44,24 +52,26 @@ def render_preview(
         {"contact_id": contact_id, "limit": (spec.send.recommendations if spec else 0) or _PRODUCTS},
     )
     library = TemplateLibrary.load(settings.content_dir / "templates", profile.columns)
+    if spec is not None:
+        plan = SendPlan.from_campaign(spec, settings.now().replace(microsecond=0))
+    else:
+        plan = SendPlan(
+            name="preview", occurrence="", template=template, subject=f"Preview of {template}", place=template
+        )
     compiled = library.template(
-        spec.send.template if spec else template,
-        subject=spec.send.subject if spec else f"Preview of {template}",
-        preheader=(spec.send.preheader or "") if spec else "",
-        place=spec.place("send", "subject") if spec else template,
+        plan.template, subject=plan.subject, preheader=plan.preheader, place=plan.place
     )
     try:
         return compiled.render(
-            {
-                "contact": profile.row(0, named=True),
-                "recommendations": _plain(products),
-                "campaign": {"name": spec.campaign if spec else "preview"},
-                "unsubscribe_url": f"{settings.base_url}/preview",
-                "preferences_url": f"{settings.base_url}/preview",
-                "postal_address": settings.postal_address or "(postal address not set)",
-                "company_name": settings.company_name or "(company name not set)",
-                "now": settings.now(),
-            }
+            render_context(
+                plan,
+                settings,
+                profile.row(0, named=True),
+                _plain(products),
+                settings.now(),
+                unsubscribe_url=f"{settings.base_url}/preview",
+                preferences_url=f"{settings.base_url}/preview",
+            )
         )
     except RenderError as error:
         raise InputError(
