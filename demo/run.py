@@ -75,7 +75,6 @@ def run() -> None:
         with step("Parse the dbt project"):
             dagster = Dagster(settings, ui_port=None)
             dagster.prepare()
-            os.environ["DAGSTER_HOME"] = str(dagster.home)
         pipeline = time.perf_counter()
         with step("Write the customers as a CRM would export them"):
             inputs = write_inputs(home / "inbox")

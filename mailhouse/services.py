@@ -24,6 +24,11 @@ from orchestration.lib.dbt_runs import prepare_project
 from warehouse.errors import MailhouseError
 from warehouse.settings import PREFIX, PROJECT_ROOT, MailhouseSettings
 
+# how many steps of a pool run at once where `dagster.yaml`'s default does not fit
+POOL_LIMITS: Mapping[str, int] = {
+    # campaigns share the provider's rate limit, and a long one must not hold up the others
+    "sends": 4,
+}
 _PR_SET_PDEATHSIG = 1
 
 
@@ -228,8 +233,13 @@ class Dagster:
     def _create_schema(self) -> None:
         from dagster import DagsterInstance
 
-        with DagsterInstance.from_config(str(self.home)) as instance:
-            instance.get_runs(limit=1)
+        # the event log finds its place by this variable, as it does in every other process
+        os.environ["DAGSTER_HOME"] = str(self.home)
+        with DagsterInstance.get() as instance:
+            for pool, limit in POOL_LIMITS.items():
+                # what somebody set in the UI stays
+                if pool not in instance.event_log_storage.get_concurrency_keys():
+                    instance.event_log_storage.set_concurrency_slots(pool, limit)
 
 
 def _listens(port: int) -> bool:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import dagster as dg
     from dbt.contracts.graph.manifest import Manifest
 
+    from orchestration.lib.dbt_specs import Dbt
+
 PROJECT_DIR = PROJECT_ROOT / "dbt_project"
 _SOURCE_SUFFIXES = {".sql", ".yml", ".yaml", ".csv", ".md", ".py"}
 _RESULT_EVENTS = {"LogSeedResult", "LogModelResult", "LogSnapshotResult", "LogTestResult"}
@@ -62,7 +64,7 @@ def prepare_project(settings: MailhouseSettings) -> Path:
     """
     target = target_path(settings)
     manifest, stamp = target / "manifest.json", target / "source.sha256"
-    digest = _project_digest()
+    digest = project_digest()
     if manifest.exists() and stamp.exists() and stamp.read_text() == digest:
         return manifest
     target.mkdir(parents=True, exist_ok=True)
@@ -132,21 +134,13 @@ def stream(
     Raises:
         ModelsError: a model or an error-severity test failed; raised after every event was yielded.
     """
-    from dagster_dbt import DagsterDbtTranslator
-    from dagster_dbt.asset_utils import get_updated_cli_invocation_params_for_context
     from dagster_dbt.core.dbt_cli_event import DbtCoreCliEventMessage
     from dbt_common.events.functions import msg_to_dict
 
-    selection = get_updated_cli_invocation_params_for_context(
-        context=context, manifest={}, dagster_dbt_translator=DagsterDbtTranslator()
-    )
-    indirect = ("--indirect-selection", selection.indirect_selection) if selection.indirect_selection else ()
-    # dbt wants one argument a node name; dagster_dbt joins them with spaces
-    command = [
-        *args,
-        *(word for argument in selection.selection_args for word in argument.split(" ")),
-        *indirect,
-    ]
+    from orchestration.lib.dbt_specs import load_dbt
+
+    dbt = load_dbt(settings)
+    command = [*args, *_selection(context, dbt)]
     target = settings.home / "dbt" / "runs" / context.run.run_id
     target.mkdir(parents=True, exist_ok=True)
 
@@ -181,11 +175,11 @@ def stream(
         if message.is_result_event:
             context.log.debug(raw["info"]["msg"])
             yield from message.to_default_asset_events(
-                manifest=selection.manifest,
-                dagster_dbt_translator=selection.dagster_dbt_translator,
+                manifest=dbt.manifest,
+                dagster_dbt_translator=dbt.translator,
                 context=context,
                 target_path=target,
-                project=selection.dbt_project,
+                project=dbt.project,
             )
     worker.join()
     result = outcome[0]
@@ -195,6 +189,31 @@ def stream(
         raise ModelsError(
             f"dbt {args[0]} failed.\n{failure_text(result)}", fix="Correct the model or the data."
         )
+
+
+def _selection(context: dg.AssetExecutionContext, dbt: Dbt) -> list[str]:
+    """dbt's arguments for the assets and checks that a run selects; none for all of them."""
+    from dagster_dbt.asset_utils import get_subset_selection_for_context
+
+    assets = context.assets_def
+    is_whole = (
+        assets.keys_by_output_name == assets.node_keys_by_output_name
+        and assets.check_specs_by_output_name == assets.node_check_specs_by_output_name
+    )
+    if is_whole:
+        return []
+    arguments, indirect = get_subset_selection_for_context(
+        context=context,
+        manifest=dbt.manifest,
+        select="fqn:*",
+        exclude=None,
+        selector=None,
+        dagster_dbt_translator=dbt.translator,
+        current_dbt_indirect_selection_env=None,
+    )
+    # dbt wants one argument a node name; dagster_dbt joins them with spaces
+    words = [word for argument in arguments for word in argument.split(" ")]
+    return [*words, *(("--indirect-selection", indirect) if indirect else ())]
 
 
 def load_manifest(settings: MailhouseSettings) -> Manifest:
@@ -212,7 +231,8 @@ def load_manifest(settings: MailhouseSettings) -> Manifest:
     return _manifests[key]
 
 
-def _project_digest() -> str:
+def project_digest() -> str:
+    """Hash of every file that dbt parses."""
     digest = hashlib.sha256()
     for path in sorted(PROJECT_DIR.rglob("*")):
         if path.suffix in _SOURCE_SUFFIXES and "target" not in path.parts:

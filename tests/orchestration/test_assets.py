@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 import pytest
 
-from orchestration.defs.dbt.assets import GROUPS, group_of
+from orchestration.lib.dbt_specs import GROUPS, group_of
 
 GROUP_NAMES = {"ingestion", "staging", "marts", "segments", "ml", "campaigns"}
 

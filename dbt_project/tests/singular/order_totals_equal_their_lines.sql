@@ -1,3 +1,5 @@
+{{ config(meta={'dagster': {'ref': {'name': 'orders'}}}) }}
+
 -- Nothing is lost or counted twice between lines and orders, nor between orders and customers.
 with
 

@@ -1,3 +1,5 @@
+{{ config(meta={'dagster': {'ref': {'name': 'contacts'}}}) }}
+
 -- A segment holds a contact once, and only contacts that exist: all segments of the folder in one test.
 select
     segment,
