@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint format clean
+.PHONY: help demo up test docs dashboards lint format clean
 
 help:  ## what can be typed here
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,12 @@ up: $(READY)  ## the embedded warehouse and the Dagster UI
 
 test: $(READY)  ## every test that needs nothing but this folder
 	@$(VENV)/bin/pytest -n 2 --dist loadfile -m "not slow and not service"
+
+docs: $(READY)  ## every model and column in words, as one page: .mailhouse/docs/index.html
+	@$(VENV)/bin/python -m orchestration.lib.docs_site
+
+dashboards: $(READY)  ## the bundle of dashboards that Apache Superset imports
+	@$(VENV)/bin/python -m dashboards.build
 
 lint: $(READY)  ## ruff and the type checker
 	@$(VENV)/bin/ruff check .

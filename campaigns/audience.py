@@ -177,7 +177,7 @@ class Audience:
             return kept
         chosen = self._chosen()
         for statement in _TABLES:
-            self.warehouse.execute(statement)
+            self.warehouse.define(statement)
         parameters = self._parameters(audience_id=str(uuid.uuid4()))
         self.warehouse.execute(
             f"""

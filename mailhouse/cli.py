@@ -25,6 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+segment = typer.Typer(help="Begin a segment, see whom it would hold, list all.", no_args_is_help=True)
+app.add_typer(segment, name="segment")
+
 
 @app.callback()
 def setup(
@@ -98,6 +101,42 @@ def doctor() -> None:
     from mailhouse.doctor import run
 
     raise typer.Exit(run())
+
+
+@segment.command("new")
+def segment_new(
+    name: Annotated[str, typer.Argument(help="Its name, such as french_champions.")],
+    kind: Annotated[
+        str, typer.Option("--kind", "-k", help="rule, behavioural, rfm, predictive, static or nested.")
+    ] = "rule",
+    description: Annotated[
+        str | None, typer.Option("--description", "-d", help="Who is in it, in a marketer's words.")
+    ] = None,
+) -> None:
+    """Write the SQL and YAML of a new segment, to be edited."""
+    from mailhouse.segments import run_new
+
+    run_new(name, kind, description)
+
+
+@segment.command("preview")
+def segment_preview(
+    name: Annotated[str, typer.Argument(help="A file in dbt_project/models/segments, built or not.")],
+    show_emails: Annotated[bool, typer.Option("--show-emails", help="Show whole addresses.")] = False,
+    sample: Annotated[int, typer.Option("--sample", min=0, max=1_000, help="Members to show.")] = 10,
+) -> None:
+    """Show whom a segment would hold now and what it would cost; builds nothing."""
+    from mailhouse.segments import run_preview
+
+    run_preview(name, show_emails=show_emails, sample=sample)
+
+
+@segment.command("list")
+def segment_list() -> None:
+    """Show all segments: kind, size, who came and went, when they were last built."""
+    from mailhouse.segments import run_list
+
+    run_list()
 
 
 def _settings_classes() -> list[type[MailhouseSettings]]:

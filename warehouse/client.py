@@ -16,6 +16,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from clickhouse_connect.driver.external import ExternalData
 from urllib3.exceptions import HTTPError
 
+from warehouse.cluster import Cluster
 from warehouse.errors import WarehouseError, WarehouseUnavailable
 from warehouse.settings import MailhouseSettings, WarehouseAddress
 
@@ -36,17 +37,22 @@ class Warehouse:
     Args:
         address: where ClickHouse answers.
         comment: who asks, e.g. `dagster run 1a2b`; put into `log_comment`, so that the query log tells.
+        cluster: how tables that `define` makes are replicated.
     """
 
-    def __init__(self, address: WarehouseAddress, *, comment: str = "") -> None:
+    def __init__(
+        self, address: WarehouseAddress, *, comment: str = "", cluster: Cluster | None = None
+    ) -> None:
         self.address = address
         self.comment = comment
+        self.cluster = cluster or Cluster()
         self._client: Any = None
 
     @classmethod
     def connect(cls, settings: MailhouseSettings | None = None, *, comment: str = "") -> Warehouse:
         """The warehouse of the settings in force."""
-        return cls((settings or MailhouseSettings.load()).warehouse, comment=comment)
+        settings = settings or MailhouseSettings.load()
+        return cls(settings.warehouse, comment=comment, cluster=settings.cluster)
 
     @property
     def client(self) -> Any:
@@ -73,6 +79,10 @@ class Warehouse:
         """Run a statement that returns no rows. Parameters are `{name:Type}` in the text."""
         with self._errors():
             self.client.command(sql, parameters=dict(parameters or {}))
+
+    def define(self, sql: str) -> None:
+        """Run a statement that makes, changes or drops a table or database, on the whole cluster if there is one."""
+        self.execute(self.cluster.ddl(sql))
 
     def frame(
         self,
@@ -120,6 +130,15 @@ class Warehouse:
         """The first column of the first row, None if there is no row."""
         frame = self.frame(sql, parameters)
         return frame.item(0, 0) if frame.height else None
+
+    def measured(
+        self, sql: str, settings: Mapping[str, str] | None = None
+    ) -> tuple[list[Any], dict[str, int]]:
+        """Run a query of one row; the row, and what ClickHouse says that it took: `read_rows`, `read_bytes` ..."""
+        with self._errors():
+            result = self.client.query(sql, settings=dict(settings or {}))
+            numbers = {name: int(text) for name, text in result.summary.items() if str(text).isdigit()}
+            return list(result.first_row), numbers
 
     def insert(self, table: str, frame: pl.DataFrame) -> int:
         """Append a frame to a table, columns by name; columns left out take their defaults. Returns the rows."""

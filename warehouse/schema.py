@@ -1,4 +1,4 @@
-"""DDL of the raw tables: versioned, idempotent, the same on the embedded engine and on a server.
+"""DDL of the raw tables: versioned, idempotent, the same on the embedded engine, on a server and on a cluster.
 
 Raw tables are append-only. What a table holds is in its comment, and the grain in its `ORDER BY`. A change of the
 schema is a new entry at the end of `MIGRATIONS`; entries that have run are recorded in `raw.schema_migrations` and
@@ -175,13 +175,65 @@ _CREATE_RAW = (
     """,
 )
 
-MIGRATIONS: tuple[Migration, ...] = (Migration(1, "raw tables", _CREATE_RAW),)
+_INCREMENTS = (
+    # models look rows up by hashes, which are made once, when a row is stored
+    """
+    alter table raw.events
+        add column if not exists event_hash UInt64 materialized sipHash64(event_id),
+        add column if not exists message_hash UInt64 materialized if(message_id = '', 0, sipHash64(message_id))
+    """,
+    "alter table raw.messages add column if not exists message_hash UInt64 materialized sipHash64(message_id)",
+    # models read what was loaded since they last ran: whole granules of older loads are passed over
+    *(
+        statement
+        for table in ("events", "crm_records", "messages", "consents")
+        for statement in (
+            f"alter table raw.{table} add index if not exists by_loaded_at loaded_at type minmax granularity 1",
+            f"alter table raw.{table} materialize index by_loaded_at settings mutations_sync = 1",
+        )
+    ),
+    """
+    create table if not exists raw.campaigns (
+        kind LowCardinality(String),
+        name String,
+        version String,
+        description String,
+        channel LowCardinality(String),
+        category LowCardinality(String),
+        segment String,
+        goal_event LowCardinality(String),
+        goal_where String,
+        goal_within_seconds UInt32,
+        experiment String,
+        spec JSON,
+        loaded_at DateTime64(3, 'UTC') default now64(3)
+    ) engine = MergeTree order by (kind, name, loaded_at)
+    comment 'One version of one campaign, journey or trigger as its file says: kind, name, version.'
+    """,
+    """
+    create table if not exists raw.list_members (
+        list LowCardinality(String),
+        source LowCardinality(String),
+        email String,
+        external_id String,
+        is_member Bool,
+        changed_at DateTime64(3, 'UTC'),
+        loaded_at DateTime64(3, 'UTC') default now64(3)
+    ) engine = MergeTree order by (list, email, external_id, changed_at)
+    comment 'One change of who is on a static list: list, email or external_id, changed_at. The latest counts.'
+    """,
+)
+
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(1, "raw tables", _CREATE_RAW),
+    Migration(2, "campaign files, static lists, indexes of load times", _INCREMENTS),
+)
 
 
 def migrate(warehouse: Warehouse) -> list[Migration]:
     """Bring the raw tables up to date; returns the migrations that ran now, none if all had run."""
-    warehouse.execute("create database if not exists raw")
-    warehouse.execute(
+    warehouse.define("create database if not exists raw")
+    warehouse.define(
         """
         create table if not exists raw.schema_migrations (
             version UInt32, summary String, migrated_at DateTime64(3, 'UTC') default now64(3)
@@ -192,7 +244,7 @@ def migrate(warehouse: Warehouse) -> list[Migration]:
     todo = [migration for migration in MIGRATIONS if migration.version not in done]
     for migration in todo:
         for statement in migration.statements:
-            warehouse.execute(statement)
+            warehouse.define(statement)
         warehouse.execute(
             "insert into raw.schema_migrations (version, summary) values ({version:UInt32}, {summary:String})",
             {"version": migration.version, "summary": migration.summary},

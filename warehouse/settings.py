@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from warehouse.cluster import Cluster
 from warehouse.errors import SettingsError
 
 PREFIX = "MAILHOUSE_"
@@ -36,6 +37,11 @@ class MailhouseSettings(BaseSettings):
         warehouse_password: password of the embedded engine's user `default`, for the server and its clients alike;
             unset or empty means none. With a warehouse_url, the password stands in that URL instead.
         warehouse_readers: read-only users of the embedded engine, name to password: `{"grafana": "secret"}`.
+        warehouse_cluster: name of the ClickHouse cluster whose replicas all keep every table; empty: one server.
+        warehouse_database_engine: engine of the databases on it, e.g. `Replicated('/clickhouse/databases/{database}',
+            '{shard}', '{replica}')`; empty: the server's default.
+        warehouse_replica_path: path of a table in ClickHouse Keeper; empty: the server's `default_replica_path`.
+        warehouse_replica_name: a replica's name under that path.
         clock_offset: seconds added to the wall clock, for rehearsals on past data (the demo lives in June 2011).
             Every room and every dbt model takes the time through it.
     """
@@ -48,6 +54,10 @@ class MailhouseSettings(BaseSettings):
     warehouse_port: int = DEFAULT_PORT
     warehouse_password: SecretStr | None = None
     warehouse_readers: dict[str, SecretStr] = {}
+    warehouse_cluster: str = ""
+    warehouse_database_engine: str = ""
+    warehouse_replica_path: str = ""
+    warehouse_replica_name: str = "{replica}"
     clock_offset: float = 0.0
 
     @classmethod
@@ -78,6 +88,16 @@ class MailhouseSettings(BaseSettings):
             password = self.warehouse_password.get_secret_value() if self.warehouse_password else ""
             return WarehouseAddress("http", "127.0.0.1", self.warehouse_port, "default", password)
         return WarehouseAddress.parse(self.warehouse_url.get_secret_value())
+
+    @property
+    def cluster(self) -> Cluster:
+        """Whether and how tables are replicated."""
+        return Cluster(
+            self.warehouse_cluster,
+            self.warehouse_database_engine,
+            self.warehouse_replica_path,
+            self.warehouse_replica_name,
+        )
 
     def now(self) -> datetime:
         """The time, UTC, milliseconds, through `clock_offset`."""

@@ -11,23 +11,40 @@
 
 
 {#-
+    identity_id of what a row says about a person: a hash of source, external id and normalised email. 0 if it says
+    neither, or, if it names a visitor who is not known, less than 0.
+-#}
+{% macro identity_of(source, external_id, email, anonymous_id="''") -%}
+    multiIf(
+        {{ external_id }} != '' or {{ email }} != '',
+        toInt64(bitShiftRight(
+            sipHash64(if({{ external_id }} = '', '', {{ source }}::String), {{ external_id }}, {{ email }}), 1
+        )),
+        {{ anonymous_id }} != '',
+        -toInt64(bitShiftRight(sipHash64({{ source }}::String, {{ anonymous_id }}), 1)),
+        0
+    )
+{%- endmacro %}
+
+
+{#- identity_id of whom a message was sent to, by the contact and the address that the ledger has. -#}
+{% macro identity_of_message(contact_id, email) -%}
+    toInt64(bitShiftRight(sipHash64('message', {{ contact_id }}, {{ email }}), 1))
+{%- endmacro %}
+
+
+{#-
     Adds `contact_id` to rows with hints: Nullable(Int64), null where no hint leads to a contact.
 
-    A message's own contact comes first, then the CRM record (source, external_id), then the email. Reads right with
-    join_use_nulls on or off, since views are read by clients that set neither.
+    The CRM record (source, external_id) comes first, then the email. Reads right with join_use_nulls on or off, since views
+    are read by clients that set neither.
 
-    rows: relation or subquery with source, external_id, email (normalised) and, if has_messages, message_id.
+    rows: relation or subquery with source, external_id and email (normalised).
 -#}
-{% macro with_contacts(rows, has_messages=true) -%}
+{% macro with_contacts(rows, has_messages=false) -%}
     select
         hinted.*,
-        coalesce(
-            {% if has_messages -%}
-            nullIf(by_message.contact_of_message, 0),
-            {% endif -%}
-            nullIf(by_record.contact_of_record, 0),
-            nullIf(by_email.contact_of_email, 0)
-        ) as contact_id
+        coalesce(nullIf(by_record.contact_of_record, 0), nullIf(by_email.contact_of_email, 0)) as contact_id
     from {{ rows }} as hinted
     -- names of joined columns differ from those of `hinted`, or ClickHouse would call the latter `hinted.source`
     left join (
@@ -42,14 +59,4 @@
         where kind = 'email'
     ) as by_email
         on by_email.known_email = hinted.email
-    {% if has_messages -%}
-    left join (
-        select message_id as known_message_id, any(contact_id) as contact_of_message
-        from {{ source('raw', 'messages') }}
-        -- the ledger keeps the contact of the day; one that has merged into another since is found by its hints
-        where contact_id in (select contact_id from {{ ref('int_contacts__identified') }})
-        group by message_id
-    ) as by_message
-        on by_message.known_message_id = hinted.message_id
-    {%- endif %}
 {%- endmacro %}

@@ -6,3 +6,9 @@
     {%- set offset = var('clock_offset', env_var('MAILHOUSE_CLOCK_OFFSET', '0')) | float -%}
     (now64(3, 'UTC') + toIntervalMillisecond({{ (offset * 1000) | round | int }}))
 {%- endmacro %}
+
+
+{#- When a row was written, by the wall clock of the warehouse, as `loaded_at` of the raw tables is: never shown as a date. -#}
+{% macro stamp() -%}
+    now64(3, 'UTC')
+{%- endmacro %}

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dagster as dg
 
+from orchestration.lib.automation import live_keys
+from orchestration.lib.dbt_specs import load_specs
 from warehouse.settings import MailhouseSettings
 
 ingestion = dg.AssetSelection.groups("ingestion")
-models = dg.AssetSelection.groups("staging", "marts", "segments")
+models = dg.AssetSelection.groups("staging", "marts", "segments", "bi") - dg.AssetSelection.assets(
+    # partitions are for backfills; what is due is built without naming days
+    dg.AssetKey(["intermediate", "load_days"])
+)
 predictions = dg.AssetSelection.groups("ml")
 
 ingest = dg.define_asset_job(
@@ -20,19 +25,55 @@ recommend = dg.define_asset_job("recommend", selection=predictions, description=
 refresh = dg.define_asset_job(
     "refresh",
     selection=ingestion | models | predictions,
-    description="Load every source and the ledger, build every model, recommend.",
+    description="Load every source and the ledger, build every model, recommend: all at once, by hand.",
 )
 
 
 @dg.definitions
 def schedules() -> dg.Definitions:
-    """The jobs, and the hourly refresh; a rehearsal, whose clock is shifted, has no rhythm of its own."""
-    is_rehearsal = bool(MailhouseSettings.load().clock_offset)
-    hourly_refresh = dg.ScheduleDefinition(
-        name="hourly_refresh",
-        job=refresh,
-        cron_schedule="7 * * * *",
-        default_status=dg.DefaultScheduleStatus.STOPPED if is_rehearsal else dg.DefaultScheduleStatus.RUNNING,
-        description="Marts follow their sources within the hour.",
+    """The jobs, and what starts them; a rehearsal, whose clock is shifted, has no rhythm of its own."""
+    settings = MailhouseSettings.load()
+    is_rehearsal = bool(settings.clock_offset)
+    live = live_keys(load_specs(settings).assets)
+    build_live = dg.define_asset_job(
+        "build_live_models",
+        selection=dg.AssetSelection.assets(*sorted(live)),
+        description="Build and test what campaigns read, how they do, and what all that stands on.",
     )
-    return dg.Definitions(jobs=[ingest, build_models, recommend, refresh], schedules=[hourly_refresh])
+    build_reports = dg.define_asset_job(
+        "build_reports",
+        selection=models - dg.AssetSelection.assets(*sorted(live)),
+        description="Build and test everything else: reports, attribution, the views of BI.",
+    )
+    return dg.Definitions(
+        jobs=[ingest, build_models, build_live, build_reports, recommend, refresh],
+        schedules=[
+            dg.ScheduleDefinition(
+                name="ingest_every_five_minutes",
+                job=ingest,
+                cron_schedule="*/5 * * * *",
+                default_status=_status(dg.DefaultScheduleStatus, is_rehearsal),
+                description="Sources are read every five minutes; models follow.",
+            ),
+            dg.ScheduleDefinition(
+                name="recommend_every_night",
+                job=recommend,
+                cron_schedule="30 3 * * *",
+                default_status=_status(dg.DefaultScheduleStatus, is_rehearsal),
+                description="Recommenders are fitted and measured once a day.",
+            ),
+        ],
+        sensors=[
+            dg.AutomationConditionSensorDefinition(
+                "models_follow_sources",
+                target=models,
+                minimum_interval_seconds=60,
+                default_status=_status(dg.DefaultSensorStatus, is_rehearsal),
+                description="Builds what has a reason to be built: see orchestration/lib/automation.py.",
+            )
+        ],
+    )
+
+
+def _status(kind, is_rehearsal):
+    return kind.STOPPED if is_rehearsal else kind.RUNNING

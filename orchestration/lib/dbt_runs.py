@@ -8,11 +8,14 @@ events are turned into Dagster's by `dagster_dbt`'s own code, so that the UI sho
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import queue
+import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,7 @@ from warehouse.settings import PROJECT_ROOT, MailhouseSettings
 
 if TYPE_CHECKING:
     import dagster as dg
+    from dagster_dbt.core.dbt_cli_event import DbtCoreCliEventMessage
     from dbt.contracts.graph.manifest import Manifest
 
     from orchestration.lib.dbt_specs import Dbt
@@ -50,6 +54,10 @@ def dbt_environment(settings: MailhouseSettings) -> dict[str, str]:
         "CLICKHOUSE_USER": address.user,
         "CLICKHOUSE_PASSWORD": address.password,
         "CLICKHOUSE_SECURE": str(address.scheme == "https"),
+        "CLICKHOUSE_CLUSTER": settings.warehouse_cluster,
+        "CLICKHOUSE_DATABASE_ENGINE": settings.warehouse_database_engine,
+        "CLICKHOUSE_REPLICA_PATH": settings.warehouse_replica_path,
+        "CLICKHOUSE_REPLICA_NAME": settings.warehouse_replica_name,
         "MAILHOUSE_CLOCK_OFFSET": repr(settings.clock_offset),
         "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
         "DO_NOT_TRACK": "1",
@@ -114,7 +122,7 @@ def invoke(
 def failure_text(result: Any, limit: int = 5) -> str:
     """The first failures of a dbt result, one a line, in dbt's words."""
     if result.exception is not None:
-        return str(result.exception).strip()
+        return str(result.exception).strip() or repr(result.exception)
     nodes = [
         one
         for one in getattr(result.result, "results", [])
@@ -134,15 +142,57 @@ def stream(
     Raises:
         ModelsError: a model or an error-severity test failed; raised after every event was yielded.
     """
-    from dagster_dbt.core.dbt_cli_event import DbtCoreCliEventMessage
-    from dbt_common.events.functions import msg_to_dict
+    from orchestration.lib.dbt_specs import load_dbt
+
+    dbt = load_dbt(settings)
+    with _run_target(settings, context.run.run_id) as target:
+        for message in results([*args, *_selection(context, dbt)], settings, target):
+            context.log.debug(str(message))
+            yield from message.to_default_asset_events(
+                manifest=dbt.manifest,
+                dagster_dbt_translator=dbt.translator,
+                context=context,
+                target_path=target,
+                project=dbt.project,
+            )
+
+
+def report(
+    args: Sequence[str], context: dg.AssetExecutionContext, settings: MailhouseSettings
+) -> Iterator[dg.AssetMaterialization]:
+    """Run a dbt command from an asset that is not one of dbt's; yields what the command built.
+
+    Raises:
+        ModelsError: a model or an error-severity test failed; raised after everything built was yielded.
+    """
+    import dagster as dg
 
     from orchestration.lib.dbt_specs import load_dbt
 
     dbt = load_dbt(settings)
-    command = [*args, *_selection(context, dbt)]
-    target = settings.home / "dbt" / "runs" / context.run.run_id
-    target.mkdir(parents=True, exist_ok=True)
+    with _run_target(settings, context.run.run_id) as target:
+        for message in results(args, settings, target):
+            context.log.debug(str(message))
+            for event in message.to_default_asset_events(
+                manifest=dbt.manifest,
+                dagster_dbt_translator=dbt.translator,
+                target_path=target,
+                project=dbt.project,
+            ):
+                if isinstance(event, dg.AssetMaterialization):
+                    yield event
+
+
+def results(
+    command: Sequence[str], settings: MailhouseSettings, target: Path
+) -> Iterator[DbtCoreCliEventMessage]:
+    """Run a dbt command in a thread of its own; yields a message for each node that has ended.
+
+    Raises:
+        ModelsError: a node failed; raised after every message was yielded.
+    """
+    from dagster_dbt.core.dbt_cli_event import DbtCoreCliEventMessage
+    from dbt_common.events.functions import msg_to_dict
 
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
     outcome: list[Any] = []
@@ -173,22 +223,73 @@ def stream(
     while (raw := events.get()) is not None:
         message = DbtCoreCliEventMessage(raw_event=raw, event_history_metadata={})
         if message.is_result_event:
-            context.log.debug(raw["info"]["msg"])
-            yield from message.to_default_asset_events(
-                manifest=dbt.manifest,
-                dagster_dbt_translator=dbt.translator,
-                context=context,
-                target_path=target,
-                project=dbt.project,
-            )
+            yield message
     worker.join()
     result = outcome[0]
     if isinstance(result, BaseException):
         raise result
     if not result.success:
         raise ModelsError(
-            f"dbt {args[0]} failed.\n{failure_text(result)}", fix="Correct the model or the data."
+            f"dbt {command[0]} failed.\n{failure_text(result)}", fix="Correct the model or the data."
         )
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep a logger from telling people at a terminal the hundred names that it has put into a command."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@dataclass(frozen=True)
+class SourceAge:
+    """How old the newest row of a source is: `pass`, `warn` or `error`, and in words."""
+
+    unique_id: str
+    status: str
+    text: str
+
+
+def source_freshness(settings: MailhouseSettings) -> list[SourceAge]:
+    """Ask dbt how old each source is, by what `_sources.yml` allows.
+
+    Raises:
+        ModelsError: a source could not be read.
+    """
+    ages = []
+    result = invoke(
+        ["source", "freshness", "--no-write-json"],
+        settings,
+        manifest=load_manifest(settings),
+        raise_on_error=False,
+    )
+    for one in getattr(result.result, "results", None) or []:
+        status = str(one.status)
+        if status == "runtime error" and getattr(one, "max_loaded_at", None) is None and one.message:
+            raise ModelsError(
+                f"dbt source freshness failed: {one.message}", fix="Correct the source in _sources.yml."
+            )
+        # dbt measures from the epoch where there is no row
+        is_empty = one.max_loaded_at is None or one.max_loaded_at.year < 1971
+        text = "It has no rows." if is_empty else f"The newest row came {one.age / 3600:,.1f} hours ago."
+        ages.append(SourceAge(one.node.unique_id, status, text))
+    if not ages and result.exception is not None:
+        raise ModelsError(f"dbt source freshness failed: {failure_text(result)}", fix="Correct the source.")
+    return ages
+
+
+@contextmanager
+def _run_target(settings: MailhouseSettings, run_id: str) -> Iterator[Path]:
+    """A folder for the SQL that a run compiles; it stays if the run fails, for whoever looks why."""
+    target = settings.home / "dbt" / "runs" / run_id
+    target.mkdir(parents=True, exist_ok=True)
+    yield target
+    shutil.rmtree(target, ignore_errors=True)
 
 
 def _selection(context: dg.AssetExecutionContext, dbt: Dbt) -> list[str]:
@@ -202,18 +303,20 @@ def _selection(context: dg.AssetExecutionContext, dbt: Dbt) -> list[str]:
     )
     if is_whole:
         return []
-    arguments, indirect = get_subset_selection_for_context(
-        context=context,
-        manifest=dbt.manifest,
-        select="fqn:*",
-        exclude=None,
-        selector=None,
-        dagster_dbt_translator=dbt.translator,
-        current_dbt_indirect_selection_env=None,
-    )
+    with _quiet("dagster.builtin"):
+        arguments, indirect = get_subset_selection_for_context(
+            context=context,
+            manifest=dbt.manifest,
+            select="fqn:*",
+            exclude=None,
+            selector=None,
+            dagster_dbt_translator=dbt.translator,
+            current_dbt_indirect_selection_env=None,
+        )
     # dbt wants one argument a node name; dagster_dbt joins them with spaces
     words = [word for argument in arguments for word in argument.split(" ")]
-    return [*words, *(("--indirect-selection", indirect) if indirect else ())]
+    # a test that compares a model with one that is not selected waits for a build that has both
+    return [*words, "--indirect-selection", indirect or "buildable"]
 
 
 def load_manifest(settings: MailhouseSettings) -> Manifest:

@@ -32,10 +32,11 @@ _BULKY = ("dagster_dbt/manifest", "dagster_dbt/dagster_dbt_translator", "dagster
 
 
 class DbtSpecs(NamedTuple):
-    """The dbt project as Dagster shows it."""
+    """The dbt project as Dagster shows it: models and seeds, tests, and the sources that must not grow old."""
 
     assets: Sequence[dg.AssetSpec]
     checks: Sequence[dg.AssetCheckSpec]
+    dated_sources: Mapping[str, dg.AssetKey]
 
 
 class Dbt(NamedTuple):
@@ -57,8 +58,9 @@ def load_specs(settings: MailhouseSettings) -> DbtSpecs:
     except (OSError, ValueError, TypeError, AttributeError, ImportError, EOFError, pickle.UnpicklingError):
         written, specs = None, None
     if written == version and specs is not None:
+        assets, checks, dated_sources = specs
         return DbtSpecs(
-            [_thaw(values) for values in specs[0]], [dg.AssetCheckSpec(**one) for one in specs[1]]
+            [_thaw(values) for values in assets], [dg.AssetCheckSpec(**one) for one in checks], dated_sources
         )
     described = describe(settings)
     # a process that reads while we write must find one file or the other
@@ -66,6 +68,7 @@ def load_specs(settings: MailhouseSettings) -> DbtSpecs:
     frozen = (
         [_freeze(spec) for spec in described.assets],
         [_freeze_check(spec) for spec in described.checks],
+        described.dated_sources,
     )
     beside.write_bytes(pickle.dumps((version, frozen)))
     beside.replace(file)
@@ -89,6 +92,11 @@ def describe(settings: MailhouseSettings) -> DbtSpecs:
     return DbtSpecs(
         [spec.replace_attributes(metadata=_light(spec.metadata)) for spec in assets],
         [spec.with_metadata(_light(spec.metadata or {})) for spec in checks],
+        {
+            unique_id: dbt.translator.get_asset_key(source)
+            for unique_id, source in dbt.manifest["sources"].items()
+            if (source.get("freshness") or {}).get("warn_after", {}).get("count")
+        },
     )
 
 

@@ -21,6 +21,10 @@ from warehouse.schema import migrate
 from warehouse.settings import PROJECT_ROOT, MailhouseSettings
 
 OUTPUT = PROJECT_ROOT / ".mailhouse" / "docs"
+# dbt's page cuts a column's description after two words
+_STYLE = """<style>
+tr.column-row > td:nth-child(3) { white-space: normal !important; max-width: none !important; min-width: 20em; }
+</style></head>"""
 _ELSEWHERE = re.compile(r"""<(?:script|link)\b[^>]*\b(?:src|href)\s*=\s*["']?(?:https?:)?//""", re.IGNORECASE)
 
 
@@ -45,6 +49,7 @@ def build(output: Path = OUTPUT) -> Path:
             f"dbt's page would load something from another host: {found.group()}",
             fix="Install dbt-core as pinned in pyproject.toml.",
         )
+    page = page.replace("</head>", _STYLE, 1)
     output.mkdir(parents=True, exist_ok=True)
     partial = output / "index.html.part"
     partial.write_text(page, encoding="utf-8")

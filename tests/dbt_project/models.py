@@ -20,7 +20,7 @@ from warehouse.schema import migrate
 from warehouse.settings import MailhouseSettings
 
 PREFIX = "dbt_test_"
-DATABASES = ("staging", "intermediate", "marts", "segments")
+DATABASES = ("staging", "intermediate", "marts", "segments", "bi")
 NOW = datetime(2011, 6, 27, 9, 30, tzinfo=UTC)
 
 
@@ -61,14 +61,16 @@ class Models:
     target: Path
     now: datetime = NOW
 
-    def build(self, *args: str, command: str = "build", offset: timedelta = timedelta(0)) -> Any:
-        """Run dbt at `now` plus an offset; fails the test with dbt's words if a node fails."""
+    def build(
+        self, *args: str, command: str = "build", offset: timedelta = timedelta(0), **variables: Any
+    ) -> Any:
+        """Run dbt at `now` plus an offset, with variables; fails the test with dbt's words if a node fails."""
         clock = (self.now + offset - datetime.now(UTC)).total_seconds()
         settings = self.settings.model_copy(update={"clock_offset": clock})
-        variables = json.dumps({"database_prefix": PREFIX})
+        given = json.dumps({"database_prefix": PREFIX, **variables})
         with environment(dbt_environment(settings)):
             result = dbt(
-                [command, "--vars", variables, "--no-write-json", *args], self.target, manifest=self.manifest
+                [command, "--vars", given, "--no-write-json", *args], self.target, manifest=self.manifest
             )
         if not result.success:
             nodes = getattr(result.result, "results", None) or []
@@ -104,7 +106,9 @@ class Models:
             self.warehouse, pl.DataFrame([_event(event) for event in events], infer_schema_length=None)
         )
 
-    def contact(self, external_id: str, email: str, at: str, source: str = "shop", **properties: Any) -> None:
+    def contact(
+        self, external_id: str, email: str, at: str | datetime, source: str = "shop", **properties: Any
+    ) -> None:
         """Load one version of a CRM contact."""
         record = {
             "source": source,
@@ -161,7 +165,9 @@ def _event(event: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def order(number: str, at: str, amount: str = "10.00", quantity: int = 1, **hints: Any) -> dict[str, Any]:
+def order(
+    number: str, at: str | datetime, amount: str = "10.00", quantity: int = 1, **hints: Any
+) -> dict[str, Any]:
     """An `order.placed` event of one line."""
     item = {"line_number": 1, "product_id": "P", "name": "Pot", "quantity": quantity, "unit_price": amount}
     properties = {"order_id": number, "currency": "GBP", "country": "France", "items": [item]}

@@ -169,7 +169,7 @@ def test_building_again_changes_nothing(built: Models) -> None:
     changes = built.value("select count() from intermediate.int_segments__changed")
     parts = f"""
         select name, rows from system.parts
-        where database = '{PREFIX}marts' and table = 'events' and active order by name
+        where database = '{PREFIX}intermediate' and table = 'int_events__recorded' and active order by name
     """
     loaded = built.rows(parts)
     result = built.build("--exclude-resource-type", "unit_test", offset=timedelta(minutes=5))

@@ -7,7 +7,7 @@ import pytest
 
 from orchestration.lib.dbt_specs import GROUPS, group_of
 
-GROUP_NAMES = {"ingestion", "staging", "marts", "segments", "ml", "campaigns"}
+GROUP_NAMES = {"ingestion", "staging", "marts", "segments", "bi", "ml", "campaigns"}
 
 
 @pytest.fixture(scope="session")

@@ -149,6 +149,16 @@ def test_an_answer_without_rows_has_its_columns(client: Any, sql: str) -> None:
     assert (result.column_names, result.result_rows) == (("a", "b"), [])
 
 
+def test_columns_of_a_query_are_told_without_running_it(client: Any) -> None:
+    endless = "select number from numbers(20000000000)"
+    heavy = (
+        f"select a, (select max(number) from ({endless})) as b from (select 1 as a) where a in ({endless})"
+    )
+    result = client.query(f"SELECT * FROM ( \n{heavy} \n) LIMIT 0", settings={"max_execution_time": "20"})
+    assert result.column_names == ("a", "b")
+    assert result.column_types[0].name == "UInt8"
+
+
 def test_parameters(client: Any) -> None:
     sql = "select {text:String} as t, {list:Array(Int64)} as l, {maybe:Nullable(Int64)} as m from {db:Identifier}.one"
     found = client.query(sql, parameters={"text": "it's\t\\n", "list": [1, 2], "maybe": None, "db": "system"})

@@ -28,7 +28,7 @@ from warehouse.embedded.compression import (
 from warehouse.embedded.errors import ServerError
 from warehouse.embedded.formats import StreamJoiner, native_header
 from warehouse.embedded.protocol import Request, read_multipart
-from warehouse.embedded.statements import first_word, input_call, insert_head, output_of
+from warehouse.embedded.statements import asks_for_columns, first_word, input_call, insert_head, output_of
 
 # Statements -------------------------------------------------------------------------------------------------------
 
@@ -278,3 +278,20 @@ def test_a_syntax_tree_is_read() -> None:
     assert [(node.depth, node.parent, node.function) for node in nodes] == [
         (0, "", ""), (1, "Root (children 1)", ""), (2, "A", "file"), (3, "Function File (children 1)", ""), (1, "Root (children 1)", ""),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("query", "is_asked"),
+    [
+        (b"SELECT * FROM ( \nselect 1 as a, ')' as b -- )\n \n) LIMIT 0", True),
+        (b"/* who */ select * from (select * from (select 1)) as __dbt_sbq limit 0;", True),
+        (b"select * from (select 1) union all select * from (select 2) limit 0", False),
+        (b"select * from (select 1) as a, (select 2) as b limit 0", False),
+        (b"select * from (select 1) limit 0, 5", False),
+        (b"select * from (select 1) limit 10", False),
+        (b"select count() from (select 1) limit 0", False),
+        (b"select * from t limit 0", False),
+    ],
+)
+def test_who_asks_for_columns_alone(query: bytes, is_asked: bool) -> None:
+    assert asks_for_columns(query) is is_asked

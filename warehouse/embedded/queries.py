@@ -393,6 +393,10 @@ class _Execution:
             and output_format in _STREAMED
             and not self._request.is_on("wait_end_of_query")
         ):
+            is_native = output_format == "Native"
+            if is_native and statements.asks_for_columns(inner.encode()) and (header := self._columns(inner)):
+                # the engine would read tables first, for sets and scalars of a query that gives no row
+                return self._whole(output_format, _summary({}), header)
             answer = self._streamed(inner, output_format)
             if answer is not None:
                 return answer

@@ -182,3 +182,29 @@ def input_call(statement: bytes) -> InputCall | None:
         ):
             return InputCall(structure.text, token.start, closing.end)
     return None
+
+
+_NO_ROWS = re.compile(rb"\blimit\s+0[\s;]*$", re.IGNORECASE)
+
+
+def asks_for_columns(query: bytes) -> bool:
+    """Whether the query is `SELECT * FROM (...) LIMIT 0`, as dbt asks what another query would give."""
+    if not _NO_ROWS.search(query):
+        return False
+    found = list(tokens(query))
+    while found and found[-1].text == b";":
+        found.pop()
+    if len(found) < 8 or not (
+        found[0].is_word(b"SELECT") and found[1].text == b"*" and found[2].is_word(b"FROM")
+    ):
+        return False
+    depth = 0
+    for place, token in enumerate(found[3:], 3):
+        depth += (token.text == b"(") - (token.text == b")")
+        if depth == 0:
+            # what follows the first subquery: a name of it, and nothing else that has rows
+            rest = found[place + 1 :]
+            if len(rest) == 4 and rest[0].is_word(b"AS") and rest[1].kind == "word":
+                rest = rest[2:]
+            return len(rest) == 2 and rest[0].is_word(b"LIMIT") and rest[1].text == b"0"
+    return False

@@ -26,7 +26,15 @@ engagement as (
 
 messages as (
 
-    select * from {{ ref('messages') }}
+    {{ message_sums_of(ref('int_messages__summed')) }}
+
+),
+
+addressees as (
+
+    select identity_id as addressee_id, contact_id as addressee_contact_id
+    from {{ ref('int_contacts__identified') }}
+    where kind = 'message'
 
 ),
 
@@ -46,15 +54,16 @@ consents as (
 mail as (
 
     select
-        contact_id,
-        countIf(is_sent) as messages_sent_count,
-        countIf(is_opened) as messages_opened_count,
-        countIf(is_clicked) as messages_clicked_count,
-        min(sent_at) as first_message_at,
-        max(sent_at) as last_message_at,
-        max(last_opened_at) as last_opened_at,
-        max(last_clicked_at) as last_clicked_at
+        coalesce(addressees.addressee_contact_id, messages.ledger_contact_id) as contact_id,
+        sum(messages.sent_count) as messages_sent_count,
+        sum(messages.opened_count) as messages_opened_count,
+        sum(messages.clicked_count) as messages_clicked_count,
+        min(messages.first_sent_at) as first_message_at,
+        max(messages.last_sent_at) as last_message_at,
+        max(messages.last_opened_at) as last_opened_at,
+        max(messages.last_clicked_at) as last_clicked_at
     from messages
+    left any join addressees on addressees.addressee_id = messages.identity_id
     group by contact_id
 
 )

@@ -1,34 +1,45 @@
 {{
     config(
-        order_by='contact_id'
+        materialized='view'
     )
 }}
 
 with
 
-events as (
+states as (
 
-    select * from {{ ref('events') }}
-    where contact_id is not null and not is_machine
+    {{ states_of(ref('int_engagement__summed')) }}
 
 ),
 
-weights as (
+identities as (
 
-    select * from {{ ref('engagement_weights') }}
+    select identity_id, contact_id from {{ ref('int_contacts__identified') }}
+
+),
+
+summed as (
+
+    select
+        identity_id,
+        half_life_days,
+        sum(states.decayed_sum) as decayed_sum,
+        max(states.last_engaged_at) as last_engaged_at
+    from states
+    group by identity_id, half_life_days
 
 )
 
 select
     ---------- ids
-    assumeNotNull(events.contact_id) as contact_id,
+    identities.contact_id as contact_id,
 
     ---------- numerics
-    weights.half_life_days as half_life_days,
-    sum(weights.weight * {{ decay_growth('events.occurred_at', 'weights.half_life_days') }}) as decayed_sum,
+    half_life_days,
+    sum(summed.decayed_sum) as decayed_sum,
 
     ---------- timestamps
-    maxIfOrNull(events.occurred_at, weights.weight > 0) as last_engaged_at
-from events
-inner join weights on weights.event_type = events.type
-group by events.contact_id, weights.half_life_days
+    max(summed.last_engaged_at) as last_engaged_at
+from summed
+inner join identities on identities.identity_id = summed.identity_id
+group by identities.contact_id, half_life_days

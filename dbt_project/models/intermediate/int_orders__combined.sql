@@ -1,15 +1,27 @@
 {{
     config(
-        order_by=['source', 'order_id']
+        materialized='incremental',
+        incremental_strategy='append',
+        on_schema_change='fail',
+        engine=engine('ReplacingMergeTree'),
+        order_by=['source', 'order_id'],
+        query_settings={'optimize_on_insert': 0},
+        post_hook="{{ note_taken() }}"
     )
 }}
+
+{%- set days = days_to_take() %}
 
 with
 
 events as (
 
-    select * from {{ ref('events') }}
-    where type in ('order.placed', 'order.cancelled')
+    select * from {{ ref('int_events__recorded') }}
+    where
+        type in ('order.placed', 'order.cancelled')
+        {% if days is not none -%}
+        and {{ is_recorded_on(days) }}
+        {%- endif %}
 
 ),
 
@@ -19,9 +31,11 @@ order_events as (
         source,
         coalesce(nullIf(properties.order_id::Nullable(String), ''), event_id) as order_id,
         type = 'order.cancelled' as is_cancellation,
-        event_id,
-        contact_id,
+        -- a cancellation need not repeat what was ordered: the last placement counts, if there is one
+        tuple(not is_cancellation, occurred_at, event_id, recorded_at) as content_rank,
+        identity_id,
         occurred_at,
+        recorded_at,
         coalesce(properties.currency::Nullable(String), '') as currency,
         coalesce(properties.country::Nullable(String), '') as country,
         -- texts of every item: what a source writes as a number or as a text reads the same
@@ -36,56 +50,140 @@ order_events as (
 
 ),
 
+versions as (
+
+    select
+        source,
+        order_id,
+        sipHash64(source, order_id) as order_hash,
+        content_rank,
+        tuple(
+            identity_id,
+            currency,
+            country,
+            arrayMap(
+                (item, position) -> (
+                    coalesce(toUInt32OrNull(item.1), position)::UInt32,
+                    coalesce(item.2, ''),
+                    coalesce(trim(item.3), ''),
+                    coalesce(toInt64OrNull(item.4), 0)::Int64,
+                    coalesce(toDecimal64OrNull(item.5, 4), 0)::Decimal(18, 4)
+                ),
+                items,
+                arrayEnumerate(items)
+            )::Array(Tuple(
+                line_number UInt32, product_id String, product_name String, quantity Int64, unit_price Decimal(18, 4)
+            ))
+        ) as content,
+        [identity_id] as identity_ids,
+        if(is_cancellation, null, occurred_at) as placed_at,
+        if(is_cancellation, occurred_at, null) as cancelled_at,
+        occurred_at as first_event_at,
+        recorded_at
+    from order_events
+    {% if is_incremental() %}
+    union all
+
+    select
+        source,
+        order_id,
+        sipHash64(source, order_id) as order_hash,
+        content_rank,
+        tuple(identity_id, currency::String, country::String, items) as content,
+        identity_ids,
+        placed_at,
+        cancelled_at,
+        first_event_at,
+        recorded_at
+    from {{ this }} final
+    where (source, order_id) in (select source, order_id from order_events)
+    {% endif %}
+
+),
+
+several as (
+
+    select order_hash from versions
+    group by order_hash
+    having count() > 1
+
+),
+
+-- most orders are told of once, and nothing has to be compared
 orders as (
 
     select
         source,
         order_id,
-        max(is_cancellation) as is_cancelled,
-        argMax(contact_id, tuple(not is_cancellation, occurred_at, event_id)) as contact_id,
-        -- a cancellation need not repeat what was ordered: the last placement counts, if there is one
-        argMax(
-            tuple(currency, country, items),
-            tuple(not is_cancellation, occurred_at, event_id)
-        ) as content,
-        if(
-            countIf(not is_cancellation) > 0,
-            minIf(occurred_at, not is_cancellation),
-            min(occurred_at)
-        ) as ordered_at,
-        if(is_cancelled, toNullable(maxIf(occurred_at, is_cancellation)), null) as cancelled_at
-    from order_events
+        content,
+        content_rank,
+        identity_ids,
+        placed_at,
+        cancelled_at,
+        first_event_at,
+        recorded_at
+    from versions
+    where order_hash not in (select order_hash from several)
+
+    union all
+
+    select
+        source,
+        order_id,
+        argMax(versions.content, versions.content_rank) as content,
+        max(versions.content_rank) as content_rank,
+        arraySort(groupUniqArrayArray(versions.identity_ids)) as identity_ids,
+        min(versions.placed_at) as placed_at,
+        max(versions.cancelled_at) as cancelled_at,
+        min(versions.first_event_at) as first_event_at,
+        max(versions.recorded_at) as recorded_at
+    from versions
+    where order_hash in (select order_hash from several)
     group by source, order_id
+
+),
+
+lines as (
+
+    select
+        *,
+        content.4 as items,
+        -- a cast would cut; invoices round
+        arrayMap(item -> round(item.quantity * item.unit_price, 2)::Decimal(18, 2), items) as amounts,
+        arrayMap(item -> cancelled_at is null and item.quantity > 0 and item.unit_price > 0, items) as sold
+    from orders
 
 )
 
 select
     ---------- ids
     order_id,
-    contact_id,
+    content.1::Int64 as identity_id,
+    identity_ids,
 
     ---------- text
     source,
-    if(is_cancelled, 'cancelled', 'placed')::LowCardinality(String) as status,
-    content.1::LowCardinality(String) as currency,
-    content.2::LowCardinality(String) as country,
+    if(cancelled_at is null, 'placed', 'cancelled')::LowCardinality(String) as status,
+    content.2::LowCardinality(String) as currency,
+    content.3::LowCardinality(String) as country,
+
+    ---------- numerics
+    arraySum(arrayMap((amount, is_sold) -> if(is_sold, amount, 0::Decimal(18, 2)), amounts, sold))::Decimal(18, 2) as revenue,
+    arraySum(amounts)::Decimal(18, 2) as total,
+    arraySum(arrayMap((item, is_sold) -> if(is_sold, item.quantity, 0), items, sold))::Int64 as items_count,
+    length(items)::UInt32 as lines_count,
+    content_rank,
+
+    ---------- booleans
+    has(sold, true)::Bool as is_sale,
 
     ---------- semi-structured
-    arrayMap(
-        (item, position) -> (
-            coalesce(toUInt32OrNull(item.1), position)::UInt32,
-            coalesce(item.2, ''),
-            coalesce(trim(item.3), ''),
-            coalesce(toInt64OrNull(item.4), 0)::Int64,
-            coalesce(toDecimal64OrNull(item.5, 4), 0)::Decimal(18, 4)
-        ),
-        content.3,
-        arrayEnumerate(content.3)
-    )::Array(Tuple(
-        line_number UInt32, product_id String, product_name String, quantity Int64, unit_price Decimal(18, 4)
-    )) as items,
+    items,
 
     ---------- timestamps
-    ordered_at,
-    cancelled_at
-from orders
+    coalesce(placed_at, first_event_at) as ordered_at,
+    placed_at,
+    cancelled_at,
+    first_event_at,
+    recorded_at
+from lines

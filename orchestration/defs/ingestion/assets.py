@@ -9,19 +9,26 @@ from typing import get_args
 
 import dagster as dg
 
+from campaigns.catalogue import record_specs
+from campaigns.specs import load_campaigns
 from crm.files import FileSource, ingest_files, load_sources
 from crm.hubspot import HubSpot, ingest_hubspot
+from crm.lists import load_lists
 from crm.settings import CrmSettings, HubSpotObject
 from orchestration.lib.resources import counts_metadata, open_warehouse
 from warehouse.settings import MailhouseSettings
 
 GROUP = "ingestion"
-# raw tables that no other asset writes; raw/messages and raw/recommendations have their own
+# raw tables that several sources write; raw/messages, raw/campaigns and others have assets of their own
 RAW_TABLES = {
     "crm_records": "Every version of every CRM object that a source has shown us.",
     "events": "Every event, behaviour or mail, once.",
     "consents": "Every change of a consent: the proof of it.",
     "products": "Every version of every product of a catalogue.",
+}
+WRITTEN_ELSEWHERE = {
+    "predictions": "Every score of every contact by every model version.",
+    "model_evaluations": "How good each model version was on what came later.",
 }
 # what a source's object is -> the raw tables it writes; exhaustive
 TABLES_OF: Mapping[str, tuple[str, ...]] = {
@@ -116,6 +123,54 @@ def raw_tables(writers: Mapping[str, Sequence[dg.AssetKey]]) -> dg.AssetsDefinit
     return tables
 
 
+@dg.asset(
+    key=["raw", "campaigns"],
+    group_name=GROUP,
+    description="Every version of every campaign's file: its goal, channel and segment, so that marts know them.",
+    kinds={"python", "yaml"},
+    pool="clickhouse",
+)
+def campaign_files(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    """Record the versions that have not been recorded."""
+    settings = MailhouseSettings.load()
+    specs = load_campaigns(settings.content_dir)
+    with open_warehouse(context.run.run_id) as warehouse:
+        changed = record_specs(warehouse, specs.values())
+    return dg.MaterializeResult(metadata=counts_metadata({"campaigns": len(specs), "changed": changed}))
+
+
+@dg.asset(
+    key=["raw", "list_members"],
+    group_name=GROUP,
+    description="Who entered and who left each static list, as the files of content/lists say.",
+    kinds={"python", "file"},
+    pool="clickhouse",
+)
+def static_lists(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    """Bring the lists in line with their files."""
+    settings = MailhouseSettings.load()
+    with open_warehouse(context.run.run_id) as warehouse:
+        reports = load_lists(
+            warehouse,
+            settings.content_dir,
+            base_dir=settings.home,
+            run_id=context.run.run_id,
+            now=settings.now(),
+        )
+    for one in reports:
+        context.log.info(f"{one.file}: {one.members:,} people, {one.entered:,} entered, {one.left:,} left")
+        if one.quarantined:
+            context.log.warning(
+                f"{one.file}: {one.quarantined:,} lines could not be read; see raw.quarantined_rows. The first: "
+                + "; ".join(one.examples)
+            )
+    counts = {
+        name: sum(getattr(one, name) for one in reports)
+        for name in ("members", "entered", "left", "quarantined")
+    }
+    return dg.MaterializeResult(metadata=counts_metadata({"lists": len(reports), **counts}))
+
+
 @dg.definitions
 def ingestion() -> dg.Definitions:
     """A source asset for each YAML file and each HubSpot object, and the raw tables downstream of them."""
@@ -130,4 +185,11 @@ def ingestion() -> dg.Definitions:
         for kind in get_args(HubSpotObject):
             assets.append(hubspot_asset(kind))
             writers["crm_records"].append(dg.AssetKey(["sources", f"hubspot_{kind}"]))
-    return dg.Definitions(assets=[*assets, raw_tables(writers)])
+    # what models of `ml` write beside their own assets; nothing here makes them
+    written_elsewhere = [
+        dg.AssetSpec(["raw", name], group_name=GROUP, description=description, kinds={"clickhouse"})
+        for name, description in WRITTEN_ELSEWHERE.items()
+    ]
+    return dg.Definitions(
+        assets=[*assets, campaign_files, static_lists, raw_tables(writers), *written_elsewhere]
+    )

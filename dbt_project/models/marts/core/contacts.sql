@@ -6,85 +6,65 @@
 
 with
 
-versions as (
-
-    select * from {{ ref('stg_crm__contacts') }}
-
-),
-
-identifiers as (
-
-    select * from {{ ref('int_contacts__identified') }}
-
-),
-
-events as (
-
-    select * from {{ ref('events') }}
-
-),
-
-consents as (
-
-    select * from {{ ref('stg_consents__changes') }}
-
-),
-
 records as (
 
-    -- each record as it is now
-    select
-        source,
-        external_id,
-        argMax(
-            tuple(email, first_name, last_name, country, city, timezone, locale, phone, is_deleted),
-            tuple(versions.updated_at, loaded_at)
-        ) as current,
-        argMaxIf(email, tuple(versions.updated_at, loaded_at), email != '') as last_email,
-        min(coalesce(versions.created_at, versions.updated_at)) as created_at,
-        max(versions.updated_at) as updated_at
-    from versions
-    group by source, external_id
+    select * from {{ newest(ref('int_records__combined')) }}
 
 ),
 
-crm_contacts as (
+several as (
+
+    select contact_id from records
+    group by contact_id
+    having count() > 1
+
+),
+
+-- most contacts have one record, and nothing has to be compared
+single_contacts as (
+
+    select
+        contact_id,
+        if(email != '', email, last_email) as email,
+        first_name,
+        last_name,
+        country,
+        city,
+        timezone,
+        locale,
+        phone,
+        [source::String] as sources,
+        is_deleted,
+        created_at,
+        updated_at
+    from records
+    where contact_id not in (select contact_id from several)
+
+),
+
+combined_contacts as (
 
     -- several records of one contact: of each value the newest that is known, of records that were not deleted first
     select
-        identifiers.contact_id as contact_id,
+        records.contact_id as contact_id,
         coalesce(
-            nullIf(argMaxIf(current.1, tuple(not current.9, records.updated_at), current.1 != ''), ''),
-            argMax(last_email, records.updated_at)
+            nullIf(argMaxIf(records.email, tuple(not records.is_deleted, records.updated_at), records.email != ''), ''),
+            argMax(records.last_email, records.updated_at)
         ) as email,
-        argMax(current.2, tuple(not current.9, records.updated_at)) as first_name,
-        argMax(current.3, tuple(not current.9, records.updated_at)) as last_name,
-        argMax(current.4, tuple(not current.9, records.updated_at)) as country,
-        argMax(current.5, tuple(not current.9, records.updated_at)) as city,
-        argMax(current.6, tuple(not current.9, records.updated_at)) as timezone,
-        argMax(current.7, tuple(not current.9, records.updated_at)) as locale,
-        argMax(current.8, tuple(not current.9, records.updated_at)) as phone,
+        argMax(records.first_name, tuple(not records.is_deleted, records.updated_at)) as first_name,
+        argMax(records.last_name, tuple(not records.is_deleted, records.updated_at)) as last_name,
+        argMax(records.country, tuple(not records.is_deleted, records.updated_at)) as country,
+        argMax(records.city, tuple(not records.is_deleted, records.updated_at)) as city,
+        argMax(records.timezone, tuple(not records.is_deleted, records.updated_at)) as timezone,
+        argMax(records.locale, tuple(not records.is_deleted, records.updated_at)) as locale,
+        argMax(records.phone, tuple(not records.is_deleted, records.updated_at)) as phone,
         arraySort(groupUniqArray(records.source::String)) as sources,
-        min(current.9) as is_deleted,
+        min(records.is_deleted) as is_deleted,
         min(records.created_at) as created_at,
         max(records.updated_at) as updated_at
     from records
-    inner join identifiers
-        on
-            identifiers.kind = 'record'
-            and identifiers.source = records.source
-            and identifiers.identifier = records.external_id
-    group by identifiers.contact_id
-
-),
-
-hints as (
-
-    select email, source, occurred_at from events where email != ''
-
-    union all
-
-    select email, source, occurred_at from consents where email != ''
+    where records.contact_id in (select contact_id from several)
+    group by records.contact_id
 
 ),
 
@@ -92,20 +72,28 @@ hinted_contacts as (
 
     select
         identifiers.contact_id as contact_id,
-        identifiers.identifier as email,
-        arraySort(groupUniqArray(hints.source::String)) as sources,
-        min(hints.occurred_at) as created_at,
-        max(hints.occurred_at) as updated_at
-    from identifiers
-    inner join hints on hints.email = identifiers.identifier
-    where identifiers.kind = 'email' and not identifiers.is_known_to_crm
-    group by identifiers.contact_id, identifiers.identifier
+        any(identifiers.identifier) as email,
+        arraySort(groupUniqArrayArray(hints.sources)) as sources,
+        min(hints.first_seen_at) as created_at,
+        max(hints.last_seen_at) as updated_at
+    from {{ ref('int_contacts__hinted') }} as hints
+    inner join {{ ref('int_contacts__identified') }} as identifiers
+        on identifiers.identity_id = hints.email_identity_id
+    where
+        identifiers.kind = 'email'
+        and not identifiers.is_known_to_crm
+        and hints.message_contact_id = 0
+    group by identifiers.contact_id
 
 ),
 
 contacts as (
 
-    select * from crm_contacts
+    select * from single_contacts
+
+    union all
+
+    select * from combined_contacts
 
     union all
 

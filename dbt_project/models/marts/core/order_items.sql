@@ -1,6 +1,6 @@
 {{
     config(
-        order_by=['source', 'order_id', 'line_number']
+        materialized='view'
     )
 }}
 
@@ -8,16 +8,25 @@ with
 
 orders as (
 
-    select * from {{ ref('int_orders__combined') }}
+    select * from {{ newest(ref('int_orders__combined')) }}
+
+),
+
+identities as (
+
+    select identity_id as known_identity_id, contact_id as known_contact_id
+    from {{ ref('int_contacts__identified') }}
 
 ),
 
 lines as (
 
     select
-        *,
-        arrayJoin(items) as line
+        orders.* except (items),
+        nullIf(identities.known_contact_id, 0) as contact_id,
+        arrayJoin(orders.items) as line
     from orders
+    left any join identities on identities.known_identity_id = orders.identity_id
 
 )
 

@@ -1,6 +1,6 @@
 {{
     config(
-        order_by=['source', 'order_id']
+        materialized='view'
     )
 }}
 
@@ -8,35 +8,21 @@ with
 
 orders as (
 
-    select * from {{ ref('int_orders__combined') }}
+    select * from {{ newest(ref('int_orders__combined')) }}
 
 ),
 
-order_items as (
+identities as (
 
-    select * from {{ ref('order_items') }}
-
-),
-
-totals as (
-
-    select
-        source,
-        order_id,
-        count() as lines_count,
-        sumIf(quantity, order_items.is_sale) as items_count,
-        sumIf(amount, order_items.is_sale) as revenue,
-        sum(amount) as total,
-        max(order_items.is_sale) as is_sale
-    from order_items
-    group by source, order_id
+    select identity_id as known_identity_id, contact_id as known_contact_id
+    from {{ ref('int_contacts__identified') }}
 
 )
 
 select
     ---------- ids
     orders.order_id as order_id,
-    orders.contact_id as contact_id,
+    nullIf(identities.known_contact_id, 0) as contact_id,
 
     ---------- text
     orders.source as source,
@@ -45,17 +31,16 @@ select
     orders.country as country,
 
     ---------- numerics
-    coalesce(totals.revenue, 0)::Decimal(18, 2) as revenue,
-    coalesce(totals.total, 0)::Decimal(18, 2) as total,
-    coalesce(totals.items_count, 0)::Int64 as items_count,
-    coalesce(totals.lines_count, 0)::UInt32 as lines_count,
+    orders.revenue as revenue,
+    orders.total as total,
+    orders.items_count as items_count,
+    orders.lines_count as lines_count,
 
     ---------- booleans
-    coalesce(totals.is_sale, false)::Bool as is_sale,
+    orders.is_sale as is_sale,
 
     ---------- timestamps
     orders.ordered_at as ordered_at,
     orders.cancelled_at as cancelled_at
 from orders
-left join totals
-    on totals.source = orders.source and totals.order_id = orders.order_id
+left any join identities on identities.known_identity_id = orders.identity_id

@@ -8,36 +8,21 @@ with
 
 changes as (
 
-    select * from {{ ref('int_segments__changed') }}
+    select * from {{ ref('segment_changes') }}
 
 ),
 
-states as (
+settled as (
 
-    select
-        *,
-        lagInFrame(is_member, 1, false) over (
-            partition by segment, contact_id order by changed_at
-            rows between unbounded preceding and current row
-        ) as was_member
-    from changes
+    select * from {{ ref('int_segments__settled') }}
 
 ),
 
-intervals as (
+moment as (
 
-    -- two runs at once may both have noted a change: the first note counts
-    select
-        segment,
-        contact_id,
-        is_member,
-        changed_at as valid_from,
-        leadInFrame(toNullable(changed_at)) over (
-            partition by segment, contact_id order by changed_at
-            rows between current row and unbounded following
-        ) as valid_to
-    from states
-    where is_member != was_member
+    -- while a build runs, changes are a step ahead of what is settled; stays that end now are not told twice
+    select if(count() = 0, toDateTime64('2299-12-31 00:00:00', 3, 'UTC'), max(folded_through)) as settled_at
+    from settled
 
 )
 
@@ -47,7 +32,19 @@ select
     contact_id,
 
     ---------- timestamps
-    valid_from,
-    valid_to
-from intervals
-where is_member
+    entered_at as valid_from,
+    changed_at::Nullable(DateTime64(3, 'UTC')) as valid_to
+from changes
+where change = 'left' and changed_at <= assumeNotNull((select settled_at from moment))
+
+union all
+
+select
+    ---------- ids
+    segment,
+    contact_id,
+
+    ---------- timestamps
+    entered_at as valid_from,
+    null::Nullable(DateTime64(3, 'UTC')) as valid_to
+from settled

@@ -2,7 +2,7 @@ with
 
 events as (
 
-    select * from {{ source('raw', 'events') }}
+    select *, event_hash, message_hash from {{ source('raw', 'events') }}
 
 )
 
@@ -12,6 +12,8 @@ select
     external_id,
     anonymous_id,
     message_id,
+    event_hash,
+    message_hash,
 
     ---------- text
     type,
@@ -19,9 +21,10 @@ select
     {{ normalised_email('email') }} as email,
     coalesce(properties.bounce_class::Nullable(String), '') as bounce_class,
     coalesce(properties.url::Nullable(String), '') as url,
+    coalesce(properties.user_agent::Nullable(String), '') as user_agent,
 
     ---------- booleans
-    lower(coalesce(properties.is_machine::Nullable(String), '')) in ('true', '1') as is_machine,
+    {{ is_machine_by_itself() }} as is_machine,
 
     ---------- semi-structured
     properties,

@@ -1,0 +1,1 @@
+"""BI as code: dashboards for Apache Superset over the `bi` schema."""

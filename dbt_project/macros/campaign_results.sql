@@ -1,0 +1,32 @@
+{#- The figures that every view of campaign results has, whatever it breaks them down by. -#}
+{% macro campaign_results_columns() %}
+    ---------- numerics
+    audience_count,
+    sent_count,
+    skipped_count,
+    skipped_suppressed_count,
+    skipped_no_consent_count,
+    skipped_frequency_cap_count,
+    failed_count,
+    delivered_count,
+    opened_count,
+    machine_opened_count,
+    clicked_count,
+    machine_clicked_count,
+    bounced_count,
+    hard_bounced_count,
+    complained_count,
+    unsubscribed_count,
+    converted_count,
+    orders_count,
+    revenue,
+    delivery_rate,
+    open_rate,
+    click_rate,
+    click_to_open_rate,
+    bounce_rate,
+    complaint_rate,
+    unsubscribe_rate,
+    conversion_rate,
+    revenue_per_recipient
+{%- endmacro %}

@@ -1,0 +1,142 @@
+{#-
+    Conditions on a goal's event, as the file of a campaign has them: `event.name > 10 and event.plan = 'yearly'`. Read
+    into an array of (name, operator, text, number); the text itself never becomes SQL. Whatever else it says is not
+    understood (`are_goal_conditions_understood`), and such a goal is counted for nobody rather than for everybody.
+-#}
+{% macro goal_conditions(text) -%}
+    arrayMap(
+        part -> extractGroups(part, '^\\s*(?:event\\.)?([A-Za-z_][A-Za-z0-9_]*)\\s*(=|!=|>=|<=|>|<)\\s*(?:\'([^\'\\\\]*)\'|(-?[0-9]+(?:\\.[0-9]+)?))\\s*$'),
+        if(trim({{ text }}) = '', emptyArrayString(), splitByRegexp('(?i)\\s+and\\s+', {{ text }}))
+    )
+{%- endmacro %}
+
+
+{% macro are_goal_conditions_understood(conditions) -%}
+    not arrayExists(condition -> empty(condition) or (condition[4] = '' and condition[2] not in ('=', '!=')), {{ conditions }})
+{%- endmacro %}
+
+
+{#- Whether the properties of an event, as JSON text, meet all conditions. A property that is not there meets none. -#}
+{% macro meets_goal_conditions(conditions, properties) -%}
+    (
+        empty({{ conditions }})
+        or arrayAll(
+            (condition, written) -> written not in ('', 'null') and if(
+                condition[4] = '',
+                (trim(both '"' from written) = condition[3]) = (condition[2] = '='),
+                coalesce(
+                    multiIf(
+                        condition[2] = '=', toFloat64OrNull(trim(both '"' from written)) = toFloat64OrZero(condition[4]),
+                        condition[2] = '!=', toFloat64OrNull(trim(both '"' from written)) != toFloat64OrZero(condition[4]),
+                        condition[2] = '>', toFloat64OrNull(trim(both '"' from written)) > toFloat64OrZero(condition[4]),
+                        condition[2] = '>=', toFloat64OrNull(trim(both '"' from written)) >= toFloat64OrZero(condition[4]),
+                        condition[2] = '<', toFloat64OrNull(trim(both '"' from written)) < toFloat64OrZero(condition[4]),
+                        toFloat64OrNull(trim(both '"' from written)) <= toFloat64OrZero(condition[4])
+                    ),
+                    false
+                )
+            ),
+            {{ conditions }},
+            arrayMap(condition -> JSONExtractRaw({{ properties }}, condition[1]), {{ conditions }})
+        )
+    )
+{%- endmacro %}
+
+
+{#- Hash of the goals of all campaigns: another goal makes every month due. -#}
+{% macro goals_hash() -%}
+    coalesce((
+        select groupBitXor(cityHash64(kind, name, goal_event, goal_where, goal_within_seconds))
+        from {{ ref('stg_ledger__campaigns') }}
+        where goal_event != ''
+    ), 0)
+{%- endmacro %}
+
+
+{#- A hash of all events of each month that a campaign has as its goal: month, events_hash. -#}
+{% macro goal_event_hashes() -%}
+    select
+        toYYYYMM(occurred_at) as month,
+        groupBitXor(cityHash64(event_key, contact_id, event_type, occurred_at, revenue)) as events_hash
+    from {{ ref('int_goals__happened') }}
+    group by month
+{%- endmacro %}
+
+
+{#- Longest time, in days, in which a goal counts. -#}
+{% macro longest_goal_days() -%}
+    {%- if execute -%}
+        {%- set query -%}
+            select coalesce(max(intDiv(goal_within_seconds, 86400) + 1), 1)
+            from {{ ref('stg_ledger__campaigns') }}
+            where goal_event != ''
+        {%- endset -%}
+        {{ return(run_query(query).rows[0][0] | int) }}
+    {%- endif -%}
+    {{ return(1) }}
+{%- endmacro %}
+
+
+{#-
+    Months of messages whose goals must be looked for anew; none on a full refresh, which means all. Due are those with a
+    message that was sent or rebuilt, and those from which an event that came, went or changed hands can be reached.
+-#}
+{% macro due_goal_months(longest) %}
+    {%- if not is_incremental() -%}
+        {{ return(none) }}
+    {%- endif -%}
+    {%- set first_day = 'makeDate(intDiv(month, 100), month % 100, 1)' -%}
+    {%- set query -%}
+        with
+
+        built as (
+
+            select * from {{ this }}
+            where is_month
+
+        ),
+
+        events as (
+
+            {{ goal_event_hashes() }}
+
+        ),
+
+        changed as (
+
+            select coalesce(events.month, built.month) as month
+            from events
+            full outer join built on built.month = events.month
+            where coalesce(events.events_hash, 0) != coalesce(built.events_hash, 0)
+
+        )
+
+        select arrayJoin({{ months_between(first_day ~ ' - ' ~ longest, 'addMonths(' ~ first_day ~ ', 1) - 1') }}) as due_month
+        from changed
+
+        union distinct
+
+        -- with the months before: an event counts for the last message before it, which may be this one now
+        select arrayJoin({{ months_between('assumeNotNull(sent_at) - toIntervalDay(' ~ longest ~ ')', 'assumeNotNull(sent_at)') }}) as due_month
+        from {{ ref('int_messages__followed') }}
+        where sent_at is not null and {{ has_message_changed() }}
+
+        union distinct
+
+        select month as due_month
+        from built
+        where goals_hash != {{ goals_hash() }}
+    {%- endset -%}
+    {{ return(run_query(query).rows | map(attribute=0) | sort) }}
+{% endmacro %}
+
+
+{#- Whether a moment is between the first and the last of the months, or so many days after. -#}
+{% macro goal_range(moment, months, longest) -%}
+    {%- if not months -%}
+        false
+    {%- else -%}
+        {{ moment }} >= toDateTime64(makeDate({{ months[0] // 100 }}, {{ months[0] % 100 }}, 1), 3, 'UTC')
+        and {{ moment }} < addMonths(toDateTime64(makeDate({{ months[-1] // 100 }}, {{ months[-1] % 100 }}, 1), 3, 'UTC'), 1) + toIntervalDay({{ longest }})
+    {%- endif -%}
+{%- endmacro %}

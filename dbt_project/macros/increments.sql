@@ -1,0 +1,272 @@
+{#-
+    How models follow the rows that were loaded, at the cost of those rows.
+
+    `int_events__recorded` keeps each load day as a partition and stamps it with the time at which it was built
+    (`recorded_at`). A model that has not taken in a partition with that stamp, takes it in: so each looks after itself,
+    one that failed catches up, and a day that is built again is taken in again.
+
+    var load_days: days (YYYY-MM-DD) to build whatever the stamps say: partitions that Dagster is asked for, backfills.
+    var load_overlap_days: so many days before the newest one are looked at, too: rows may be loaded around midnight.
+    var load_overlap_minutes: the same for raw tables that are followed by the time of loading alone.
+-#}
+{% macro load_days() %}
+    {%- set days = var('load_days', []) -%}
+    {{ return([days] if days is string else days | map('string') | list) }}
+{% endmacro %}
+
+
+{#- A list of days as constants that a partition key or an index understands. -#}
+{% macro is_of_days(column, days) -%}
+    {%- if days -%}
+    {{ column }} in (
+        {%- for day in days %}toDate('{{ day }}'){{ ', ' if not loop.last }}{% endfor -%}
+    )
+    {%- else -%}
+    false
+    {%- endif -%}
+{%- endmacro %}
+
+
+{#- The same for the time of loading: passes over granules of other days. -#}
+{% macro was_loaded_on(column, days) -%}
+    {%- if days -%}
+    ({{ column }} >= toDateTime64('{{ days | min }} 00:00:00', 3, 'UTC')
+        and {{ column }} < toDateTime64('{{ days | max }} 00:00:00', 3, 'UTC') + toIntervalDay(1)
+        and {{ is_of_days("toDate(" ~ column ~ ", 'UTC')", days) }})
+    {%- else -%}
+    false
+    {%- endif -%}
+{%- endmacro %}
+
+
+{#-
+    Rows of `int_events__recorded` of a list of load days. A load day lies in the partition (`slot`) of its own or of its
+    month, so ClickHouse need not look at others.
+-#}
+{% macro is_recorded_on(days) -%}
+    {%- if days -%}
+    (slot in (
+        {%- for day in days %}toDate('{{ day }}'), toDate('{{ day[:7] }}-01'){{ ', ' if not loop.last }}{% endfor -%}
+    ) and {{ is_of_days('loaded_on', days) }})
+    {%- else -%}
+    false
+    {%- endif -%}
+{%- endmacro %}
+
+
+{#- Rows of `int_events__recorded` from a load day on, given as an expression. -#}
+{% macro is_recorded_since(day) -%}
+    (slot >= toStartOfMonth({{ day }}) and loaded_on >= {{ day }})
+{%- endmacro %}
+
+
+{#- The newest load day of `int_events__recorded`: told by its partitions, no row is read. -#}
+{% macro newest_load_day(relation) -%}
+    (select greatest(max(slot), toDate('1970-03-01')) from {{ relation }})
+{%- endmacro %}
+
+
+{#-
+    For `int_events__recorded`: load days to build, the partition of each, and the months in which their events happened.
+
+    A day is due if the number of its rows differs from what its partition was built of, or if the ledger has told since
+    whose message an event was about. Days that share a partition are built together.
+
+    On a full refresh load days of long ago share a partition a month: a block of an insert is cut into a part a partition.
+-#}
+{% macro due_loads() %}
+    {%- if not is_incremental() -%}
+        {%- set newest = run_query("select toString(toDate(max(loaded_at), 'UTC')) from " ~ source('raw', 'events')).rows[0][0] if execute else '1970-01-01' -%}
+        {{ return({
+            'days': none,
+            'months': none,
+            'slot': "if(loaded_on < toDate('" ~ newest ~ "') - 35, toStartOfMonth(loaded_on), loaded_on)",
+        }) }}
+    {%- endif -%}
+    {%- set given = load_days() -%}
+    {%- set since = newest_load_day(this) ~ " - " ~ var('load_overlap_days') -%}
+    {%- set query -%}
+        with
+
+        loaded as (
+
+            select
+                toDate(loaded_at, 'UTC') as loaded_on,
+                count() as loads_count,
+                arrayStringConcat(groupUniqArray(toString(toYYYYMM(occurred_at))), ',') as months
+            from {{ source('raw', 'events') }}
+            where {{ was_loaded_on('loaded_at', given) if given else "loaded_at >= " ~ since }}
+            group by loaded_on
+
+        ),
+
+        built as (
+
+            select loaded_on as built_on, any(slot) as built_slot, any(day_loads_count) as built_count
+            from {{ this }}
+            {%- if given %}
+            where slot in (
+                {%- for day in given %}toDate('{{ day }}'), toDate('{{ day[:7] }}-01'){{ ', ' if not loop.last }}{% endfor -%}
+            )
+            {%- else %}
+            where slot >= toStartOfMonth({{ since }})
+            {%- endif %}
+            group by loaded_on
+
+        ),
+
+        told as (
+
+            -- events whose message the ledger did not know yet
+            select distinct loaded_on as told_on
+            from {{ this }}
+            where
+                {{ is_recorded_since(since) }}
+                and not is_message_known
+                and message_hash != 0
+                and message_hash in (
+                    select message_hash from {{ ref('int_messages__addressed') }}
+                    where first_loaded_at >= {{ since }}
+                )
+
+        )
+
+        select
+            toString(coalesce(loaded_on, built_on)) as day,
+            toString(coalesce(built_slot, loaded_on)) as slot,
+            coalesce(months, '') as months,
+            {%- if given %}
+            loaded_on is not null
+            {%- else %}
+            loaded_on is not null and (
+                loads_count != coalesce(built_count, 0) or loaded_on in (select told_on from told)
+            )
+            {%- endif %} as is_due
+        from loaded
+        full outer join built on built_on = loaded_on
+        order by day
+    {%- endset -%}
+    {%- set rows = run_query(query).rows -%}
+    {%- set slots = rows | selectattr(3) | map(attribute=1) | unique | list -%}
+    {%- set days, months, places, others = [], [], [], [] -%}
+    {%- for row in rows if row[1] in slots -%}
+        {%- do days.append(row[0]) -%}
+        {%- do places.append("toDate('" ~ row[1] ~ "')") -%}
+        {%- if row[2] -%}
+            {%- do months.extend(row[2].split(',')) -%}
+        {%- else -%}
+            {%- do others.append(row[0]) -%}
+        {%- endif -%}
+    {%- endfor -%}
+    {%- if others -%}
+        {%- set query -%}
+            select distinct toString(toYYYYMM(occurred_at)) from {{ source('raw', 'events') }}
+            where {{ was_loaded_on('loaded_at', others) }}
+        {%- endset -%}
+        {%- do months.extend(run_query(query).rows | map(attribute=0)) -%}
+    {%- endif -%}
+    {%- set keys = [] -%}
+    {%- for day in days -%}{%- do keys.append("toDate('" ~ day ~ "')") -%}{%- endfor -%}
+    {{ return({
+        'days': days,
+        'months': months | unique | sort | list,
+        'slot': "transform(loaded_on, [" ~ keys | join(', ') ~ "], [" ~ places | join(', ') ~ "], loaded_on)"
+            if keys else "loaded_on",
+    }) }}
+{% endmacro %}
+
+
+{#-
+    For models over other raw tables: rows that were loaded later than this are new. It is the newest that was taken in; but
+    an insert that began earlier may have ended after that run looked, so if the run was within var `load_overlap_minutes` of
+    what it took in, so many minutes before the run. Rows may be taken in twice.
+
+    loaded_at, stamp: columns of this model: the newest load in a row, and when the row was written.
+-#}
+{% macro newest_load(loaded_at, stamp) -%}
+    (
+        select least(
+            max({{ loaded_at }}),
+            greatest(max({{ stamp }}), toDateTime64('1970-01-31 00:00:00', 3, 'UTC'))
+                - toIntervalMinute({{ var('load_overlap_minutes') }})
+        )
+        from {{ this }}
+    )
+{%- endmacro %}
+
+
+{#-
+    For models that keep one row a key and may take in a day twice: load days not taken in yet, and the stamp up to which
+    they are. None on a full refresh: everything.
+
+    What was taken in is noted by `note_taken`, after the rows are written: a run that is killed in between does the same
+    again.
+-#}
+{% macro days_to_take() %}
+    {%- if not is_incremental() -%}
+        {{ return(none) }}
+    {%- endif -%}
+    {%- set given = load_days() -%}
+    {%- set query -%}
+        select toString(loaded_on) as day
+        from {{ ref('int_events__recorded') }}
+        where
+            {% if given -%}
+            {{ is_recorded_on(given) }}
+            {%- else -%}
+            {{ is_recorded_since(
+                "(select greatest(max(taken_on), toDate('1970-03-01')) - " ~ var('load_overlap_days') ~ " from "
+                ~ ref('int_increments__taken') ~ " where model = '" ~ this.identifier ~ "')"
+            ) }}
+            and recorded_at > {{ last_taken() }}
+            {%- endif %}
+        group by loaded_on
+        order by day
+    {%- endset -%}
+    {{ return(run_query(query).rows | map(attribute=0) | list) }}
+{% endmacro %}
+
+
+{#- The stamp up to which such a model has taken in everything. -#}
+{% macro last_taken() -%}
+    (select max(taken_at) from {{ ref('int_increments__taken') }} where model = '{{ this.identifier }}')
+{%- endmacro %}
+
+
+{#- Post-hook of such models: notes up to which stamp they have taken in. -#}
+{% macro note_taken() -%}
+    insert into {{ ref('int_increments__taken') }} (model, taken_at, taken_on)
+    select '{{ this.identifier }}', max(recorded_at), max(loaded_on)
+    from {{ ref('int_events__recorded') }}
+    where {{ is_recorded_since(newest_load_day(ref('int_events__recorded')) ~ " - " ~ var('load_overlap_days')) }}
+{%- endmacro %}
+
+
+{#-
+    Whether a load day may hold what happened since a moment: nothing is loaded before it happens. Load days are of the wall
+    clock; in a rehearsal of days to come the clock of the settings runs ahead of it.
+-#}
+{% macro loaded_after(loaded_on, moment) -%}
+    {%- set ahead = [var('clock_offset', env_var('MAILHOUSE_CLOCK_OFFSET', '0')) | float, 0.0] | max -%}
+    {{ loaded_on }} >= toDate(greatest({{ moment }}, toDateTime64('1970-03-31 00:00:00', 3, 'UTC')))
+        - {{ 1 + (ahead / 86400) | round(0, 'ceil') | int }}
+{%- endmacro %}
+
+
+{#- The table that this run replaces, if it has the column: what it held is compared. None on a full refresh. -#}
+{% macro table_before(column) %}
+    {%- if not execute or flags.FULL_REFRESH -%}
+        {{ return(none) }}
+    {%- endif -%}
+    {%- set before = load_relation(this) -%}
+    {%- if before is none or column not in adapter.get_columns_in_relation(before) | map(attribute='name') -%}
+        {{ return(none) }}
+    {%- endif -%}
+    {{ return(before) }}
+{% endmacro %}
+
+
+{#- A table that keeps one row a key, as it reads when older rows are left out. Unit tests put a subquery in its place. -#}
+{% macro newest(relation, alias=none) -%}
+    {{ relation }}{{ ' as ' ~ alias if alias }}{{ '' if '__dbt__cte__' in relation | string else ' final' }}
+{%- endmacro %}

@@ -1,0 +1,40 @@
+with
+
+credits as (
+
+    select * from {{ ref('attribution_by_campaign') }}
+
+),
+
+by_model as (
+
+    select
+        goal,
+        converted_on,
+        kind,
+        campaign,
+        arrayJoin(
+            [
+                {%- for model in attribution_models() %}
+                tuple(
+                    '{{ model | replace('_', ' ') }}', {{ model }}_conversions, {{ model }}_revenue
+                ){{ ',' if not loop.last }}
+                {%- endfor %}
+            ]
+        ) as credit
+    from credits
+
+)
+
+select
+    ---------- ids
+    goal,
+    converted_on,
+    kind,
+    campaign,
+    credit.1::String as attribution_model,
+
+    ---------- numerics
+    credit.2::Float64 as conversions,
+    credit.3::Float64 as revenue
+from by_model

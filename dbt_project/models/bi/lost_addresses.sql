@@ -1,0 +1,18 @@
+with
+
+suppressions as (
+
+    select * from {{ ref('suppressions') }}
+
+)
+
+select
+    ---------- ids
+    suppressed_at::Date as suppressed_on,
+    reason,
+
+    ---------- numerics
+    count() as addresses_count,
+    countIf(is_bounced) as dead_addresses_count
+from suppressions
+group by suppressed_on, reason

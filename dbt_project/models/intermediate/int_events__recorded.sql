@@ -1,0 +1,210 @@
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='insert_overwrite',
+        on_schema_change='fail',
+        partition_by='slot',
+        order_by=['type', 'identity_id', 'occurred_at'],
+        indexes=[{'name': 'by_loaded_on', 'definition': 'loaded_on type minmax granularity 1'}],
+        query_settings={'throw_on_max_partitions_per_insert_block': 0}
+    )
+}}
+
+{#- whole load days are built anew; asked before, so that ClickHouse reads the rows of these days and no others -#}
+{%- set due_loads = due_loads() %}
+{%- set days, months = due_loads.days, due_loads.months %}
+
+with
+
+loaded as (
+
+    select
+        *,
+        toDate(loaded_at, 'UTC') as loaded_on
+    from {{ ref('stg_events__events') }}
+
+),
+
+due as (
+
+    select * from loaded
+    {% if days is not none -%}
+    where {{ was_loaded_on('loaded_at', days) }}
+    {%- endif %}
+
+),
+
+sizes as (
+
+    select loaded_on as size_of, count() as day_loads_count
+    from due
+    group by loaded_on
+
+),
+
+(
+
+    -- what was loaded more than once, today or before: a list, since both halves of `once` ask for it
+    select groupArray(event_hash)
+    from (
+        select event_hash
+        from loaded
+        {% if days is not none -%}
+        where
+            {{ 'toYYYYMM(occurred_at) in (' ~ months | join(', ') ~ ')' if months else 'false' }}
+            and event_hash in (select event_hash from due)
+        {%- endif %}
+        group by event_hash
+        having count() > 1
+    )
+
+) as repeated,
+
+once as (
+
+    select *, 1 as loads_count
+    from due
+    where event_hash not in (select arrayJoin(repeated))
+
+    union all
+
+    -- the load that came first counts, with those of the same day that repeat it
+    select *
+    from (
+        select *, count() over (partition by event_id, toYYYYMM(occurred_at), loaded_on) as loads_count
+        from loaded
+        where
+            event_hash in (select arrayJoin(repeated))
+            {% if days is not none -%}
+            and {{ 'toYYYYMM(occurred_at) in (' ~ months | join(', ') ~ ')' if months else 'false' }}
+            {%- endif %}
+        order by loaded_at, received_at, occurred_at, type, source, email, external_id
+        limit 1 by event_id, toYYYYMM(occurred_at)
+    )
+    {% if days is not none -%}
+    where {{ is_of_days('loaded_on', days) }}
+    {%- endif %}
+
+),
+
+clicks as (
+
+    select loaded_on, message_hash, url, toUnixTimestamp64Milli(occurred_at) as clicked_ms
+    from due
+    where type = 'clicked' and message_hash != 0
+
+),
+
+bursts as (
+
+    -- too many different links of one message within two seconds: from when to when
+    select
+        loaded_on as burst_on,
+        message_hash as burst_hash,
+        arraySort(groupArray(tuple(clicked_ms, url))) as links,
+        arrayFilter(
+            start -> length(arrayDistinct(arrayMap(
+                link -> link.2, arrayFilter(link -> link.1 >= start and link.1 <= start + 2000, links)
+            ))) >= {{ machine_number('links_in_a_burst') }},
+            arrayDistinct(arrayMap(link -> link.1, links))
+        ) as starts
+    from clicks
+    group by loaded_on, message_hash
+    having uniqExact(url) >= {{ machine_number('links_in_a_burst') }}
+
+),
+
+deliveries as (
+
+    select
+        loaded_on as delivered_on,
+        message_hash as delivered_hash,
+        groupArray(toUnixTimestamp64Milli(occurred_at)) as delivered_ms
+    from due
+    where type = 'delivered' and message_hash in (select message_hash from clicks)
+    group by loaded_on, message_hash
+
+),
+
+quick as (
+
+    -- clicks that no hand did
+    select distinct
+        clicks.loaded_on as quick_on,
+        clicks.message_hash as quick_hash,
+        clicks.clicked_ms as quick_ms
+    from clicks
+    left any join bursts on burst_on = clicks.loaded_on and burst_hash = clicks.message_hash
+    left any join deliveries on delivered_on = clicks.loaded_on and delivered_hash = clicks.message_hash
+    where
+        arrayExists(start -> clicked_ms >= start and clicked_ms <= start + 2000, starts)
+        or arrayExists(
+            moment -> clicked_ms >= moment
+                and clicked_ms <= moment + 1000 * coalesce({{ machine_number('seconds_after_delivery') }}, -1),
+            delivered_ms
+        )
+
+),
+
+addressed as (
+
+    -- whom a message is for never changes; of several rows of one message the newest knows the first load
+    select
+        message_hash as known_message_hash,
+        any(messages.identity_id) as message_identity_id,
+        toDate(min(messages.first_loaded_at), 'UTC') - {{ var('load_overlap_days') }} as known_from
+    from {{ ref('int_messages__addressed') }} as messages
+    {% if days is not none -%}
+    where message_hash in (select message_hash from due where message_id != '')
+    {%- endif %}
+    group by message_hash
+
+)
+
+select
+    ---------- ids
+    event_id,
+    coalesce(
+        if(known_from <= loaded_on, message_identity_id, null),
+        {{ identity_of('source', 'external_id', 'email', 'anonymous_id') }}
+    )::Int64 as identity_id,
+    message_id,
+    external_id,
+    anonymous_id,
+    once.message_hash as message_hash,
+
+    ---------- text
+    type,
+    source,
+    email,
+    bounce_class,
+    url,
+
+    ---------- booleans
+    (
+        is_machine or (
+            type = 'clicked'
+            and (loaded_on, once.message_hash, toUnixTimestamp64Milli(occurred_at)) in (
+                select quick_on, quick_hash, quick_ms from quick
+            )
+        )
+    )::Bool as is_machine,
+    coalesce(known_from <= loaded_on, false)::Bool as is_message_known,
+
+    ---------- numerics
+    loads_count::UInt32 as loads_count,
+    sizes.day_loads_count::UInt64 as day_loads_count,
+
+    ---------- semi-structured
+    properties,
+
+    ---------- timestamps
+    occurred_at,
+    received_at,
+    loaded_at,
+    loaded_on,
+    {{ due_loads.slot }} as slot,
+    {{ stamp() }} as recorded_at
+from once
+left join sizes on sizes.size_of = once.loaded_on
+left any join addressed on addressed.known_message_hash = once.message_hash

@@ -1,0 +1,38 @@
+{{
+    config(
+        order_by=['campaign', 'occurrence', 'variant', 'mailbox_provider', 'kind']
+    )
+}}
+
+with
+
+counted as (
+
+    select * from {{ ref('int_campaigns__counted') }}
+
+),
+
+summed as (
+
+    select
+        kind,
+        campaign,
+        occurrence,
+        variant,
+        mailbox_provider,
+{{ campaign_sums_of_sums() }}
+    from counted
+    group by kind, campaign, occurrence, variant, mailbox_provider
+
+)
+
+select
+    ---------- ids
+    kind::String as kind,
+    campaign::String as campaign,
+    occurrence::String as occurrence,
+    variant::String as variant,
+    mailbox_provider::String as mailbox_provider,
+
+{{ campaign_columns() }}
+from summed

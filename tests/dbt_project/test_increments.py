@@ -1,0 +1,325 @@
+"""Random histories, loaded over several days in random batches: increments give what a full refresh gives, row for row.
+
+Late events, events loaded twice and in another day, people who turn out to be one, deleted records, orders without a
+contact, cancellations, providers that are quicker than the ledger, machines, and runs that end half way.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import polars as pl
+import pytest
+from models import PREFIX, Models
+
+from warehouse.client import Warehouse
+
+CORE = (
+    *(
+        "+int_contacts__profiled",
+        "+messages",
+        "+products",
+        "+order_items",
+        "+events",
+        "+int_engagement__decayed",
+    ),
+    "+suppressions",
+)
+EVENTS = "+int_events__recorded"
+KEYS: dict[str, str] = {
+    "marts.events": "event_id, occurred_at",
+    "marts.orders": "source, order_id",
+    "marts.order_items": "source, order_id, line_number",
+    "marts.products": "product_id",
+    "marts.rfm": "contact_id",
+    "marts.messages": "message_id",
+    "marts.contacts": "contact_id",
+    "marts.consents": "contact_id, channel, purpose",
+    "marts.suppressions": "email",
+    "intermediate.int_engagement__decayed": "contact_id, half_life_days",
+    "intermediate.int_contacts__identified": "identity_id",
+    "intermediate.int_contacts__profiled": "contact_id",
+}
+# stamps say when a row was built; what ages is of the moment of the run
+LEFT_OUT = {"rebuilt_at", "moved_at", "previous_contact_id", "engagement_score", "properties"}
+FIRST_DAY = datetime(2011, 6, 20, tzinfo=UTC)
+
+
+class History:
+    """Raw rows of random days, in the order in which they are loaded."""
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)
+        self.emails = [f"p{number}@example.com" for number in range(8)]
+        self.events: list[dict[str, Any]] = []
+        self.sent: list[dict[str, Any]] = []
+        self.unled: list[dict[str, Any]] = []
+        self.number = 0
+        self.clock = FIRST_DAY
+
+    def moment(self, day: int, *, late: bool = False) -> datetime:
+        back = self.dice.randrange(35) if late else 0
+        return FIRST_DAY + timedelta(days=day - back, seconds=self.dice.randrange(86_400))
+
+    def hints(self) -> dict[str, str]:
+        source = self.dice.choice(["shop", "web"])
+        external_id = self.dice.choice(["", "", str(self.dice.randrange(8))])
+        email = self.dice.choice(["", "", *self.emails])
+        return {"source": source, "external_id": external_id, "email": email}
+
+    def batch(self, day: int, contacts: list[tuple[int, str]]) -> dict[str, list[dict[str, Any]]]:
+        """One load of a day: rows by raw table. contacts: those of the marts, whom the ledger may write to."""
+        self.clock = max(self.moment(day), self.clock + timedelta(minutes=1))
+        loaded_at = self.clock
+        rows: dict[str, list[dict[str, Any]]] = {
+            "crm_records": [self._record(day) for _ in range(self.dice.randrange(4))],
+            "consents": [self._consent(day) for _ in range(self.dice.randrange(2))],
+            "messages": [],
+            "events": [self._event(day) for _ in range(self.dice.randrange(15, 40))],
+        }
+        for _ in range(self.dice.randrange(8) if contacts else 0):
+            self._message(day, self.dice.choice(contacts), rows)
+        # the ledger is copied late, some of it another day
+        if self.unled and self.dice.random() < 0.7:
+            rows["messages"] += self.unled
+            self.unled = []
+        if self.sent and self.dice.random() < 0.2:
+            rows["messages"].append(self.dice.choice(self.sent))
+        # two loads at once both find an event missing, or a queue delivers again another day
+        if self.events and self.dice.random() < 0.5:
+            rows["events"] += self.dice.sample(self.events, min(3, len(self.events)))
+        self.events += rows["events"]
+        return {
+            table: [{**row, "loaded_at": loaded_at} for row in of_table] for table, of_table in rows.items()
+        }
+
+    def _id(self) -> str:
+        self.number += 1
+        return str(self.number)
+
+    def _record(self, day: int) -> dict[str, Any]:
+        email = self.dice.choice(["", *self.emails])
+        return {
+            "source": self.dice.choice(["shop", "web"]),
+            "object": "contact",
+            "external_id": str(self.dice.randrange(8)),
+            "updated_at": self.moment(day, late=True),
+            "is_deleted": self.dice.random() < 0.2,
+            "properties": json.dumps({"email": email, "first_name": self.dice.choice(["", "Ann", "Bob"])}),
+        }
+
+    def _consent(self, day: int) -> dict[str, Any]:
+        return {
+            **self.hints(),
+            "consent_id": self._id(),
+            "channel": "email",
+            "purpose": "marketing",
+            "is_granted": self.dice.random() < 0.7,
+            "basis": "opt_in",
+            "occurred_at": self.moment(day),
+        }
+
+    def _event(self, day: int) -> dict[str, Any]:
+        types = ["order.placed"] * 3 + ["order.cancelled", "page.viewed", "opened", "clicked", "unsubscribed"]
+        type_ = self.dice.choice(types)
+        properties: dict[str, Any] = {"is_machine": self.dice.random() < 0.3}
+        message_id = (
+            self.dice.choice(self.sent)["message_id"] if self.sent and self.dice.random() < 0.5 else ""
+        )
+        if type_.startswith("order"):
+            items = [
+                {
+                    "product_id": f"P{self.dice.randrange(4)}",
+                    "quantity": self.dice.randrange(-1, 4),
+                    "unit_price": "2.55",
+                }
+                for _ in range(self.dice.randrange(3))
+            ]
+            properties = {"order_id": str(self.dice.randrange(60)), "currency": "GBP", "items": items}
+            message_id = ""
+        at = self.moment(day, late=self.dice.random() < 0.3)
+        hints = self.hints()
+        if self.sent and type_ == "order.placed" and self.dice.random() < 0.5:
+            # somebody orders after a message
+            message = self.dice.choice(self.sent)
+            hints["email"] = message["email"]
+            at = max(at, message["changed_at"] + timedelta(hours=self.dice.randrange(400)))
+        return {
+            **hints,
+            "event_id": f"e{self._id()}",
+            "type": type_,
+            "message_id": message_id,
+            "anonymous_id": self.dice.choice(["", "a1"]),
+            "occurred_at": at,
+            "received_at": at,
+            "properties": json.dumps(properties),
+        }
+
+    def _message(self, day: int, contact: tuple[int, str], rows: dict[str, list[dict[str, Any]]]) -> None:
+        contact_id, email = contact
+        message_id, at = f"m{self._id()}", self.moment(day, late=self.dice.random() < 0.3)
+        if self.dice.random() < 0.2:
+            # the ledger of a year ago is copied, too
+            at -= timedelta(days=self.dice.randrange(100, 300))
+        last = self.dice.choice(["sent", "sent", "unknown", "skipped"])
+        life = ["claimed", last] if last != "skipped" else ["skipped"]
+        ledger = [
+            {
+                "message_id": message_id,
+                "sequence": sequence,
+                "status": status,
+                "kind": "campaign",
+                "name": "win_back",
+                "occurrence": f"{day // 2}",
+                "contact_id": contact_id,
+                "email": email,
+                "channel": "email",
+                "changed_at": at + timedelta(seconds=sequence),
+                "details": "{}",
+            }
+            for sequence, status in enumerate(life)
+        ]
+        self.sent.append(ledger[0])
+        (self.unled if self.dice.random() < 0.5 else rows["messages"]).extend(ledger)
+        if last != "skipped":
+            delivered = at + timedelta(minutes=1)
+            rows["events"].append(
+                {
+                    **(
+                        {"source": "smtp"} if self.dice.random() < 0.5 else {**self.hints(), "source": "smtp"}
+                    ),
+                    "event_id": f"e{self._id()}",
+                    "type": "delivered",
+                    "message_id": message_id,
+                    "occurred_at": delivered,
+                    "received_at": delivered,
+                    "properties": "{}",
+                }
+            )
+
+
+def load(warehouse: Warehouse, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Append rows with their own loaded_at, as no loader would."""
+    for table, of_table in rows.items():
+        if of_table:
+            frame = pl.DataFrame(of_table, infer_schema_length=None)
+            moments = [name for name, kind in frame.schema.items() if isinstance(kind, pl.Datetime)]
+            warehouse.insert(
+                f"raw.{table}",
+                frame.with_columns(pl.col(moments).cast(pl.Datetime("ms", "UTC"))).with_columns(
+                    *([pl.col("sequence").cast(pl.UInt32)] if "sequence" in frame.columns else []),
+                    *([pl.col(pl.String).fill_null("")]),
+                ),
+            )
+
+
+def marts(models: Models) -> dict[str, pl.DataFrame]:
+    """Every mart in the order of its key."""
+    found = {}
+    for table, key in KEYS.items():
+        columns = [
+            name for name in models.frame(f"select * from {table} limit 0").columns if name not in LEFT_OUT
+        ]
+        found[table] = models.frame(f"select {', '.join(columns)} from {table} order by {key}")
+    return found
+
+
+def differences(left: dict[str, pl.DataFrame], right: dict[str, pl.DataFrame]) -> list[str]:
+    """What differs, mart by mart; sums of floating point numbers may in the ninth digit."""
+    found = []
+    for table, one in left.items():
+        mine, theirs = (
+            frame.with_columns(pl.col(pl.Float64).round_sig_figs(9)) for frame in (one, right[table])
+        )
+        if mine.equals(theirs):
+            continue
+        if mine.height != theirs.height:
+            found.append(f"{table}: {mine.height} and {theirs.height} rows")
+            continue
+        for column in mine.columns:
+            unlike = mine[column].ne_missing(theirs[column])
+            if unlike.any():
+                pair = mine.filter(unlike)[column][0], theirs.filter(unlike)[column][0]
+                found.append(f"{table}.{column}: {unlike.sum()} rows, such as {pair[0]} and {pair[1]}")
+    return found
+
+
+def build(models: Models, *args: str, minutes: int, **variables: Any) -> None:
+    """Seeds and models of the core, no tests."""
+    models.build(
+        *("--exclude-resource-type", "unit_test", "test", "--select", *(args or CORE)),
+        offset=timedelta(minutes=minutes),
+        fold_after_days=2,
+        message_life_days=20,
+        **variables,
+    )
+
+
+@pytest.fixture
+def history(models: Models) -> Iterator[Models]:
+    """Empty raw tables, no models."""
+    models.clear()
+    yield models
+
+
+@pytest.mark.parametrize(
+    "seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
+def test_increments_equal_a_full_refresh(history: Models, seed: int) -> None:
+    told = History(seed)
+    contacts: list[tuple[int, str]] = []
+    for day in range(5):
+        for _ in range(told.dice.randrange(1, 3)):
+            load(history.warehouse, told.batch(day, contacts))
+        if day == 2:
+            # a run that ended after some of its models; the next one has to make up for it
+            build(history, EVENTS, "+int_orders__combined", minutes=day)
+        else:
+            build(history, minutes=day)
+            contacts = history.rows(
+                "select contact_id, email from marts.contacts where email != '' order by 1"
+            )
+    increments = marts(history)
+    folded = "select count() > 0 from intermediate.int_engagement__summed where folded_through > '1970-01-01'"
+    assert history.value(folded)
+    assert increments["marts.messages"].height > 3
+    assert increments["marts.events"].height < len(told.events), "some were loaded twice"
+    assert increments["marts.messages"]["orders_count"].sum() > 3
+
+    build(history, minutes=5)
+    assert differences(increments, marts(history)) == [], "a run without new rows changes nothing"
+    build(history, *CORE, "--full-refresh", minutes=6)
+    assert differences(increments, marts(history)) == []
+
+    # any day may be built again, one that was added up long ago too
+    again = ["2011-06-20", "2011-06-23"]
+    build(history, minutes=7, load_days=again)
+    assert differences(increments, marts(history)) == []
+
+
+def test_late_events_rebuild_their_load_day_alone(history: Models) -> None:
+    told = History(7)
+    for day in range(3):
+        load(history.warehouse, told.batch(day, []))
+    build(history, EVENTS, minutes=0)
+    parts = f"""
+        select partition, groupArray(name), sum(rows) from system.parts
+        where database = '{PREFIX}intermediate' and table = 'int_events__recorded' and active
+        group by partition order by partition
+    """
+    before = {day: names for day, names, _ in history.rows(parts)}
+    late = {**told._event(2), "event_id": "late", "occurred_at": FIRST_DAY - timedelta(days=30)}
+    load(history.warehouse, {"events": [{**late, "loaded_at": told.moment(2)}]})
+    build(history, EVENTS, minutes=1)
+    after = {day: names for day, names, _ in history.rows(parts)}
+    assert {day for day, names in after.items() if names != before[day]} == {"2011-06-22"}
+    assert (
+        history.value(
+            "select loaded_on::String from intermediate.int_events__recorded where event_id = 'late'"
+        )
+        == "2011-06-22"
+    )
