@@ -32,7 +32,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import socket
 import statistics
 import sys
 import tempfile
@@ -43,6 +42,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from warehouse.embedded.launcher import free_port
 
 # the folder of this file has a name of ours in it: `import warehouse` must not find this very file
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -137,9 +138,7 @@ class Measured:
 @contextmanager
 def engine(home: Path, memory_mb: int) -> Iterator[tuple[MailhouseSettings, launcher.RunningServer]]:
     """An embedded engine over an empty folder, on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = MailhouseSettings(home=home, warehouse_port=port, warehouse_url=None)
     with launcher.start(settings, options={"memory-mb": str(memory_mb)}) as server:
         yield settings, server

@@ -32,9 +32,7 @@ def record_specs(warehouse: Warehouse, specs: Iterable[CampaignSpec]) -> int:
     )
     known = dict(newest.iter_rows())
     rows = [_row(spec) for spec in specs if known.get(spec.name) != spec.version]
-    if rows:
-        warehouse.insert("raw.campaigns", pl.DataFrame(rows))
-    return len(rows)
+    return warehouse.insert("raw.campaigns", pl.DataFrame(rows))
 
 
 def _row(spec: CampaignSpec) -> dict[str, str | int]:

@@ -23,11 +23,11 @@ from demo.data import write_inputs
 from demo.simulator import simulate
 from demo.smtp_sink import SmtpSink
 from mailhouse.console import console, progress_bar, step
-from mailhouse.services import Dagster, ServiceError, free_port
+from mailhouse.services import Dagster, ServiceError
 from mailhouse.settings import CommandSettings
 from senders.settings import SenderSettings
 from warehouse.client import Warehouse
-from warehouse.embedded.launcher import start
+from warehouse.embedded.launcher import free_port, start
 from warehouse.embedded.process import is_locked, read_info
 from warehouse.errors import MailhouseError
 from warehouse.schema import migrate

@@ -142,9 +142,10 @@ def segment_list() -> None:
 def _settings_classes() -> list[type[MailhouseSettings]]:
     from crm.settings import CrmSettings
     from mailhouse.settings import CommandSettings
+    from orchestration.settings import OrchestrationSettings
     from senders.settings import SenderSettings
 
-    return [CommandSettings, CrmSettings, SenderSettings]
+    return [CommandSettings, CrmSettings, OrchestrationSettings, SenderSettings]
 
 
 def main() -> None:

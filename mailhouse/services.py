@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from orchestration.lib.dbt_runs import prepare_project
+from warehouse.embedded.launcher import free_port
 from warehouse.errors import MailhouseError
 from warehouse.settings import PREFIX, PROJECT_ROOT, MailhouseSettings
 
@@ -28,6 +29,8 @@ from warehouse.settings import PREFIX, PROJECT_ROOT, MailhouseSettings
 POOL_LIMITS: Mapping[str, int] = {
     # campaigns share the provider's rate limit, and a long one must not hold up the others
     "sends": 4,
+    # two builds at once would write the same tables side by side
+    "dbt": 1,
 }
 _PR_SET_PDEATHSIG = 1
 
@@ -130,13 +133,6 @@ def require_free_port(port: int, setting: str, what: str) -> None:
                 f"Port {port}, wanted for {what}, is taken by another program.",
                 fix=f"Stop that program, or set {setting} to a free port.",
             ) from None
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def answers(url: str) -> bool:

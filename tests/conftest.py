@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,9 +26,7 @@ hypothesis_settings.load_profile("mailhouse")
 @pytest.fixture(scope="session")
 def free_port() -> int:
     """A TCP port of the loopback interface that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return launcher.free_port()
 
 
 @pytest.fixture(scope="session")

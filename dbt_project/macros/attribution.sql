@@ -92,19 +92,34 @@
 
 
 {#-
-    Whether a moment is between the first and the last of the months, with the window before and after; `before`: so many
-    days earlier, too.
+    Whether a moment is between the first and the last of the months, or at most so many days before or after; without
+    numbers, the window of attribution. `months` none means all.
 -#}
-{% macro near_months(moment, months, before=0) -%}
+{% macro near_months(moment, months, before=none, after=none) -%}
     {%- if months is none -%}
         true
     {%- elif not months -%}
         false
     {%- else -%}
-        {%- set days = var('attribution_window_days') -%}
-        {{ moment }} >= toDateTime64(makeDate({{ months[0] // 100 }}, {{ months[0] % 100 }}, 1), 3, 'UTC') - toIntervalDay({{ days + before }})
-        and {{ moment }} < addMonths(toDateTime64(makeDate({{ months[-1] // 100 }}, {{ months[-1] % 100 }}, 1), 3, 'UTC'), 1) + toIntervalDay({{ days }})
+        {%- set window = var('attribution_window_days') -%}
+        {{ moment }} >= toDateTime64(makeDate({{ months[0] // 100 }}, {{ months[0] % 100 }}, 1), 3, 'UTC') - toIntervalDay({{ window if before is none else before }})
+        and {{ moment }} < addMonths(toDateTime64(makeDate({{ months[-1] // 100 }}, {{ months[-1] % 100 }}, 1), 3, 'UTC'), 1) + toIntervalDay({{ window if after is none else after }})
     {%- endif -%}
+{%- endmacro %}
+
+
+{#-
+    Months whose rows are others than those that the model was built from; the query that uses it calls that `built`.
+
+    hashes: a query of month and a hash of its rows, called `name`.
+-#}
+{% macro months_of_other_rows(hashes, name) -%}
+    select coalesce(hashed.month, built.month) as month
+    from (
+        {{ hashes }}
+    ) as hashed
+    full outer join built on built.month = hashed.month
+    where coalesce(hashed.{{ name }}, 0) != coalesce(built.{{ name }}, 0)
 {%- endmacro %}
 
 
@@ -185,18 +200,9 @@
 
         ),
 
-        conversions as (
-
-            {{ conversion_hashes() }}
-
-        ),
-
         changed as (
 
-            select coalesce(conversions.month, built.month) as month
-            from conversions
-            full outer join built on built.month = conversions.month
-            where coalesce(conversions.conversions_hash, 0) != coalesce(built.conversions_hash, 0)
+            {{ months_of_other_rows(conversion_hashes(), 'conversions_hash') }}
 
             union distinct
 
@@ -219,12 +225,23 @@
 
         union distinct
 
-        select coalesce(effects.month, built.month) as due_month
-        from ({{ effect_hashes() }}) as effects
-        full outer join built on built.month = effects.month
-        where coalesce(effects.effects_hash, 0) != coalesce(built.effects_hash, 0)
+        {{ months_of_other_rows(effect_hashes(), 'effects_hash') }}
         {%- endif %}
     {%- endset -%}
     {#- rows, not columns: an empty answer may come without its columns -#}
     {{ return(run_query(query).rows | map(attribute=0) | sort) }}
 {% endmacro %}
+
+
+{#- One row a model of attribution: its name, and the conversions and revenue that it credits. -#}
+{% macro credit_of_each_model() -%}
+    arrayJoin(
+        [
+            {%- for model in attribution_models() %}
+            tuple(
+                '{{ model | replace('_', ' ') }}', {{ model }}_conversions, {{ model }}_revenue
+            ){{ ',' if not loop.last }}
+            {%- endfor %}
+        ]
+    )
+{%- endmacro %}

@@ -41,3 +41,20 @@
 {% macro engine_clause() %}
     engine = {{ replicated(config.get('engine', default='MergeTree()')) }}
 {%- endmacro %}
+
+
+{#- Replaces the adapter's macro of this name, which forgets the cluster: indexes and projections of a table just made. -#}
+{% macro add_index_and_projections(relation) %}
+    {%- set parts = [] -%}
+    {%- for projection in config.get('projections', default=[]) -%}
+        {%- do parts.append('add ' ~ clickhouse_projection_ddl(projection)) -%}
+    {%- endfor -%}
+    {%- for index in config.get('indexes', default=[]) -%}
+        {%- do parts.append('add index ' ~ index['name'] ~ ' ' ~ index['definition']) -%}
+    {%- endfor -%}
+    {%- if parts -%}
+        {%- call statement('add_projections_and_indexes') -%}
+            alter table {{ relation }} {{ on_cluster_clause(relation) }} {{ parts | join(', ') }}
+        {%- endcall -%}
+    {%- endif -%}
+{%- endmacro %}

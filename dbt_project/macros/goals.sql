@@ -96,18 +96,9 @@
 
         ),
 
-        events as (
-
-            {{ goal_event_hashes() }}
-
-        ),
-
         changed as (
 
-            select coalesce(events.month, built.month) as month
-            from events
-            full outer join built on built.month = events.month
-            where coalesce(events.events_hash, 0) != coalesce(built.events_hash, 0)
+            {{ months_of_other_rows(goal_event_hashes(), 'events_hash') }}
 
         )
 
@@ -129,14 +120,3 @@
     {%- endset -%}
     {{ return(run_query(query).rows | map(attribute=0) | sort) }}
 {% endmacro %}
-
-
-{#- Whether a moment is between the first and the last of the months, or so many days after. -#}
-{% macro goal_range(moment, months, longest) -%}
-    {%- if not months -%}
-        false
-    {%- else -%}
-        {{ moment }} >= toDateTime64(makeDate({{ months[0] // 100 }}, {{ months[0] % 100 }}, 1), 3, 'UTC')
-        and {{ moment }} < addMonths(toDateTime64(makeDate({{ months[-1] // 100 }}, {{ months[-1] % 100 }}, 1), 3, 'UTC'), 1) + toIntervalDay({{ longest }})
-    {%- endif -%}
-{%- endmacro %}

@@ -34,6 +34,8 @@ def schedules() -> dg.Definitions:
     """The jobs, and what starts them; a rehearsal, whose clock is shifted, has no rhythm of its own."""
     settings = MailhouseSettings.load()
     is_rehearsal = bool(settings.clock_offset)
+    schedule_status = dg.DefaultScheduleStatus.STOPPED if is_rehearsal else dg.DefaultScheduleStatus.RUNNING
+    sensor_status = dg.DefaultSensorStatus.STOPPED if is_rehearsal else dg.DefaultSensorStatus.RUNNING
     live = live_keys(load_specs(settings).assets)
     build_live = dg.define_asset_job(
         "build_live_models",
@@ -52,14 +54,14 @@ def schedules() -> dg.Definitions:
                 name="ingest_every_five_minutes",
                 job=ingest,
                 cron_schedule="*/5 * * * *",
-                default_status=_status(dg.DefaultScheduleStatus, is_rehearsal),
+                default_status=schedule_status,
                 description="Sources are read every five minutes; models follow.",
             ),
             dg.ScheduleDefinition(
                 name="recommend_every_night",
                 job=recommend,
                 cron_schedule="30 3 * * *",
-                default_status=_status(dg.DefaultScheduleStatus, is_rehearsal),
+                default_status=schedule_status,
                 description="Recommenders are fitted and measured once a day.",
             ),
         ],
@@ -68,12 +70,8 @@ def schedules() -> dg.Definitions:
                 "models_follow_sources",
                 target=models,
                 minimum_interval_seconds=60,
-                default_status=_status(dg.DefaultSensorStatus, is_rehearsal),
+                default_status=sensor_status,
                 description="Builds what has a reason to be built: see orchestration/lib/automation.py.",
             )
         ],
     )
-
-
-def _status(kind, is_rehearsal):
-    return kind.STOPPED if is_rehearsal else kind.RUNNING

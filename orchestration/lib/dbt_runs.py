@@ -145,16 +145,7 @@ def stream(
     from orchestration.lib.dbt_specs import load_dbt
 
     dbt = load_dbt(settings)
-    with _run_target(settings, context.run.run_id) as target:
-        for message in results([*args, *_selection(context, dbt)], settings, target):
-            context.log.debug(str(message))
-            yield from message.to_default_asset_events(
-                manifest=dbt.manifest,
-                dagster_dbt_translator=dbt.translator,
-                context=context,
-                target_path=target,
-                project=dbt.project,
-            )
+    yield from _events([*args, *_selection(context, dbt)], context, settings, dbt, asset_context=context)
 
 
 def report(
@@ -169,18 +160,30 @@ def report(
 
     from orchestration.lib.dbt_specs import load_dbt
 
-    dbt = load_dbt(settings)
+    for event in _events(args, context, settings, load_dbt(settings), asset_context=None):
+        if isinstance(event, dg.AssetMaterialization):
+            yield event
+
+
+def _events(
+    command: Sequence[str],
+    context: dg.AssetExecutionContext,
+    settings: MailhouseSettings,
+    dbt: Dbt,
+    *,
+    asset_context: dg.AssetExecutionContext | None,
+) -> Iterator[Any]:
+    """Dagster's events of a dbt command: outputs of the assets of `asset_context`, or news of assets elsewhere."""
     with _run_target(settings, context.run.run_id) as target:
-        for message in results(args, settings, target):
+        for message in results(command, settings, target):
             context.log.debug(str(message))
-            for event in message.to_default_asset_events(
+            yield from message.to_default_asset_events(
                 manifest=dbt.manifest,
                 dagster_dbt_translator=dbt.translator,
+                context=asset_context,
                 target_path=target,
                 project=dbt.project,
-            ):
-                if isinstance(event, dg.AssetMaterialization):
-                    yield event
+            )
 
 
 def results(

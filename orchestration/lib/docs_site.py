@@ -8,14 +8,13 @@ away afterwards: the page holds no data and no address of a warehouse, and any c
 from __future__ import annotations
 
 import re
-import socket
 import sys
 import tempfile
 from pathlib import Path
 
 from orchestration.lib.dbt_runs import ModelsError, invoke
 from warehouse.client import Warehouse
-from warehouse.embedded.launcher import start
+from warehouse.embedded.launcher import free_port, start
 from warehouse.errors import MailhouseError
 from warehouse.schema import migrate
 from warehouse.settings import PROJECT_ROOT, MailhouseSettings
@@ -36,7 +35,7 @@ def build(output: Path = OUTPUT) -> Path:
     """
     with tempfile.TemporaryDirectory(prefix="mailhouse-docs-") as folder:
         # none of the environment's settings: it may name a real warehouse
-        settings = MailhouseSettings.model_construct(home=Path(folder), warehouse_port=_free_port())
+        settings = MailhouseSettings.model_construct(home=Path(folder), warehouse_port=free_port())
         target = Path(folder) / "target"
         with start(settings):
             with Warehouse.connect(settings, comment="mailhouse docs") as warehouse:
@@ -54,12 +53,6 @@ def build(output: Path = OUTPUT) -> Path:
     partial = output / "index.html.part"
     partial.write_text(page, encoding="utf-8")
     return partial.rename(output / "index.html")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def main() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from pydantic import SecretStr
 
 from warehouse.client import Warehouse
 from warehouse.embedded import launcher
+from warehouse.embedded.launcher import free_port
 from warehouse.settings import MailhouseSettings
 
 READER, PASSWORD = "superset", "only-reads"
@@ -21,9 +21,7 @@ READER, PASSWORD = "superset", "only-reads"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MailhouseSettings]:
     """An engine with a reader, and a view as dbt writes those of the `bi` schema."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = MailhouseSettings.model_construct(
         home=Path(tmp_path_factory.mktemp("reader")),
         warehouse_port=port,

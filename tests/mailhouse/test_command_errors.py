@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mailhouse.cli import main
+from warehouse.embedded.launcher import free_port
 from warehouse.settings import PROJECT_ROOT
 
 
@@ -76,7 +77,7 @@ def test_a_taken_port(
 def test_an_unknown_campaign_is_answered_with_the_nearest(
     content: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MAILHOUSE_WAREHOUSE_PORT", str(_free_port()))
+    monkeypatch.setenv("MAILHOUSE_WAREHOUSE_PORT", str(free_port()))
     assert "win_back" in fails(capsys, "send", "--campaign", "win_bak")
 
 
@@ -97,16 +98,10 @@ def test_a_mistake_in_a_campaign_names_file_line_and_remedy(
     new: str,
     expected: str,
 ) -> None:
-    monkeypatch.setenv("MAILHOUSE_WAREHOUSE_PORT", str(_free_port()))
+    monkeypatch.setenv("MAILHOUSE_WAREHOUSE_PORT", str(free_port()))
     path = content / "campaigns" / "win_back.yaml"
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
     error = fails(capsys, "send", "--campaign", "win_back")
     assert "win_back.yaml:" in error and expected in error
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

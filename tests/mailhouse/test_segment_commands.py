@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from mailhouse.segments import KINDS, masked
 from orchestration.lib import dbt_runs
 from warehouse.client import Warehouse
 from warehouse.embedded import launcher
+from warehouse.embedded.launcher import free_port
 from warehouse.schema import migrate
 from warehouse.settings import PROJECT_ROOT, MailhouseSettings
 
@@ -64,9 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     project = root / "dbt_project"
     shutil.copytree(dbt_runs.PROJECT_DIR, project, ignore=shutil.ignore_patterns("target", "logs"))
     shutil.copytree(PROJECT_ROOT / "content", root / "content")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = MailhouseSettings(home=root / "home", content_dir=root / "content", warehouse_port=port)
     with pytest.MonkeyPatch.context() as patch, launcher.start(settings):
         patch.setattr(dbt_runs, "PROJECT_DIR", project)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from orchestration.definitions import defs as load_definitions
 from senders.settings import SenderSettings
 from warehouse.client import Warehouse
 from warehouse.embedded import launcher
+from warehouse.embedded.launcher import free_port
 from warehouse.schema import migrate
 from warehouse.settings import PREFIX
 
@@ -24,9 +24,7 @@ from warehouse.settings import PREFIX
 @pytest.fixture(scope="session")
 def location_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Settings as every process that `mailhouse up` starts has them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     values = {
         "HOME": str(tmp_path_factory.mktemp("location")),
         "WAREHOUSE_PORT": str(port),

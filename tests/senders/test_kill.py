@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from sending import recipients, send_all, sender_settings, write_content
 from senders.ledger import Ledger
 from senders.message import Status
 from senders.retries import RetryPolicy
+from warehouse.embedded.launcher import free_port
 from warehouse.errors import MailhouseError
 
 CHILD = Path(__file__).parent / "sending.py"
@@ -41,9 +41,7 @@ class Box:
 
 @pytest.fixture
 def box() -> Iterator[tuple[Box, str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     taken = Box()
     controller = Controller(taken, hostname="127.0.0.1", port=port)
     controller.start()

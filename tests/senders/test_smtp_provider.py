@@ -19,6 +19,7 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
 from senders.providers.base import NotSupportedError, ProviderRefusedError, ProviderUnavailableError
 from senders.providers.smtp import Reply, SmtpProvider, SmtpServer, classify
+from warehouse.embedded.launcher import free_port
 from warehouse.errors import SettingsError
 
 
@@ -332,9 +333,7 @@ def test_garbage_is_no_answer() -> None:
 
 
 def test_nobody_answers() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with (
         provider(port) as smtp,
         pytest.raises(ProviderUnavailableError, match=f"127.0.0.1:{port} does not answer"),

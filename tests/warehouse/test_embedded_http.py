@@ -19,7 +19,7 @@ import zstandard
 from pydantic import SecretStr
 
 from warehouse.embedded import launcher
-from warehouse.embedded.launcher import RunningServer
+from warehouse.embedded.launcher import RunningServer, free_port
 from warehouse.settings import MailhouseSettings
 
 OWNER = ("default", "owner's pässword")
@@ -37,9 +37,7 @@ def http(warehouse_server: MailhouseSettings) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server with a password, a reader, and a small memory limit."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = MailhouseSettings(
         home=tmp_path_factory.mktemp("guarded"),
         warehouse_port=port,

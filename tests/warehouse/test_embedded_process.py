@@ -21,6 +21,7 @@ from pydantic import SecretStr
 
 from warehouse.client import Warehouse
 from warehouse.embedded import launcher
+from warehouse.embedded.launcher import free_port
 from warehouse.embedded.process import default_memory_bytes, is_locked, read_info
 from warehouse.errors import MailhouseError, WarehouseUnavailable
 from warehouse.settings import PROJECT_ROOT, MailhouseSettings
@@ -28,9 +29,7 @@ from warehouse.settings import PROJECT_ROOT, MailhouseSettings
 
 def home_settings(home: Path, **values: object) -> MailhouseSettings:
     """Settings of a home with a port of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     return MailhouseSettings(home=home, warehouse_port=port, **values)  # pyright: ignore[reportArgumentType]
 
 
@@ -50,11 +49,14 @@ def run_server(*arguments: str, env: dict[str, str] | None = None) -> subprocess
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs (and is no zombie)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
-    except FileNotFoundError:
-        return False
+    """Whether a thread of a process runs: the first may be a zombie while others still hold files open."""
+    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+        try:
+            if thread.read_text().rpartition(") ")[2][0] not in "ZX":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return False
 
 
 def wait_until_gone(pid: int, seconds: float) -> bool:

@@ -307,7 +307,8 @@ def test_migrated_schema_has_the_columns_that_loads_write(warehouse: Warehouse) 
     for raw in (loads._EVENTS, loads._RECORDS, loads._CONSENTS, loads._PRODUCTS):
         database, table = raw.table.split(".")
         names = warehouse.frame(
-            "select name from system.columns where database = {d:String} and table = {t:String}",
+            "select name from system.columns where database = {d:String} and table = {t:String}"
+            " and default_kind != 'MATERIALIZED'",
             {"d": database, "t": table},
         )["name"].to_list()
         assert set(names) == {*raw.columns, "loaded_at", "run_id"}

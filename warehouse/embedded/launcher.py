@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,13 @@ from warehouse.settings import PREFIX, MailhouseSettings
 START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 _PROJECT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    """A port of this machine's loopback interface that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
 
 
 class RunningServer:

@@ -12,15 +12,7 @@ by_model as (
         goal,
         converted_on,
         channel,
-        arrayJoin(
-            [
-                {%- for model in attribution_models() %}
-                tuple(
-                    '{{ model | replace('_', ' ') }}', {{ model }}_conversions, {{ model }}_revenue
-                ){{ ',' if not loop.last }}
-                {%- endfor %}
-            ]
-        ) as credit
+        {{ credit_of_each_model() }} as credit
     from credits
 
 )

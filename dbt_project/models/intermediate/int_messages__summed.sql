@@ -25,12 +25,12 @@ messages as (
         identity_id,
         ledger_contact_id,
         sent_at,
-        opens_count + clicks_count > 0 as is_opened,
+        {{ is_opened('messages') }} as is_opened,
         clicks_count > 0 as is_clicked,
         last_opened_at,
         last_clicked_at,
         rebuilt_at
-    from {{ newest(ref('int_messages__followed')) }}
+    from {{ newest(ref('int_messages__followed'), 'messages') }}
     where {{ due.read }}
 
 ),

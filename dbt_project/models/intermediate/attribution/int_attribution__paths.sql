@@ -61,7 +61,7 @@ near as (
     where
         {{ near_months('touched_at', months) }}
         -- a message touches only while it lives: partitions of older ones are not read
-        and {{ near_months('created_at', months, before=var('message_life_days')) }}
+        and {{ near_months('created_at', months, before=var('attribution_window_days') + var('message_life_days')) }}
 
 ),
 

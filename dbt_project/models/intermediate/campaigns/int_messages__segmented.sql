@@ -116,7 +116,7 @@ select
 
     ---------- booleans
     (followed.sent_at is not null)::Bool as is_sent,
-    (followed.opens_count + followed.clicks_count > 0)::Bool as is_opened,
+    ({{ is_opened('followed') }})::Bool as is_opened,
     (followed.clicks_count > 0)::Bool as is_clicked,
 
     ---------- timestamps

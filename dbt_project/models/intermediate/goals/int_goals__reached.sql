@@ -33,9 +33,7 @@ happened as (
         *,
         toYYYYMM(occurred_at) as month
     from {{ ref('int_goals__happened') }}
-    {% if months is not none -%}
-    where {{ goal_range('occurred_at', months, longest) }}
-    {%- endif %}
+    where {{ near_months('occurred_at', months, before=0, after=longest) }}
 
 ),
 
@@ -52,9 +50,7 @@ sent as (
     from {{ ref('int_messages__owned') }} as messages
     where
         messages.sent_at is not null
-        {% if months is not none -%}
-        and {{ goal_range('assumeNotNull(messages.sent_at)', months, longest) }}
-        {%- endif %}
+        and {{ near_months('assumeNotNull(messages.sent_at)', months, before=0, after=longest) }}
 
 ),
 

@@ -77,8 +77,7 @@ select
 
     ---------- booleans
     (followed.sent_at is not null)::Bool as is_sent,
-    -- whoever clicked has read it, though images were off
-    (followed.opens_count + followed.clicks_count > 0)::Bool as is_opened,
+    ({{ is_opened('followed') }})::Bool as is_opened,
     (followed.clicks_count > 0)::Bool as is_clicked,
 
     ---------- timestamps
