@@ -21,6 +21,7 @@ from warehouse.settings import MailhouseSettings
 
 PREFIX = "dbt_test_"
 DATABASES = ("staging", "intermediate", "marts", "segments", "bi")
+STORIES = ("+contact_profiles", "+segment_memberships", "+orders", "+events")
 NOW = datetime(2011, 6, 27, 9, 30, tzinfo=UTC)
 
 
@@ -83,8 +84,8 @@ class Models:
         return result.result
 
     def run(self, offset: timedelta = timedelta(0)) -> None:
-        """Build all seeds and models, no tests."""
-        self.build("--exclude-resource-type", "unit_test", "test", offset=offset)
+        """Build seeds and the models that stories of people and segments read (`STORIES`), no tests."""
+        self.build("--exclude-resource-type", "unit_test", "test", "--select", *STORIES, offset=offset)
 
     def frame(self, sql: str) -> pl.DataFrame:
         """Query; `marts.`, `segments.` and so on mean the databases of the tests."""

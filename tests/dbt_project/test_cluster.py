@@ -23,6 +23,8 @@ from warehouse.schema import MIGRATIONS, migrate
 from warehouse.settings import MailhouseSettings
 
 PREFIX = "cluster_test_"
+pytestmark = pytest.mark.slow
+
 CLUSTER = "mail"
 ON_CLUSTER = f'ON CLUSTER "{CLUSTER}"'
 REPLICATED_DATABASE = "Replicated('/clickhouse/databases/{database}', '{shard}', '{replica}')"

@@ -12,8 +12,8 @@ from models import PREFIX, Models, moment, order
 
 EVENTS = "+events"
 """What identity and events need, and nothing more."""
-SEGMENTS = "int_contacts__profiled+"
-"""All that only the clock moves."""
+SEGMENTS = "int_contacts__profiled+,+segment_memberships"
+"""What only the clock moves, as far as stays need it."""
 
 
 @pytest.fixture

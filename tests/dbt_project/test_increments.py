@@ -266,9 +266,8 @@ def history(models: Models) -> Iterator[Models]:
     yield models
 
 
-@pytest.mark.parametrize(
-    "seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_increments_equal_a_full_refresh(history: Models, seed: int) -> None:
     told = History(seed)
     contacts: list[tuple[int, str]] = []

@@ -164,6 +164,7 @@ def test_descriptions_reach_the_warehouse(built: Models) -> None:
     assert built.rows(tables) == []
 
 
+@pytest.mark.slow
 def test_building_again_changes_nothing(built: Models) -> None:
     before = fingerprints(built)
     changes = built.value("select count() from intermediate.int_segments__changed")

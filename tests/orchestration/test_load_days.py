@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 import polars as pl
+import pytest
 from location import QUIET, Location
 
 from orchestration.defs.dbt.checks import CHECK
@@ -18,6 +19,7 @@ TOTALS = """
 """
 
 
+@pytest.mark.slow
 def test_a_build_marks_the_days_it_built_and_a_backfill_replaces_them(location: Location) -> None:
     # other tests of this location send mail, and a backfill would be the first to build what the ledger told since
     location.run("build_live_models")
