@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 PROJECT_DIR = PROJECT_ROOT / "dbt_project"
 _SOURCE_SUFFIXES = {".sql", ".yml", ".yaml", ".csv", ".md", ".py"}
 _RESULT_EVENTS = {"LogSeedResult", "LogModelResult", "LogSnapshotResult", "LogTestResult"}
+_STAMP = "source.sha256"
 _lock = threading.Lock()
 _manifests: dict[tuple[Path, str], Manifest] = {}
 
@@ -71,15 +72,20 @@ def prepare_project(settings: MailhouseSettings) -> Path:
         ModelsError: the project does not parse; the message is dbt's, naming the file.
     """
     target = target_path(settings)
-    manifest, stamp = target / "manifest.json", target / "source.sha256"
+    manifest, stamp = target / "manifest.json", target / _STAMP
     digest = project_digest()
-    if manifest.exists() and stamp.exists() and stamp.read_text() == digest:
+    if manifest.exists() and stamp.exists() and parsed_digest(settings) == digest:
         return manifest
     target.mkdir(parents=True, exist_ok=True)
     parsed = invoke(["parse"], settings)
     stamp.write_text(digest)
     _manifests[(target, digest)] = parsed.result
     return manifest
+
+
+def parsed_digest(settings: MailhouseSettings) -> str:
+    """Hash of the files as they were when `prepare_project` last parsed them."""
+    return (target_path(settings) / _STAMP).read_text()
 
 
 def invoke(
@@ -328,7 +334,7 @@ def load_manifest(settings: MailhouseSettings) -> Manifest:
 
     prepare_project(settings)
     target = target_path(settings)
-    key = (target, (target / "source.sha256").read_text())
+    key = (target, parsed_digest(settings))
     if key not in _manifests:
         manifest = Manifest.from_msgpack((target / "partial_parse.msgpack").read_bytes())
         # what macros see as `graph`; parsing makes it, reading does not

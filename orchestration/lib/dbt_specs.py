@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dagster as dg
 
-from orchestration.lib.dbt_runs import PROJECT_DIR, prepare_project, project_digest, target_path
+from orchestration.lib.dbt_runs import PROJECT_DIR, parsed_digest, prepare_project, target_path
 from warehouse.settings import MailhouseSettings
 
 if TYPE_CHECKING:
@@ -49,10 +49,9 @@ class Dbt(NamedTuple):
 
 def load_specs(settings: MailhouseSettings) -> DbtSpecs:
     """The specs, from the file if the project is as it was when the file was written."""
-    prepare_project(settings)
-    file = target_path(settings) / "dagster_specs.pickle"
+    file = prepare_project(settings).with_name("dagster_specs.pickle")
     # specs follow from the project, from the code that reads it and from its version
-    version = (project_digest(), dg.__version__, _source_version())
+    version = (parsed_digest(settings), dg.__version__, _source_version())
     try:
         written, specs = pickle.loads(file.read_bytes())  # noqa: S301 - a file of our own, beside the manifest
     except (OSError, ValueError, TypeError, AttributeError, ImportError, EOFError, pickle.UnpicklingError):
