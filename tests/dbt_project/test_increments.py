@@ -89,8 +89,8 @@ class History:
             self.unled = []
         if self.sent and self.dice.random() < 0.2:
             rows["messages"].append(self.dice.choice(self.sent))
-        # two loads at once both find an event missing, or a queue delivers again another day
-        if self.events and self.dice.random() < 0.5:
+        # two loads at once both find an event missing, or a queue delivers again another day (the fourth, for certain)
+        if self.events and (self.dice.random() < 0.5 or day == 3):
             rows["events"] += self.dice.sample(self.events, min(3, len(self.events)))
         self.events += rows["events"]
         return {
@@ -286,7 +286,8 @@ def test_increments_equal_a_full_refresh(history: Models, seed: int) -> None:
     folded = "select count() > 0 from intermediate.int_engagement__summed where folded_through > '1970-01-01'"
     assert history.value(folded)
     assert increments["marts.messages"].height > 3
-    assert increments["marts.events"].height < len(told.events), "some were loaded twice"
+    told_once = {event["event_id"] for event in told.events}
+    assert increments["marts.events"].height == len(told_once) < len(told.events), "some were loaded twice"
     assert increments["marts.messages"]["orders_count"].sum() > 3
 
     build(history, minutes=5)
