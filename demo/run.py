@@ -80,7 +80,8 @@ def run() -> None:
             inputs = write_inputs(home / "inbox")
         # they take as long to start as the models take to build; the sensor waits until there is something to send
         stack.callback(dagster.stop)
-        starting = stack.enter_context(ThreadPoolExecutor(1)).submit(dagster.start)
+        background = stack.enter_context(ThreadPoolExecutor(1))
+        starting = background.submit(dagster.start)
         with _jobs() as run_job:
             with step(f"Load {inputs.contacts:,} contacts and 240,007 invoice rows"):
                 run_job("ingest")
@@ -91,7 +92,7 @@ def run() -> None:
             with step("Dagster's daemon, whose sensor finds the campaigns that are due"):
                 starting.result()
             _await_campaigns(settings, dagster)
-            dagster.stop()
+            stopping = background.submit(dagster.stop)
             # the day passes: recipients answer until tomorrow
             tomorrow = settings.model_copy(
                 update={"clock_offset": settings.clock_offset + DAY_AFTER.total_seconds()}
@@ -107,6 +108,7 @@ def run() -> None:
                 why, example = _why_example(tomorrow, warehouse)
                 report = reports.read(warehouse, why)
                 page = reports.write_page(report, home / "output" / "report.html", now=tomorrow.now())
+            stopping.result()
             elapsed = time.perf_counter() - pipeline
             with step("Build the other reports, attribution and the views of BI, to look around in"):
                 run_job("build_reports")

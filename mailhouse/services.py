@@ -201,8 +201,9 @@ class Dagster:
         server = {"host": "127.0.0.1", "port": port, "location_name": "mailhouse"}
         workspace.write_text(json.dumps({"load_from": [{"grpc_server": server}]}))  # JSON is YAML
         try:
-            code = self._spawn("Dagster code server", "dagster", "api", "grpc", "-m", "orchestration.definitions",
-                               "-h", "127.0.0.1", "-p", str(port), "--location-name", "mailhouse")  # fmt: skip
+            code = self._spawn("Dagster code server", "python", "-m", "orchestration.code_server", "-m",
+                               "orchestration.definitions", "-h", "127.0.0.1", "-p", str(port),
+                               "--location-name", "mailhouse")  # fmt: skip
             code.wait_until(lambda: _listens(port), seconds=90)
             self._spawn("Dagster daemon", "dagster-daemon", "run", "-w", str(workspace))
             if self.ui_port is not None:
@@ -220,7 +221,7 @@ class Dagster:
         self.services.clear()
 
     def _spawn(self, name: str, program: str, *args: str) -> Service:
-        log = self.settings.home / "logs" / f"{program}{'-code' if args[:2] == ('api', 'grpc') else ''}.log"
+        log = self.settings.home / "logs" / f"{name.lower().replace(' ', '-')}.log"
         executable = Path(sys.executable).parent / program
         service = Service(name, [str(executable), *args], log=log, environment=self.environment)
         self.services.append(service)

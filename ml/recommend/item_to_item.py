@@ -17,6 +17,10 @@ BOUGHT_TOGETHER = "bought_together"
 """Reason: those who bought what the contact bought, bought this too."""
 
 
+_BLOCK = 1024
+"""Products whose neighbours are found at a time."""
+
+
 class ItemToItemRecommender(Recommender):
     """Item-to-item collaborative filtering on co-purchase, filled up with what is popular.
 
@@ -62,21 +66,29 @@ class ItemToItemRecommender(Recommender):
         half_life = None if self.half_life is None else timedelta(days=self.half_life)
         self.interactions_ = InteractionMatrix.from_interactions(interactions, half_life=half_life)
         self.popular_ = by_popularity(self.interactions_)
-        bought = self.interactions_.weights.copy()
+        bought = sparse.csr_matrix(self.interactions_.weights, dtype=np.float32, copy=True)
         bought.data = np.ones_like(bought.data)
         self.similarities_ = self._similarities(bought)
         return self
 
     def _similarities(self, bought: sparse.csr_matrix) -> sparse.csr_matrix:
-        together: Any = sparse.csr_matrix(bought.T @ bought)
-        buyers = together.diagonal()
-        together.setdiag(0)
-        together.eliminate_zeros()
-        row = np.repeat(np.arange(together.shape[0]), np.diff(together.indptr))
-        count = together.data
-        similarity = count / (buyers[row] ** self.damping * buyers[together.indices] ** (1 - self.damping))
-        together.data = (similarity * count / (count + self.shrinkage)).astype(np.float32)
-        return _largest_of_rows(together, self.neighbours)
+        """The nearest of each product, a block of products at a time: all pairs at once may be billions."""
+        of_products: Any = bought.T.tocsr()
+        buyers = np.asarray(bought.sum(axis=0), dtype=np.float64).ravel()
+        # per product: what its buyers divide by, as the one bought and as the one recommended
+        as_bought, as_found = buyers**self.damping, buyers ** (1 - self.damping)
+        blocks = []
+        for first in range(0, len(buyers), _BLOCK):
+            together: Any = sparse.csr_matrix(of_products[first : first + _BLOCK] @ bought)
+            row = np.repeat(np.arange(together.shape[0]), np.diff(together.indptr))
+            count = together.data.astype(np.float64)
+            similarity = count / (as_bought[first + row] * as_found[together.indices])
+            together.data = (similarity * count / (count + self.shrinkage)).astype(np.float32)
+            together.data[together.indices == first + row] = 0.0
+            blocks.append(_largest_of_rows(together, row, self.neighbours))
+        if not blocks:
+            return sparse.csr_matrix((0, 0), dtype=np.float32)
+        return sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
 
     def _affinities(self, history: sparse.csr_matrix) -> np.ndarray | None:
         scores: Any = history @ self.similarities_
@@ -87,12 +99,27 @@ class ItemToItemRecommender(Recommender):
         return BOUGHT_TOGETHER
 
 
-def _largest_of_rows(matrix: Any, count: int) -> sparse.csr_matrix:
-    """The `count` largest values of each row; of equals, the column further left."""
-    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    order = np.lexsort((matrix.indices, -matrix.data, rows))
-    place = np.arange(len(order)) - np.repeat(matrix.indptr[:-1], np.diff(matrix.indptr))
-    kept = order[place < count]
-    return sparse.csr_matrix(
-        (matrix.data[kept], (rows[kept], matrix.indices[kept])), shape=matrix.shape, dtype=np.float32
-    )
+def _largest_of_rows(matrix: Any, rows: np.ndarray, count: int) -> sparse.csr_matrix:
+    """The `count` largest values above 0 of each row; of equals, the column further left.
+
+    One sort of one integer a value: row, then the value from large to small, then the column. The bits of
+    floating point numbers that are not negative are in the order of the numbers.
+
+    Args:
+        matrix: CSR float32, no value below 0, at most `_BLOCK` rows and 2**22 columns.
+        rows: the row of each stored value.
+        count: how many to keep.
+    """
+    width = max(1, matrix.shape[1] - 1).bit_length()
+    falling = np.uint64(0xFFFF_FFFF) - matrix.data.view(np.uint32)
+    keys = (rows.astype(np.uint64) << np.uint64(32 + width)) | (falling << np.uint64(width))
+    keys |= matrix.indices.astype(np.uint64)
+    keys.sort()
+    place = np.arange(len(keys)) - np.repeat(matrix.indptr[:-1], np.diff(matrix.indptr))
+    keys = keys[place < count]
+    values = np.uint64(0xFFFF_FFFF) - ((keys >> np.uint64(width)) & np.uint64(0xFFFF_FFFF))
+    values = values.astype(np.uint32).view(np.float32)
+    row = (keys >> np.uint64(32 + width)).astype(np.int64)
+    column = (keys & np.uint64((1 << width) - 1)).astype(np.int64)
+    above = values > 0
+    return sparse.csr_matrix((values[above], (row[above], column[above])), shape=matrix.shape)

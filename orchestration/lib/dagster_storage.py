@@ -9,7 +9,7 @@ never the database. What was sent is in the ledger, which does wait.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class SqliteEventLog(SqliteEventLogStorage):
 
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
         self._engines: OrderedDict[str, Engine] = OrderedDict()
+        self._found: set[tuple[str, str]] = set()
         super().__init__(base_dir, inst_data)
 
     @classmethod
@@ -55,6 +56,29 @@ class SqliteEventLog(SqliteEventLogStorage):
                 self._initialized_dbs.add(shard)
             with engine.connect() as connection, connection.begin():
                 yield connection
+
+    # The stock storage asks for each event whether the database has the tables and columns that this version of
+    # Dagster makes; no version takes one away, so what was found once is not looked for again.
+
+    def has_table(self, table_name: str) -> bool:
+        """Whether the database of all assets has a table."""
+        return self._is_found("table", table_name, lambda: super(SqliteEventLog, self).has_table(table_name))
+
+    def has_secondary_index(self, name: str) -> bool:
+        """Whether the rows that were there before a table was added have been entered in it."""
+        return self._is_found("index", name, lambda: super(SqliteEventLog, self).has_secondary_index(name))
+
+    def _has_asset_key_col_on_connection(self, conn: Connection, column_name: str) -> bool:
+        return self._is_found(
+            "column",
+            column_name,
+            lambda: super(SqliteEventLog, self)._has_asset_key_col_on_connection(conn, column_name),
+        )
+
+    def _is_found(self, kind: str, name: str, look: Callable[[], bool]) -> bool:
+        if (kind, name) not in self._found and look():
+            self._found.add((kind, name))
+        return (kind, name) in self._found
 
     def dispose(self) -> None:
         """Close what was kept."""

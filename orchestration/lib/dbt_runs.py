@@ -55,6 +55,8 @@ def dbt_environment(settings: MailhouseSettings) -> dict[str, str]:
         "CLICKHOUSE_USER": address.user,
         "CLICKHOUSE_PASSWORD": address.password,
         "CLICKHOUSE_SECURE": str(address.scheme == "https"),
+        # the embedded engine shares the machine with us: more builders than cores only wait for each other
+        "CLICKHOUSE_THREADS": str(max(2, min(4, os.cpu_count() or 2)) if settings.is_embedded else 4),
         "CLICKHOUSE_CLUSTER": settings.warehouse_cluster,
         "CLICKHOUSE_DATABASE_ENGINE": settings.warehouse_database_engine,
         "CLICKHOUSE_REPLICA_PATH": settings.warehouse_replica_path,
