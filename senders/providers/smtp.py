@@ -35,7 +35,7 @@ _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})\b")
 _LONGEST_LINE = 8192
 _MOST_LINES = 100
 _MOST_HANDSHAKES = 20
-_WINDOW = 250
+_WINDOW = 100
 
 
 @dataclass(frozen=True)
