@@ -11,12 +11,14 @@ from __future__ import annotations
 import binascii
 import functools
 import re
+from collections.abc import Iterable
 from datetime import datetime
 from email.utils import format_datetime
 
 from senders.message import Address, Message
 
-_BOUNDARY = "=_mailhouse_alternative"
+#: Of the two bodies; can stand in neither, whatever their encoding.
+BOUNDARY = "=_mailhouse_alternative"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROLS = re.compile(
     r"[\x00-\x20\x7f-\x9f\u2028\u2029]*[\x00-\x1f\x7f-\x9f\u2028\u2029][\x00-\x20\x7f-\x9f\u2028\u2029]*"
@@ -47,29 +49,40 @@ def build(message: Message) -> bytes:
         f"To: {address(message.recipient, 4)}",
         f"Subject: {unstructured(message.subject, 9)}",
         f"Message-ID: <{_token(message.message_id)}@{ascii_domain(domain)}>",
-        f"Date: {_date(message.sent_at)}",
+        header_date(message.sent_at).decode().rstrip(),
     ]
     if message.reply_to is not None:
         fields.append(f"Reply-To: {address(message.reply_to, 10)}")
-    for name, value in message.headers:
-        if not _HEADER_NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no header name")
-        fields.append(f"{name}: {_structured(value)}")
-    fields.append(f'MIME-Version: 1.0\r\nContent-Type: multipart/alternative; boundary="{_BOUNDARY}"\r\n\r\n')
+    fields += header_lines(message.headers)
+    fields.append(f'MIME-Version: 1.0\r\nContent-Type: multipart/alternative; boundary="{BOUNDARY}"\r\n\r\n')
     text_encoding, text = encode_body(message.text)
     html_encoding, html = encode_body(message.html)
     return b"".join(
         (
             "\r\n".join(fields).encode(),
             b'--%b\r\nContent-Type: text/plain; charset="utf-8"\r\nContent-Transfer-Encoding: %b\r\n\r\n'
-            % (_BOUNDARY.encode(), text_encoding),
+            % (BOUNDARY.encode(), text_encoding),
             text,
             b'\r\n--%b\r\nContent-Type: text/html; charset="utf-8"\r\nContent-Transfer-Encoding: %b\r\n\r\n'
-            % (_BOUNDARY.encode(), html_encoding),
+            % (BOUNDARY.encode(), html_encoding),
             html,
-            b"\r\n--%b--\r\n" % _BOUNDARY.encode(),
+            b"\r\n--%b--\r\n" % BOUNDARY.encode(),
         )
     )
+
+
+def header_lines(headers: Iterable[tuple[str, str]]) -> list[str]:
+    """Header fields whose syntax is the caller's, one line each.
+
+    Raises:
+        ValueError: a name is none, or a value holds a control character, is not ASCII or too long for a line.
+    """
+    lines: list[str] = []
+    for name, value in headers:
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no header name")
+        lines.append(f"{name}: {_structured(value)}")
+    return lines
 
 
 def one_line(value: str) -> str:
@@ -171,16 +184,27 @@ def encode_body(text: str) -> tuple[bytes, bytes]:
     if not text.endswith("\n"):
         text += "\n"
     content = text.encode()
-    # quoted-printable trebles what is not ASCII, base64 adds a third to everything
-    if len(content) - len(text) > len(content) // 6:
+    if prefers_base64(text, len(content)):
         encoded = binascii.b2a_base64(content.replace(b"\n", b"\r\n"), newline=False)
         return b"base64", b"\r\n".join([encoded[at : at + 76] for at in range(0, len(encoded), 76)])
     return b"quoted-printable", binascii.b2a_qp(content, istext=True).replace(b"\n", b"\r\n")
 
 
+def prefers_base64(text: str, length: int = 0) -> bool:
+    """Whether base64 is shorter: quoted-printable trebles what is not ASCII, base64 adds a third to everything.
+
+    Args:
+        length: bytes of the text in UTF-8, if they are known.
+    """
+    length = length or len(text.encode())
+    return length - len(text) > length // 6
+
+
 def _encoded_words(value: str, used: int) -> str:
     words: list[str] = []
     room = _room(used)
+    if len(whole := value.encode()) <= room:
+        return _encoded_word(whole)
     chunk = bytearray()
     for character in value:
         encoded = character.encode()
@@ -222,5 +246,6 @@ def _refuse_control(value: str) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _date(moment: datetime) -> str:
-    return format_datetime(moment)
+def header_date(moment: datetime) -> bytes:
+    """The Date header, line end and all."""
+    return f"Date: {format_datetime(moment)}\r\n".encode()

@@ -12,17 +12,20 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError, Undefined, UndefinedError
 from jinja2.exceptions import TemplateError as JinjaError
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from senders.filters import FILTERS, FilterError
 from senders.merge_tags import PROFILE_COLUMNS, Findings, Problem, TemplateError, check_tags, context_shape
 from senders.mime import one_line
 from senders.mjml import Compiled, Source, compile_mjml, read_source, with_preheader
+from senders.wire import WirePart, wire_environment
 
 __all__ = [
     "PROFILE_COLUMNS",
@@ -32,6 +35,7 @@ __all__ = [
     "Template",
     "TemplateError",
     "TemplateLibrary",
+    "TemplateSource",
 ]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_/-]*")
@@ -102,6 +106,23 @@ def make_environment(*, autoescape: bool) -> Environment:
 
 _HTML = make_environment(autoescape=True)
 _TEXT = make_environment(autoescape=False)
+#: Functions that templates may call, by name.
+GLOBALS: Mapping[str, Any] = dict(_HTML.globals)
+_WIRE_HTML = wire_environment(_HTML)
+_WIRE_TEXT = wire_environment(_TEXT)
+
+#: What filling a template in may raise because a contact's values do not fit; `render_error` makes one error of it.
+RENDER_ERRORS = (JinjaError, FilterError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
+
+
+def render_error(error: Exception) -> RenderError:
+    """One of `RENDER_ERRORS` as the error of one contact's message."""
+    if isinstance(error, RenderError):
+        return error
+    if isinstance(error, JinjaError | FilterError):
+        return RenderError(str(error))
+    # an expression in the template that does not fit this contact's values
+    return RenderError(f"{type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,29 +135,65 @@ class Rendered:
     preheader: str = ""
 
 
-class Template:
-    """A template with subject and preheader, ready to render.
+@dataclass(frozen=True, slots=True)
+class TemplateSource:
+    """A checked template: what other processes need to make the same `Template`, and nothing that cannot be pickled.
 
     Attributes:
         name: the file's name without `.mjml`.
         version: twelve hexadecimal digits that change when the output could: of template, includes, text, subject.
+        html, text, subject, preheader: MJML compiled, merge tags still in it.
         columns: profile columns that it uses; None if it uses the contact as a whole.
-        names: names of the context that it uses in HTML, text, subject and preheader.
+        html_names, text_names: names of the context that HTML and text use; `names` has those of subject and
+            preheader too.
     """
 
-    def __init__(
-        self,
-        name: str,
-        version: str,
-        findings: Findings,
-        parts: tuple[Callable[..., Any], ...],
-        part_names: tuple[set[str], set[str]],
-    ) -> None:
-        self.name, self.version = name, version
-        self.columns = findings.contact_columns
-        self.names = findings.names
-        self._html, self._text, self._subject, self._preheader = parts
-        self._html_names, self._text_names = part_names
+    name: str
+    version: str
+    html: str
+    text: str
+    subject: str
+    preheader: str
+    columns: frozenset[str] | None
+    names: frozenset[str]
+    html_names: frozenset[str]
+    text_names: frozenset[str]
+
+
+class Template:
+    """A template with subject and preheader, ready to render; see `TemplateSource` for its attributes."""
+
+    def __init__(self, source: TemplateSource, place: str = "") -> None:
+        self.source = source
+        self.name, self.version = source.name, source.version
+        self.columns, self.names = source.columns, source.names
+        place = place or source.name
+        self._html = _function(_HTML, source.html, place)
+        self._text = _function(_TEXT, source.text, place)
+        self._subject = _function(_TEXT, source.subject, place)
+        self._preheader = _function(_TEXT, source.preheader, place)
+
+    def __reduce__(self) -> tuple[type[Template], tuple[TemplateSource]]:
+        return Template, (self.source,)
+
+    @cached_property
+    def wire_parts(self) -> tuple[WirePart, WirePart]:
+        """Text and HTML, compiled to write encoded bytes; what `senders.composing` makes messages of."""
+        return (
+            WirePart(_WIRE_TEXT, self.source.text, self.text, is_trimmed=True),
+            WirePart(_WIRE_HTML, self.source.html, self._html, is_trimmed=False),
+        )
+
+    def heading(self, context: Mapping[str, Any]) -> tuple[str, str]:
+        """Subject and preheader, each on one line; the subject may use `preheader`."""
+        if not self.source.preheader:
+            return one_line(self._subject(context)), ""
+        preheader = one_line(self._preheader(context))
+        return one_line(self._subject({**context, "preheader": preheader})), preheader
+
+    def text(self, context: Mapping[str, Any]) -> str:
+        """The text part, blank lines joined to one."""
+        return _BLANK_LINES.sub("\n\n", self._text(context)).strip() + "\n"
 
     def render(self, context: Mapping[str, Any]) -> Rendered:
         """Fill the template in.
@@ -149,19 +206,11 @@ class Template:
             RenderError: something is missing for this contact and has no default, or a filter cannot work on it.
         """
         try:
-            preheader = one_line(self._preheader(context))
+            subject, preheader = self.heading(context)
             given = {**context, "preheader": preheader}
-            return Rendered(
-                one_line(self._subject(given)),
-                self._html(given),
-                _BLANK_LINES.sub("\n\n", self._text(given)).strip() + "\n",
-                preheader,
-            )
-        except (JinjaError, FilterError) as error:
-            raise RenderError(str(error)) from None
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            # an expression in the template that does not fit this contact's values
-            raise RenderError(f"{type(error).__name__}: {error}") from error
+            return Rendered(subject, self._html(given), self.text(given), preheader)
+        except RENDER_ERRORS as error:
+            raise render_error(error) from error
 
     def require_marketing(self, place: str = "") -> None:
         """Check that the template says how to unsubscribe and who sent it, in HTML and in text.
@@ -169,7 +218,7 @@ class Template:
         Raises:
             TemplateError: names what is missing.
         """
-        for kind, names in (("HTML", self._html_names), ("text", self._text_names)):
+        for kind, names in (("HTML", self.source.html_names), ("text", self.source.text_names)):
             for name in ("unsubscribe_url", "postal_address"):
                 if name not in names:
                     raise TemplateError(
@@ -267,13 +316,14 @@ class TemplateLibrary:
         compiled = compile_mjml(source, _HTML)
         if text:
             compiled = Compiled(compiled.html, text.text)
-        parts = (
-            _function(_HTML, compiled.html, source.place(1)),
-            _function(_TEXT, compiled.text, text.place(1) if text else source.place(1)),
-            _function(_TEXT, subject, place or name),
-            _function(_TEXT, preheader, place or name),
-        )
-        template = Template(name, version, findings, parts, (html_findings.names, text_findings.names))
+        columns = findings.contact_columns
+        made = TemplateSource(
+            name=name, version=version, html=compiled.html, text=compiled.text, subject=subject,
+            preheader=preheader, columns=None if columns is None else frozenset(columns),
+            names=frozenset(findings.names), html_names=frozenset(html_findings.names),
+            text_names=frozenset(text_findings.names),
+        )  # fmt: skip
+        template = Template(made, source.place(1))
         self._compiled[version] = template
         return template, []
 
@@ -333,9 +383,10 @@ def _function(environment: Environment, source: str, place: str) -> Callable[[Ma
             f"{place}: the merge tags do not fit together once compiled: {error.message}.",
             fix="Open and close each if and for in the same element or on the same level of elements.",
         ) from None
-    root, new_context = template.root_render_func, template.new_context
+    root, known = template.root_render_func, environment.globals
 
     def fill(context: Mapping[str, Any]) -> str:
-        return "".join(root(new_context(dict(context))))
+        # what Template.render does, without copying the context thrice
+        return "".join(root(Context(environment, {**known, **context}, None, {})))
 
     return fill

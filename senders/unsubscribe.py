@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import hmac
 import uuid
 
-PURPOSES = ("unsubscribe", "preferences")
+PURPOSES = ("unsubscribe", "preferences", "track")
+_PREFIXES = {purpose: f"mailhouse\0{purpose}\0".encode() for purpose in PURPOSES}
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _ID = 16
 _SIGNATURE = 16
 
@@ -23,8 +24,11 @@ def make_token(key: bytes, message_id: str, purpose: str = "unsubscribe") -> str
     Raises:
         ValueError: the message id is no UUID.
     """
-    content = uuid.UUID(message_id).bytes
-    return base64.urlsafe_b64encode(content + _sign(key, purpose, content)).rstrip(b"=").decode()
+    content = bytes.fromhex(message_id.replace("-", ""))
+    if len(content) != _ID:
+        raise ValueError(f"{message_id!r} is no UUID")
+    token = binascii.b2a_base64(content + _sign(key, purpose, content), newline=False)
+    return token.translate(_URL_SAFE).rstrip(b"=").decode()
 
 
 def verify_token(key: bytes, token: str, purpose: str = "unsubscribe") -> str | None:
@@ -56,6 +60,7 @@ def preferences_url(base_url: str, message_id: str, key: bytes) -> str:
 
 
 def _sign(key: bytes, purpose: str, content: bytes) -> bytes:
-    if purpose not in PURPOSES:
+    if purpose not in _PREFIXES:
         raise ValueError(f"purpose {purpose!r} is none of {', '.join(PURPOSES)}")
-    return hmac.digest(key, f"mailhouse\0{purpose}\0".encode() + content, hashlib.sha256)[:_SIGNATURE]
+    # the name, not the function: OpenSSL's one-shot HMAC takes a third of the time
+    return hmac.digest(key, _PREFIXES[purpose] + content, "sha256")[:_SIGNATURE]

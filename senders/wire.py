@@ -1,0 +1,282 @@
+"""Templates compiled for the wire: what is constant is encoded once, values are escaped and encoded as they go in.
+
+jinja2's own code generator makes the function; only what it writes at the outermost level is replaced. Everything that
+gives a template its meaning (scopes, loops, macros, filters, the sandbox, what is missing) is therefore jinja2's and
+the same as in `senders.rendering`, and no construct needs another path.
+
+Quoted-printable (RFC 2045 section 6.7) is written in pieces: every piece begins at the start of a line and ends with
+the end of one, a hard one where the text has one and a soft one (`=` CRLF) elsewhere. So pieces may follow each other
+in any order, and no line is longer than 76 characters whatever the values are. No line begins with a dot or with
+`From `: mail servers change such lines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jinja2 import Environment, nodes
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.runtime import Context
+from markupsafe import escape
+
+from senders.mime import encode_body, prefers_base64
+
+Pieces = Callable[[tuple[bytes, ...]], None]
+
+_HARD = b"\r\n"
+_SOFT = b"=\r\n"
+# room for an encoded dot in front, an encoded space behind and the soft break: 76 in all
+_LINE = 71
+_KEPT_LENGTH = 200
+_KEPT_VALUES = 16_384
+_PLAIN = re.compile(r"[ -<>-~]+")
+_PLAIN_HTML = re.compile(r"[ !#$%(-;?-~]+")
+_ENCODE = re.compile(r"[^\t\n -<>-~]+")
+_LINE_END = re.compile(r"\r\n?")
+
+# what str.strip() takes away, as it looks when encoded; soft breaks and hard ones first
+_SPACES = tuple(
+    [b"=\r\n", b"\r\n", b" ", b"\t"]
+    + [
+        b"".join(b"=%02X" % byte for byte in chr(code).encode())
+        for code in range(0x3001)
+        if chr(code).isspace() and chr(code) != "\n"
+    ]
+)
+_BLANK_LINES = re.compile(rb"\r\n(?<!=\r\n)(?:(?:=\r\n|=20| )*\r\n(?<!=\r\n)){2,}")
+
+
+def quoted(text: str) -> bytes:
+    """Text as quoted-printable lines, beginning at the start of a line and ending with the end of one.
+
+    Raises:
+        ValueError: the text holds half a character (a lone surrogate).
+    """
+    if not text:
+        return b""
+    if "\r" in text:
+        text = _LINE_END.sub("\n", text)
+    lines = _ENCODE.sub(_hexadecimal, text).split("\n")
+    last = lines.pop()
+    parts: list[str] = []
+    for line in lines:
+        pieces = _wrapped(line)
+        if pieces[-1][-1:] in (" ", "\t"):
+            pieces[-1] = pieces[-1][:-1] + ("=20" if pieces[-1][-1] == " " else "=09")
+        parts.append("=\r\n".join(pieces) + "\r\n")
+    if last:
+        parts.append("=\r\n".join(_wrapped(last)) + "=\r\n")
+    return "".join(parts).encode("ascii")
+
+
+def _hexadecimal(match: re.Match[str]) -> str:
+    return "".join([f"={byte:02X}" for byte in match[0].encode()])
+
+
+def _wrapped(line: str) -> list[str]:
+    """An encoded line in pieces; no character is cut in two."""
+    pieces: list[str] = []
+    at = 0
+    while True:
+        end = at + _LINE
+        if end >= len(line):
+            end = len(line)
+        else:
+            if "=" in line[end - 2 : end]:
+                end = line.rindex("=", end - 2, end)
+            # continuation bytes of UTF-8 stay with the first
+            while end > at + 3 and line[end] == "=" and line[end + 1] in "89AB":
+                end -= 3
+        piece = line[at:end]
+        if piece.startswith("."):
+            piece = "=2E" + piece[1:]
+        elif piece.startswith("From "):
+            piece = "=46" + piece[1:]
+        pieces.append(piece)
+        at = end
+        if at >= len(line):
+            return pieces
+
+
+class _Encoded(dict[str, bytes]):
+    """Encoded values by value; contacts share first names, towns and products, so most are found."""
+
+    def __missing__(self, value: str) -> bytes:
+        encoded = _plain(value) if _PLAIN.fullmatch(value) else quoted(value)
+        return self._keep(value, encoded)
+
+    def _keep(self, value: str, encoded: bytes) -> bytes:
+        if len(value) <= _KEPT_LENGTH:
+            if len(self) >= _KEPT_VALUES:
+                self.clear()
+            self[value] = encoded
+        return encoded
+
+
+class _EncodedHtml(_Encoded):
+    def __missing__(self, value: str) -> bytes:
+        encoded = _plain(value) if _PLAIN_HTML.fullmatch(value) else quoted(str(escape(value)))
+        return self._keep(value, encoded)
+
+
+def _plain(value: str) -> bytes:
+    """A value of which nothing need be encoded but what a line begins with."""
+    if len(value) <= _LINE:
+        pieces = [value]
+    else:
+        pieces = [value[at : at + _LINE] for at in range(0, len(value), _LINE)]
+    for piece in pieces:
+        if piece[0] in ".F":
+            return quoted(value)
+    return ("=\r\n".join(pieces) + "=\r\n").encode("ascii")
+
+
+_text_values = _Encoded()
+_html_values = _EncodedHtml()
+
+
+def _other_in_html(value: Any) -> bytes:
+    """A value that is no plain text: a number, a date, markup; what is missing raises here."""
+    if type(value) is int:
+        return _text_values[str(value)]
+    return _text_values[str(escape(value))]
+
+
+def _other_in_text(value: Any) -> bytes:
+    return _text_values[str(value)]
+
+
+class WireContext(Context):
+    """A context that knows where the encoded pieces go."""
+
+    write: Pieces
+
+
+class _WireGenerator(CodeGenerator):
+    """jinja2's code generator, whose outermost output is encoded pieces handed to `context.write`.
+
+    What is captured (in macros, `{% set %}` blocks, filters) stays text: it comes out as a value later on.
+    """
+
+    def visit_Output(self, node: nodes.Output, frame: Frame) -> None:  # noqa: N802
+        if frame.buffer is not None or frame.require_output_check:
+            super().visit_Output(node, frame)
+            return
+        finalize = self._make_finalize()
+        body: list[str | nodes.Node] = []
+        for child in node.nodes:
+            try:
+                text = self._output_child_to_const(child, frame, finalize)
+            except Exception:  # noqa: BLE001 - as jinja2 does: what cannot be known now is known, or fails, later
+                body.append(child)
+                continue
+            if body and isinstance(body[-1], str):
+                body[-1] += text
+            else:
+                body.append(text)
+        self.writeline("context.write((")
+        self.indent()
+        for item in body:
+            if isinstance(item, str):
+                self.writeline(f"{quoted(item)!r},")
+            else:
+                self.newline(item)
+                self.write("(_encoded[_value] if type(_value := ")
+                self.visit(item, frame)
+                self.write(") is str else _other(_value)),")
+        self.outdent()
+        self.writeline("))")
+
+    def visit_Getattr(self, node: nodes.Getattr, frame: Frame) -> None:  # noqa: N802
+        # `senders.rendering`'s sandbox, for the case that nearly always is: a field of a dict that has a value
+        self.write("(_field if type(_record := ")
+        self.visit(node.node, frame)
+        name = repr(node.attr)
+        self.write(
+            f") is dict and (_field := _record.get({name})) is not None and _field != ''"
+            f" else environment.getattr(_record, {name}))"
+        )
+
+
+def wire_environment(environment: Environment) -> Environment:
+    """The environment's twin whose templates write encoded pieces."""
+    twin = environment.overlay()
+    twin.code_generator_class = _WireGenerator
+    twin.context_class = WireContext
+    return twin
+
+
+class WirePart:
+    """One body part, `text/plain` or `text/html`, ready to be filled in.
+
+    Args:
+        environment: from `wire_environment`.
+        source: the part with its merge tags.
+        as_text: fills the part in as text; used where base64 is shorter, for nothing can be encoded beforehand then.
+        is_trimmed: blank lines are joined to one and none stand at the ends, as `senders.rendering` does for text.
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        source: str,
+        as_text: Callable[[Mapping[str, Any]], str],
+        *,
+        is_trimmed: bool,
+    ) -> None:
+        self.environment, self.is_trimmed = environment, is_trimmed
+        subtype = b"plain" if is_trimmed else b"html"
+        self._head = (
+            b'Content-Type: text/%b; charset="utf-8"\r\nContent-Transfer-Encoding: %%b\r\n\r\n' % subtype
+        )
+        self._quoted_head = self._head % b"quoted-printable"
+        if prefers_base64(source):
+            self._root, self._as_text = None, as_text
+            return
+        if not is_trimmed and not source.endswith("\n"):
+            source += "\n"
+        template = environment.from_string(source)
+        self._root = template.root_render_func
+        self._root.__globals__.update(
+            _encoded=_html_values if not is_trimmed else _text_values,
+            _other=_other_in_html if not is_trimmed else _other_in_text,
+        )
+
+    def write(self, context: dict[str, Any], out: list[bytes]) -> None:
+        """Append the part with its header, to the line end before the next boundary.
+
+        Args:
+            context: what merge tags name, and the environment's globals.
+        """
+        if self._root is None:
+            encoding, content = encode_body(self._as_text(context))
+            out += (self._head % encoding, content)
+            return
+        made = WireContext(self.environment, context, None, {})
+        if not self.is_trimmed:
+            out.append(self._quoted_head)
+            made.write = out.extend
+            # a generator that yields nothing: all that it has to say it writes
+            for _ in self._root(made):
+                pass
+            return
+        pieces: list[bytes] = []
+        made.write = pieces.extend
+        for _ in self._root(made):
+            pass
+        out += (self._quoted_head, trimmed(b"".join(pieces)))
+
+
+def trimmed(content: bytes) -> bytes:
+    """Encoded text whose blank lines are joined to one, without blank lines at the ends."""
+    content = _BLANK_LINES.sub(b"\r\n\r\n", content)
+    start, end = 0, len(content)
+    while content.startswith(_SPACES, start, end):
+        start += next(len(space) for space in _SPACES if content.startswith(space, start, end))
+    while content.endswith(_SPACES, start, end):
+        end -= next(len(space) for space in _SPACES if content.endswith(space, start, end))
+    return content[start:end] + _HARD
+
+
