@@ -19,9 +19,8 @@ from typing import Any
 
 from senders.composing import Composer, Envelope, render_batch
 from senders.links import Links
-from senders.message import Address
+from senders.message import Address, Message
 from senders.mime import build
-from senders.message import Message
 from senders.rendering import Template, TemplateLibrary
 
 NOW = datetime(2026, 6, 27, 9, tzinfo=UTC)
@@ -51,7 +50,8 @@ def write_template(folder: Path) -> None:
 {facts}
 {{% for product in recommendations %}}
 <mj-section><mj-column><mj-image src="{{{{ product.image_url }}}}" alt="{{{{ product.name }}}}" />
-<mj-button href="{{{{ product.url }}}}">{{{{ product.name }}}} for {{{{ product.price }}}}</mj-button></mj-column></mj-section>
+<mj-button href="{{{{ product.url }}}}">{{{{ product.name }}}} for {{{{ product.price }}}}</mj-button>
+</mj-column></mj-section>
 {{% endfor %}}
 {{% if contact.items_count > 5 %}}<mj-section><mj-column><mj-text>Five and more: {{{{ contact.items_count }}}}</mj-text>
 </mj-column></mj-section>{{% endif %}}
@@ -69,7 +69,9 @@ def contacts(number: int) -> list[dict[str, Any]]:
         {
             "contact_id": at, "email": f"person{at}@example.com",
             "first_name": ("Anna", "Jürgen", "Zoë", "O'Neil & Co", "Łukasz")[at % 5], "last_name": f"Surname{at % 900}",
-            **{fact: f"{fact}-{at % 700}" for fact in _FACTS}, "orders_count": at % 9, "items_count": at % 13,
+            "country": f"Country {at % 40}", "city": f"Town {at % 500}", "rfm_segment": f"segment_{at % 8}",
+            "orders_count": at % 9, "items_count": at % 13, "engagement_score": at % 100, "recency_score": at % 5,
+            "frequency_score": at % 5, "monetary_score": at % 5, "messages_sent_count": at % 60,
         }
         for at in range(number)
     ]  # fmt: skip

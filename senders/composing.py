@@ -18,6 +18,7 @@ from senders.message import Address
 from senders.mime import BOUNDARY, ascii_domain, header_date, header_lines, one_line, unstructured
 from senders.mime import address as header_address
 from senders.rendering import GLOBALS, RENDER_ERRORS, RenderError, Template, TemplateSource, render_error
+from senders.tracking import link_context
 
 __all__ = ["Composer", "Envelope", "RecipientError", "render_batch"]
 
@@ -61,8 +62,8 @@ class Composer:
     def __init__(self, source: TemplateSource | Template, envelope: Envelope) -> None:
         self.template = source if isinstance(source, Template) else Template(source)
         self.envelope = envelope
-        self.names = self.template.names
-        self._is_unsubscribable = envelope.is_marketing or "unsubscribe_url" in self.names
+        # the header needs it whatever the template says
+        self._names = self.template.names | ({"unsubscribe_url"} if envelope.is_marketing else set())
         self._constants = {
             **GLOBALS, "preheader": "", **envelope.constants,
             "campaign": {**envelope.constants.get("campaign", {}), "variant": ""},
@@ -87,14 +88,13 @@ class Composer:
         variant: str = "",
     ) -> dict[str, Any]:
         """What merge tags of one message may name."""
-        links = self.envelope.links
         context = {
-            **self._constants, "contact": contact, "recommendations": recommendations, "now": now,
-        }  # fmt: skip
-        if self._is_unsubscribable:
-            context["unsubscribe_url"] = links.unsubscribe(message_id)
-        if "preferences_url" in self.names:
-            context["preferences_url"] = links.preferences(message_id)
+            **self._constants,
+            "contact": contact,
+            "recommendations": recommendations,
+            "now": now,
+            **link_context(self.envelope.links, message_id, self.template.source.tracking, self._names),
+        }
         if variant:
             context["campaign"] = {**context["campaign"], "variant": variant}
         return context

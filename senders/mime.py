@@ -32,6 +32,9 @@ _DOMAIN = re.compile(
     r"(?=.{1,253}$)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
 _LINE_END = re.compile(r"\r\n?")
+_ENCODE = re.compile(r"[^\t\n -<>-~]+")
+#: Characters of a quoted-printable line: an encoded dot in front, an encoded space behind and `=` make it 76.
+QUOTED_LENGTH = 71
 _FOLD = 76  # characters a line, if there is a place to fold
 _LONGEST = 990  # characters a line at most; RFC 5322 allows 998
 
@@ -187,7 +190,62 @@ def encode_body(text: str) -> tuple[bytes, bytes]:
     if prefers_base64(text, len(content)):
         encoded = binascii.b2a_base64(content.replace(b"\n", b"\r\n"), newline=False)
         return b"base64", b"\r\n".join([encoded[at : at + 76] for at in range(0, len(encoded), 76)])
-    return b"quoted-printable", binascii.b2a_qp(content, istext=True).replace(b"\n", b"\r\n")
+    return b"quoted-printable", quoted(text)
+
+
+def quoted(text: str) -> bytes:
+    """Text as quoted-printable lines (RFC 2045 section 6.7), from the start of a line to the end of one.
+
+    Where the text does not end with a line end, a soft one is added. No line is longer than 76 characters, and none
+    begins with a dot or with `From `, which mail servers change.
+
+    Raises:
+        ValueError: the text holds half a character (a lone surrogate).
+    """
+    if not text:
+        return b""
+    if "\r" in text:
+        text = _LINE_END.sub("\n", text)
+    lines = _ENCODE.sub(_hexadecimal, text).split("\n")
+    last = lines.pop()
+    parts: list[str] = []
+    for line in lines:
+        pieces = _wrapped(line)
+        if pieces[-1][-1:] in (" ", "\t"):
+            pieces[-1] = pieces[-1][:-1] + ("=20" if pieces[-1][-1] == " " else "=09")
+        parts.append("=\r\n".join(pieces) + "\r\n")
+    if last:
+        parts.append("=\r\n".join(_wrapped(last)) + "=\r\n")
+    return "".join(parts).encode("ascii")
+
+
+def _hexadecimal(match: re.Match[str]) -> str:
+    return "".join([f"={byte:02X}" for byte in match[0].encode()])
+
+
+def _wrapped(line: str) -> list[str]:
+    """An encoded line in pieces; no character is cut in two."""
+    pieces: list[str] = []
+    at = 0
+    while True:
+        end = at + QUOTED_LENGTH
+        if end >= len(line):
+            end = len(line)
+        else:
+            if "=" in line[end - 2 : end]:
+                end = line.rindex("=", end - 2, end)
+            # continuation bytes of UTF-8 stay with the first
+            while end > at + 3 and line[end] == "=" and line[end + 1] in "89AB":
+                end -= 3
+        piece = line[at:end]
+        if piece.startswith("."):
+            piece = "=2E" + piece[1:]
+        elif piece.startswith("From "):
+            piece = "=46" + piece[1:]
+        pieces.append(piece)
+        at = end
+        if at >= len(line):
+            return pieces
 
 
 def prefers_base64(text: str, length: int = 0) -> bool:

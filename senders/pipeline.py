@@ -25,12 +25,13 @@ from campaigns.identity import message_ids, occurrence_key
 from senders import mime
 from senders.ledger import Cap, Claim, Ledger, LedgerError, Outcome, Run
 from senders.limits import rate_limit
+from senders.links import Links
 from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
 from senders.providers.base import Provider, ProviderError, ProviderUnavailableError
 from senders.rendering import RenderError, Template, TemplateLibrary
 from senders.retries import RetryPolicy
 from senders.settings import SenderSettings, require_identity, require_rehearsal_safe
-from senders.unsubscribe import preferences_url, unsubscribe_url
+from senders.tracking import link_context, tracking_of
 from warehouse.errors import InputError, SettingsError
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class SendPlan:
         cap: frequency cap; None takes the default of the settings. Counts for marketing only.
         provider: name of a provider; empty takes that of the settings.
         from_email, from_name, reply_to: empty takes those of the settings.
+        track_clicks, track_opens, utm: None takes what the settings say for the category.
     """
 
     name: str
@@ -80,6 +82,9 @@ class SendPlan:
     reply_to: str = ""
     cap: Cap | None = None
     experiment: str = ""
+    track_clicks: bool | None = None
+    track_opens: bool | None = None
+    utm: Mapping[str, str] | None = None
 
     @classmethod
     def from_campaign(
@@ -105,6 +110,9 @@ class SendPlan:
             from_name=send.from_name or "",
             reply_to=send.reply_to or "",
             cap=Cap(spec.cap.messages, spec.cap.within) if spec.cap else None,
+            track_clicks=send.track.clicks if send.track else None,
+            track_opens=send.track.opens if send.track else None,
+            utm={"campaign": spec.campaign, **send.utm.model_dump(exclude_none=True)} if send.utm else None,
         )
 
 
@@ -160,10 +168,13 @@ def render_context(
     now: datetime,
     *,
     variant: str = "",
-    unsubscribe_url: str,
-    preferences_url: str,
+    links: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What merge tags of a message may name; the same for a message that is sent and for a preview of it."""
+    """What merge tags of a message may name; the same for a message that is sent and for a preview of it.
+
+    Args:
+        links: from `senders.tracking.link_context`.
+    """
     return {
         "contact": contact,
         "recommendations": recommendations,
@@ -171,8 +182,7 @@ def render_context(
             "kind": plan.kind, "name": plan.name, "version": plan.version,
             "occurrence": plan.occurrence, "category": plan.category, "variant": variant,
         },
-        "unsubscribe_url": unsubscribe_url,
-        "preferences_url": preferences_url,
+        **links,
         "postal_address": settings.postal_address,
         "company_name": settings.company_name,
         "now": now,
@@ -223,8 +233,9 @@ def send(
         folder = settings.content_dir / "templates"
         templates = TemplateLibrary.load(folder, columns) if columns else TemplateLibrary.load(folder)
     template = templates.template(
-        plan.template, subject=plan.subject, preheader=plan.preheader, place=plan.place
-    )
+        plan.template, subject=plan.subject, preheader=plan.preheader, place=plan.place,
+        tracking=tracking_of(plan, settings), links=Links(settings.signing_key(), settings.base_url),
+    )  # fmt: skip
     if plan.category == "marketing":
         template.require_marketing(plan.template)
     stop = stop or threading.Event()
@@ -248,7 +259,7 @@ class _Sender:
         self.plan, self.template, self.settings = plan, template, settings
         self.ledger, self.provider, self.retry, self.stop = ledger, provider, retry, stop
         self.on_progress = on_progress
-        self.key = settings.signing_key()
+        self.links = Links(settings.signing_key(), settings.base_url)
         self.limit = rate_limit(settings.rate_per_second, settings.rate_burst)
         self.window = provider.capabilities.dispatch_window
         if settings.rate_per_second:
@@ -399,18 +410,19 @@ class _Sender:
         self, contact: dict[str, Any], items: list[Any], variant: str, message_id: str, now: datetime
     ) -> Message:
         plan, settings = self.plan, self.settings
-        url = unsubscribe_url(settings.base_url, message_id, self.key)
+        links = link_context(
+            self.links, message_id, self.template.source.tracking, self.template.names | {"unsubscribe_url"}
+        )
         rendered = self.template.render(
             render_context(
-                plan, settings, contact, items, now, variant=variant, unsubscribe_url=url,
-                preferences_url=preferences_url(settings.base_url, message_id, self.key),
+                plan, settings, contact, items, now, variant=variant, links=links,
             )
         )  # fmt: skip
         headers: tuple[tuple[str, str], ...] = ()
         if plan.category == "marketing":
             label = "".join(c if c.isalnum() and c.isascii() else "-" for c in plan.name).strip("-")
             headers = (
-                ("List-Unsubscribe", f"<{url}>"),
+                ("List-Unsubscribe", f"<{links['unsubscribe_url']}>"),
                 ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click"),
                 ("List-Id", f"<{label}.{mime.ascii_domain(self.sender.email.rpartition('@')[2])}>"),
                 ("Feedback-ID", f"{label}:{plan.category}:{plan.kind}:mailhouse"),

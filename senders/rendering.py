@@ -22,9 +22,11 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from senders.filters import FILTERS, FilterError
+from senders.links import Links, Tracking
 from senders.merge_tags import PROFILE_COLUMNS, Findings, Problem, TemplateError, check_tags, context_shape
 from senders.mime import one_line
 from senders.mjml import Compiled, Source, compile_mjml, read_source, with_preheader
+from senders.tracking import LinkWriter, tracked, with_utm
 from senders.wire import WirePart, wire_environment
 
 __all__ = [
@@ -42,7 +44,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_/-]*")
 _BLANK_LINES = re.compile(r"\n[ \n]*\n[ \n]*\n")
 _GLOBALS = ("range", "dict", "namespace")
 # what a change of this code may change in the output belongs to a template's version
-_FORMAT = b"1"
+_FORMAT = b"2"
+NO_TRACKING = Tracking()
 
 
 class RenderError(ValueError):
@@ -99,7 +102,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 def make_environment(*, autoescape: bool) -> Environment:
     """A jinja2 environment for merge tags."""
     environment = _Environment(autoescape=autoescape, undefined=_Missing, keep_trailing_newline=True)
-    environment.filters.update(FILTERS)
+    environment.filters.update(FILTERS, tracked=tracked, with_utm=with_utm)
     environment.globals = {name: environment.globals[name] for name in _GLOBALS}
     return environment
 
@@ -146,6 +149,7 @@ class TemplateSource:
         columns: profile columns that it uses; None if it uses the contact as a whole.
         html_names, text_names: names of the context that HTML and text use; `names` has those of subject and
             preheader too.
+        tracking: which of its links are tracked; their addresses are signed already.
     """
 
     name: str
@@ -158,6 +162,7 @@ class TemplateSource:
     names: frozenset[str]
     html_names: frozenset[str]
     text_names: frozenset[str]
+    tracking: Tracking = NO_TRACKING
 
 
 class Template:
@@ -200,7 +205,7 @@ class Template:
 
         Args:
             context: contact (a dict of profile columns), recommendations (a list of dicts), campaign (a dict),
-                unsubscribe_url, preferences_url, postal_address, company_name, now.
+                postal_address, company_name, now, and what `senders.tracking.link_context` gives.
 
         Raises:
             RenderError: something is missing for this contact and has no default, or a filter cannot work on it.
@@ -260,16 +265,31 @@ class TemplateLibrary:
             if not path.name.startswith("_")
         )
 
-    def template(self, name: str, *, subject: str = "", preheader: str = "", place: str = "") -> Template:
+    def template(
+        self,
+        name: str,
+        *,
+        subject: str = "",
+        preheader: str = "",
+        place: str = "",
+        tracking: Tracking = NO_TRACKING,
+        links: Links | None = None,
+    ) -> Template:
         """A template, with a campaign's subject and preheader.
 
         Args:
             place: where subject and preheader are written, as `file:line`, for messages.
+            tracking: what is tracked; needs `links`, which sign the addresses.
 
         Raises:
             TemplateError: there is no such template, or something is wrong with it; names file and line.
         """
-        template, problems = self._load(name, subject, preheader, place)
+        writer = None
+        if tracking.is_on:
+            if links is None:
+                raise ValueError("tracked links must be signed: give links")
+            writer = LinkWriter(tracking, links)
+        template, problems = self._load(name, subject, preheader, place, writer)
         if template is None:
             raise problems[0].error(len(problems) - 1)
         return template
@@ -290,7 +310,7 @@ class TemplateLibrary:
         return problems
 
     def _load(
-        self, name: str, subject: str, preheader: str, place: str
+        self, name: str, subject: str, preheader: str, place: str, writer: LinkWriter | None = None
     ) -> tuple[Template | None, list[Problem]]:
         path = self._path(name)
         source = read_source(path, self.folder, self._label)
@@ -298,7 +318,10 @@ class TemplateLibrary:
             source = with_preheader(source)
         by_hand = path.with_suffix(".txt")
         text = read_source(by_hand, self.folder, self._label) if by_hand.is_file() else None
-        version = _version(source.text, text.text if text else "", subject, preheader, *self.contact_columns)
+        version = _version(
+            source.text, text.text if text else "", subject, preheader, *self.contact_columns,
+            repr(writer.tracking) if writer else "",
+        )  # fmt: skip
         if version in self._compiled:
             return self._compiled[version], []
         shapes = context_shape(self.contact_columns)
@@ -313,7 +336,11 @@ class TemplateLibrary:
             findings.merge(self._findings(_TEXT, Source(line, ((at, 0),)), shapes, at))
         if findings.problems:
             return None, findings.problems
-        compiled = compile_mjml(source, _HTML)
+        if writer:
+            compiled = compile_mjml(source, _HTML, writer.html, writer.text)
+            compiled = Compiled(writer.with_pixel(compiled.html), compiled.text)
+        else:
+            compiled = compile_mjml(source, _HTML)
         if text:
             compiled = Compiled(compiled.html, text.text)
         columns = findings.contact_columns
@@ -321,7 +348,7 @@ class TemplateLibrary:
             name=name, version=version, html=compiled.html, text=compiled.text, subject=subject,
             preheader=preheader, columns=None if columns is None else frozenset(columns),
             names=frozenset(findings.names), html_names=frozenset(html_findings.names),
-            text_names=frozenset(text_findings.names),
+            text_names=frozenset(text_findings.names), tracking=writer.tracking if writer else NO_TRACKING,
         )  # fmt: skip
         template = Template(made, source.place(1))
         self._compiled[version] = template

@@ -7,9 +7,10 @@ import ipaddress
 import os
 import secrets
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import SecretStr
+from pydantic import SecretStr, field_validator
 
 from warehouse.errors import SettingsError
 from warehouse.settings import MailhouseSettings
@@ -35,6 +36,10 @@ class SenderSettings(MailhouseSettings):
         rate_burst: messages that may go at once after a pause; 0 means one second's worth.
         default_cap_messages, default_cap_days: marketing messages one person gets at most within so many days,
             where the campaign states no cap; 0 messages means no cap.
+        track_clicks, track_opens: categories whose links lead through the gateway, and whose HTML has a pixel that
+            tells of an open: `marketing`, `transactional`, both with a comma, or empty; a campaign may say otherwise.
+        utm_source, utm_medium: added to web links as utm_source and utm_medium, with utm_campaign the campaign's
+            name; no source means none of them.
         claim_lease: seconds without a heartbeat after which a sender on another machine counts as dead.
     """
 
@@ -52,7 +57,24 @@ class SenderSettings(MailhouseSettings):
     rate_burst: int = 0
     default_cap_messages: int = 0
     default_cap_days: float = 7.0
+    track_clicks: str = ""
+    track_opens: str = ""
+    utm_source: str = ""
+    utm_medium: str = "email"
     claim_lease: float = 60.0
+
+    @field_validator("track_clicks", "track_opens")
+    @classmethod
+    def _known_categories(cls, value: str) -> str:
+        unknown = set(value.replace(",", " ").split()) - {"marketing", "transactional"}
+        if unknown:
+            raise ValueError(f"{sorted(unknown)[0]!r} is no category; there are marketing and transactional")
+        return value
+
+    def tracks(self, what: Literal["clicks", "opens"], category: str) -> bool:
+        """Whether clicks or opens of a category are tracked."""
+        categories = self.track_clicks if what == "clicks" else self.track_opens
+        return category in categories.replace(",", " ").split()
 
     @property
     def maildir(self) -> Path:

@@ -21,20 +21,15 @@ from jinja2.compiler import CodeGenerator, Frame
 from jinja2.runtime import Context
 from markupsafe import escape
 
-from senders.mime import encode_body, prefers_base64
+from senders.mime import QUOTED_LENGTH, encode_body, prefers_base64, quoted
 
 Pieces = Callable[[tuple[bytes, ...]], None]
 
 _HARD = b"\r\n"
-_SOFT = b"=\r\n"
-# room for an encoded dot in front, an encoded space behind and the soft break: 76 in all
-_LINE = 71
 _KEPT_LENGTH = 200
 _KEPT_VALUES = 16_384
 _PLAIN = re.compile(r"[ -<>-~]+")
 _PLAIN_HTML = re.compile(r"[ !#$%(-;?-~]+")
-_ENCODE = re.compile(r"[^\t\n -<>-~]+")
-_LINE_END = re.compile(r"\r\n?")
 
 # what str.strip() takes away, as it looks when encoded; soft breaks and hard ones first
 _SPACES = tuple(
@@ -48,56 +43,23 @@ _SPACES = tuple(
 _BLANK_LINES = re.compile(rb"\r\n(?<!=\r\n)(?:(?:=\r\n|=20| )*\r\n(?<!=\r\n)){2,}")
 
 
-def quoted(text: str) -> bytes:
-    """Text as quoted-printable lines, beginning at the start of a line and ending with the end of one.
+class Ready(str):
+    """A text that is encoded once, though it stands in several places of a message; it holds nothing that HTML escapes.
 
-    Raises:
-        ValueError: the text holds half a character (a lone surrogate).
+    Attributes:
+        encoded: the text as a piece.
     """
-    if not text:
-        return b""
-    if "\r" in text:
-        text = _LINE_END.sub("\n", text)
-    lines = _ENCODE.sub(_hexadecimal, text).split("\n")
-    last = lines.pop()
-    parts: list[str] = []
-    for line in lines:
-        pieces = _wrapped(line)
-        if pieces[-1][-1:] in (" ", "\t"):
-            pieces[-1] = pieces[-1][:-1] + ("=20" if pieces[-1][-1] == " " else "=09")
-        parts.append("=\r\n".join(pieces) + "\r\n")
-    if last:
-        parts.append("=\r\n".join(_wrapped(last)) + "=\r\n")
-    return "".join(parts).encode("ascii")
 
+    __slots__ = ("encoded",)
+    encoded: bytes
 
-def _hexadecimal(match: re.Match[str]) -> str:
-    return "".join([f"={byte:02X}" for byte in match[0].encode()])
+    def __new__(cls, text: str) -> Ready:
+        made = super().__new__(cls, text)
+        made.encoded = _plain(text)
+        return made
 
-
-def _wrapped(line: str) -> list[str]:
-    """An encoded line in pieces; no character is cut in two."""
-    pieces: list[str] = []
-    at = 0
-    while True:
-        end = at + _LINE
-        if end >= len(line):
-            end = len(line)
-        else:
-            if "=" in line[end - 2 : end]:
-                end = line.rindex("=", end - 2, end)
-            # continuation bytes of UTF-8 stay with the first
-            while end > at + 3 and line[end] == "=" and line[end + 1] in "89AB":
-                end -= 3
-        piece = line[at:end]
-        if piece.startswith("."):
-            piece = "=2E" + piece[1:]
-        elif piece.startswith("From "):
-            piece = "=46" + piece[1:]
-        pieces.append(piece)
-        at = end
-        if at >= len(line):
-            return pieces
+    def __reduce__(self) -> tuple[type[Ready], tuple[str]]:
+        return Ready, (str(self),)
 
 
 class _Encoded(dict[str, bytes]):
@@ -123,10 +85,7 @@ class _EncodedHtml(_Encoded):
 
 def _plain(value: str) -> bytes:
     """A value of which nothing need be encoded but what a line begins with."""
-    if len(value) <= _LINE:
-        pieces = [value]
-    else:
-        pieces = [value[at : at + _LINE] for at in range(0, len(value), _LINE)]
+    pieces = [value[at : at + QUOTED_LENGTH] for at in range(0, len(value), QUOTED_LENGTH)]
     for piece in pieces:
         if piece[0] in ".F":
             return quoted(value)
@@ -139,13 +98,22 @@ _html_values = _EncodedHtml()
 
 def _other_in_html(value: Any) -> bytes:
     """A value that is no plain text: a number, a date, markup; what is missing raises here."""
+    if type(value) is Ready:
+        return value.encoded
     if type(value) is int:
         return _text_values[str(value)]
     return _text_values[str(escape(value))]
 
 
 def _other_in_text(value: Any) -> bytes:
+    if type(value) is Ready:
+        return value.encoded
     return _text_values[str(value)]
+
+
+def _made(text: str) -> bytes:
+    """Text that is done: escaped, if it must be, when it was made."""
+    return _text_values["".join((text,))]
 
 
 class WireContext(Context):
@@ -188,6 +156,19 @@ class _WireGenerator(CodeGenerator):
                 self.write(") is str else _other(_value)),")
         self.outdent()
         self.writeline("))")
+
+    def start_write(self, frame: Frame, node: nodes.Node | None = None) -> None:
+        # where jinja2 yields what a call, a filter block or a recursive loop made
+        if frame.buffer is not None:
+            super().start_write(frame, node)
+        else:
+            self.writeline("context.write((_made(", node)
+
+    def end_write(self, frame: Frame) -> None:
+        if frame.buffer is not None:
+            super().end_write(frame)
+        else:
+            self.write("),))")
 
     def visit_Getattr(self, node: nodes.Getattr, frame: Frame) -> None:  # noqa: N802
         # `senders.rendering`'s sandbox, for the case that nearly always is: a field of a dict that has a value
@@ -241,6 +222,7 @@ class WirePart:
         self._root = template.root_render_func
         self._root.__globals__.update(
             _encoded=_html_values if not is_trimmed else _text_values,
+            _made=_made,
             _other=_other_in_html if not is_trimmed else _other_in_text,
         )
 
@@ -271,12 +253,12 @@ class WirePart:
 
 def trimmed(content: bytes) -> bytes:
     """Encoded text whose blank lines are joined to one, without blank lines at the ends."""
-    content = _BLANK_LINES.sub(b"\r\n\r\n", content)
-    start, end = 0, len(content)
-    while content.startswith(_SPACES, start, end):
-        start += next(len(space) for space in _SPACES if content.startswith(space, start, end))
-    while content.endswith(_SPACES, start, end):
-        end -= next(len(space) for space in _SPACES if content.endswith(space, start, end))
-    return content[start:end] + _HARD
-
-
+    content = _BLANK_LINES.sub(b"\r\n\r\n", content).strip(b" \t\r\n")
+    # what is left at the ends is a soft break or an encoded space, rarely
+    while content.startswith(_SPACES):
+        content = content[next(len(space) for space in _SPACES if content.startswith(space)) :]
+    # an equals sign of the text's own would be =3D
+    content = content.rstrip(b" \t\r\n=")
+    while content.endswith(_SPACES):
+        content = content[: -next(len(space) for space in _SPACES if content.endswith(space))]
+    return content + _HARD

@@ -69,8 +69,7 @@ def render_preview(
                 profile.row(0, named=True),
                 _plain(products),
                 settings.now(),
-                unsubscribe_url=f"{settings.base_url}/preview",
-                preferences_url=f"{settings.base_url}/preview",
+                links=dict.fromkeys(("unsubscribe_url", "preferences_url"), f"{settings.base_url}/preview"),
             )
         )
     except RenderError as error:
