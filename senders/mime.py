@@ -188,9 +188,14 @@ def encode_body(text: str) -> tuple[bytes, bytes]:
         text += "\n"
     content = text.encode()
     if prefers_base64(text, len(content)):
-        encoded = binascii.b2a_base64(content.replace(b"\n", b"\r\n"), newline=False)
-        return b"base64", b"\r\n".join([encoded[at : at + 76] for at in range(0, len(encoded), 76)])
-    return b"quoted-printable", quoted(text)
+        return b"base64", base64_lines(content)
+    return b"quoted-printable", binascii.b2a_qp(content, istext=True).replace(b"\n", b"\r\n")
+
+
+def base64_lines(content: bytes) -> bytes:
+    """Text in UTF-8 as base64, its line ends CRLF; the last line is without one."""
+    encoded = binascii.b2a_base64(content.replace(b"\n", b"\r\n"), newline=False)
+    return b"\r\n".join([encoded[at : at + 76] for at in range(0, len(encoded), 76)])
 
 
 def quoted(text: str) -> bytes:

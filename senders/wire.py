@@ -21,11 +21,13 @@ from jinja2.compiler import CodeGenerator, Frame
 from jinja2.runtime import Context
 from markupsafe import escape
 
-from senders.mime import QUOTED_LENGTH, encode_body, prefers_base64, quoted
+from senders.mime import QUOTED_LENGTH, base64_lines, prefers_base64, quoted
 
 Pieces = Callable[[tuple[bytes, ...]], None]
 
+_LINE_END = re.compile(r"\r\n?")
 _HARD = b"\r\n"
+_MARK = b"\0"  # stands in no encoded text
 _KEPT_LENGTH = 200
 _KEPT_VALUES = 16_384
 _PLAIN = re.compile(r"[ -<>-~]+")
@@ -92,7 +94,17 @@ def _plain(value: str) -> bytes:
     return ("=\r\n".join(pieces) + "=\r\n").encode("ascii")
 
 
-_text_values = _Encoded()
+class _EncodedText(_Encoded):
+    def __missing__(self, value: str) -> bytes:
+        encoded = _plain(value) if _PLAIN.fullmatch(value) else quoted(value)
+        # only such values can make blank lines with what stands about them
+        if "\n" in value or "\r" in value or not value.strip(" "):
+            encoded += _MARK
+        return self._keep(value, encoded)
+
+
+_done_values = _Encoded()
+_text_values = _EncodedText()
 _html_values = _EncodedHtml()
 
 
@@ -101,8 +113,8 @@ def _other_in_html(value: Any) -> bytes:
     if type(value) is Ready:
         return value.encoded
     if type(value) is int:
-        return _text_values[str(value)]
-    return _text_values[str(escape(value))]
+        return _done_values[str(value)]
+    return _done_values[str(escape(value))]
 
 
 def _other_in_text(value: Any) -> bytes:
@@ -111,8 +123,12 @@ def _other_in_text(value: Any) -> bytes:
     return _text_values[str(value)]
 
 
-def _made(text: str) -> bytes:
+def _made_in_html(text: str) -> bytes:
     """Text that is done: escaped, if it must be, when it was made."""
+    return _done_values["".join((text,))]
+
+
+def _made_in_text(text: str) -> bytes:
     return _text_values["".join((text,))]
 
 
@@ -146,9 +162,14 @@ class _WireGenerator(CodeGenerator):
                 body.append(text)
         self.writeline("context.write((")
         self.indent()
-        for item in body:
+        for at, item in enumerate(body):
             if isinstance(item, str):
-                self.writeline(f"{quoted(item)!r},")
+                piece = quoted(item)
+                if not frame.eval_ctx.autoescape and _makes_blank_lines(
+                    item, is_first=at == 0, is_last=at == len(body) - 1
+                ):
+                    piece += _MARK
+                self.writeline(f"{piece!r},")
             else:
                 self.newline(item)
                 self.write("(_encoded[_value] if type(_value := ")
@@ -181,6 +202,19 @@ class _WireGenerator(CodeGenerator):
         )
 
 
+def _makes_blank_lines(text: str, *, is_first: bool, is_last: bool) -> bool:
+    """Whether spaces of a constant may be part of blank lines, with others' or alone.
+
+    At its ends that is so only where it is the first or last of its statement: values stand about it elsewhere, and
+    those that can be part of blank lines are marked themselves.
+    """
+    return bool(
+        re.search(r"\n +\n", text)
+        or (is_first and re.match(r" +(\n|\Z)", text))
+        or (is_last and re.search(r"(\A|\n) +\Z", text))
+    )
+
+
 def wire_environment(environment: Environment) -> Environment:
     """The environment's twin whose templates write encoded pieces."""
     twin = environment.overlay()
@@ -209,20 +243,19 @@ class WirePart:
     ) -> None:
         self.environment, self.is_trimmed = environment, is_trimmed
         subtype = b"plain" if is_trimmed else b"html"
-        self._head = (
-            b'Content-Type: text/%b; charset="utf-8"\r\nContent-Transfer-Encoding: %%b\r\n\r\n' % subtype
-        )
-        self._quoted_head = self._head % b"quoted-printable"
+        head = b'Content-Type: text/%b; charset="utf-8"\r\nContent-Transfer-Encoding: %b\r\n\r\n'
+        self._root = None
         if prefers_base64(source):
-            self._root, self._as_text = None, as_text
+            self._head, self._as_text = head % (subtype, b"base64"), as_text
             return
+        self._head = head % (subtype, b"quoted-printable")
         if not is_trimmed and not source.endswith("\n"):
             source += "\n"
         template = environment.from_string(source)
         self._root = template.root_render_func
         self._root.__globals__.update(
             _encoded=_html_values if not is_trimmed else _text_values,
-            _made=_made,
+            _made=_made_in_html if not is_trimmed else _made_in_text,
             _other=_other_in_html if not is_trimmed else _other_in_text,
         )
 
@@ -233,12 +266,12 @@ class WirePart:
             context: what merge tags name, and the environment's globals.
         """
         if self._root is None:
-            encoding, content = encode_body(self._as_text(context))
-            out += (self._head % encoding, content)
+            text = _LINE_END.sub("\n", self._as_text(context))
+            out += (self._head, base64_lines((text if text.endswith("\n") else text + "\n").encode()))
             return
         made = WireContext(self.environment, context, None, {})
         if not self.is_trimmed:
-            out.append(self._quoted_head)
+            out.append(self._head)
             made.write = out.extend
             # a generator that yields nothing: all that it has to say it writes
             for _ in self._root(made):
@@ -248,12 +281,23 @@ class WirePart:
         made.write = pieces.extend
         for _ in self._root(made):
             pass
-        out += (self._quoted_head, trimmed(b"".join(pieces)))
+        out += (self._head, trimmed(b"".join(pieces)))
 
 
 def trimmed(content: bytes) -> bytes:
-    """Encoded text whose blank lines are joined to one, without blank lines at the ends."""
-    content = _BLANK_LINES.sub(b"\r\n\r\n", content).strip(b" \t\r\n")
+    """Encoded text whose blank lines are joined to one, without blank lines at the ends.
+
+    Three line ends in a row are seen at once. Those that have spaces or soft breaks between them are looked for only
+    if a piece is marked as able to make them.
+    """
+    if (
+        _MARK in content
+        or b"\r\n\r\n\r\n\r\n" in content
+        # the first of three may be the end of a soft break
+        or content.count(b"\r\n\r\n\r\n") != content.count(b"=\r\n\r\n\r\n")
+    ):
+        content = _BLANK_LINES.sub(b"\r\n\r\n", content.replace(_MARK, b""))
+    content = content.strip(b" \t\r\n")
     # what is left at the ends is a soft break or an encoded space, rarely
     while content.startswith(_SPACES):
         content = content[next(len(space) for space in _SPACES if content.startswith(space)) :]

@@ -20,8 +20,8 @@ from senders.composing import Composer, Envelope, RecipientError, render_batch
 from senders.links import Links, Tracking
 from senders.message import Address, Message
 from senders.mime import build, quoted
-from senders.rendering import RenderError, Template, TemplateLibrary, TemplateSource
-from senders.wire import trimmed
+from senders.rendering import RenderError, Template, TemplateLibrary, TemplateSource, make_environment
+from senders.wire import WirePart, wire_environment
 
 LINKS = Links(b"k" * 32, "https://mail.example.com")
 NOW = datetime(2026, 6, 27, 9, tzinfo=UTC)
@@ -203,14 +203,18 @@ def test_pieces_decode_to_their_texts(values: list[str]) -> None:
     assert all(len(line) <= 76 for line in raw.split(b"\r\n"))
 
 
-@given(st.lists(st.sampled_from(["a", "\n", " ", "\u00a0", ".", "\t", "\n\n", " \n"]), max_size=12))
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["a", "\n", " ", "\u00a0", ".", "\t", "\n\n", " \n", "b\n \n"]), max_size=15))
 def test_blank_lines_are_joined_as_in_text(values: list[str]) -> None:
-    text = re.sub(r"\n[ \n]*\n[ \n]*\n", "\n\n", "".join(values)).strip() + "\n"
-    part = email.message_from_bytes(
-        b'Content-Type: text/plain; charset="utf-8"\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n'
-        + trimmed(b"".join(map(quoted, values)))
-    )
-    decoded = part.get_payload(decode=True)
+    source = "".join(value if n % 3 else f"{{{{ v[{n}] }}}}" for n, value in enumerate(values))
+    source = source.replace("a\n", "a\n{% if true %}\n{% endif %}")
+    environment = make_environment(autoescape=False)
+    text = environment.from_string(source).render(v=values)
+    text = re.sub(r"\n[ \n]*\n[ \n]*\n", "\n\n", text).strip() + "\n"
+    out: list[bytes] = []
+    part = WirePart(wire_environment(environment), source, lambda _: "", is_trimmed=True)
+    part.write({"v": values}, out)
+    decoded = email.message_from_bytes(b"".join(out)).get_payload(decode=True)
     assert isinstance(decoded, bytes)
     assert decoded.decode().replace("\r\n", "\n") == text
 
