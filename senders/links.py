@@ -118,7 +118,7 @@ class Links:
         token, _, rest = path.partition("/")
         number, _, blob = rest.partition("/")
         message_id = self.opened(token)
-        if message_id is None or not re.fullmatch(r"[0-9]{1,5}", number):
+        if message_id is None or not re.fullmatch(r"0|[1-9][0-9]{0,4}", number):
             return None
         if not re.fullmatch(r"[A-Za-z0-9_-]+", blob):
             return None
