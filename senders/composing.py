@@ -15,17 +15,23 @@ from typing import Any
 
 from senders.links import Links
 from senders.message import Address
-from senders.mime import BOUNDARY, ascii_domain, header_date, header_lines, one_line, unstructured
+from senders.mime import BOUNDARY, ascii_domain, body_ends, header_date, header_lines, one_line, unstructured
 from senders.mime import address as header_address
-from senders.rendering import GLOBALS, RENDER_ERRORS, RenderError, Template, TemplateSource, render_error
+from senders.rendering import (
+    GLOBALS,
+    RENDER_ERRORS,
+    Recommendations,
+    RenderError,
+    Template,
+    TemplateSource,
+    render_error,
+)
 from senders.tracking import link_context
 
 __all__ = ["Composer", "Envelope", "RecipientError", "render_batch"]
 
 _NO_RECOMMENDATIONS: Sequence[Any] = ()
-_TEXT_BOUNDARY = b"--%b\r\n" % BOUNDARY.encode()
 _HTML_BOUNDARY = b"\r\n--%b\r\n" % BOUNDARY.encode()
-_LAST_BOUNDARY = b"\r\n--%b--\r\n" % BOUNDARY.encode()
 
 
 class RecipientError(RenderError):
@@ -68,7 +74,6 @@ class Composer:
             **GLOBALS, "preheader": "", **envelope.constants,
             "campaign": {**envelope.constants.get("campaign", {}), "variant": ""},
         }  # fmt: skip
-        self._text, self._html = self.template.wire_parts
         domain = ascii_domain(envelope.sender.email.rpartition("@")[2])
         self._from = f"From: {header_address(envelope.sender, 6)}\r\nTo: ".encode()
         self._after_id = f"@{domain}>\r\n".encode()
@@ -76,8 +81,15 @@ class Composer:
         lines = header_lines(shared)
         if envelope.reply_to is not None:
             lines.insert(0, f"Reply-To: {header_address(envelope.reply_to, 10)}")
-        lines += ["MIME-Version: 1.0", f'Content-Type: multipart/alternative; boundary="{BOUNDARY}"', "", ""]
+        lines += ["MIME-Version: 1.0", ""]
         self._shared = "\r\n".join(lines).encode()
+        self._attached = {
+            source.locale: body_ends(source.attachments)
+            for source in (self.template.source, *self.template.source.translations)
+        }
+        # compiled now: whoever measures or forks wants it done
+        for source in self._attached:
+            _ = self.template.in_locale(source).wire_parts
 
     def context(
         self,
@@ -91,7 +103,7 @@ class Composer:
         context = {
             **self._constants,
             "contact": contact,
-            "recommendations": recommendations,
+            "recommendations": Recommendations(recommendations),
             "now": now,
             **link_context(self.envelope.links, message_id, self.template.source.tracking, self._names),
         }
@@ -114,6 +126,8 @@ class Composer:
             RenderError: something is missing for this contact, or does not fit a filter.
         """
         contact = context["contact"]
+        template = self.template.in_locale(contact.get("locale"))
+        context["locale"] = template.source.locale
         first, last = contact.get("first_name"), contact.get("last_name")
         name = f"{first} {last}" if first and last else str(first or last or "")
         try:
@@ -121,7 +135,7 @@ class Composer:
         except ValueError as error:
             raise RecipientError(str(error)) from None
         try:
-            subject, context["preheader"] = self.template.heading(context)
+            subject, context["preheader"] = template.heading(context)
             out = [
                 self._from, recipient.encode(), b"\r\nSubject: ", unstructured(subject, 9).encode(),
                 b"\r\nMessage-ID: <", message_id.encode("ascii"), self._after_id, header_date(sent_at),
@@ -131,13 +145,15 @@ class Composer:
                     b"List-Unsubscribe: <%b>\r\nList-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n"
                     % context["unsubscribe_url"].encode("ascii")
                 )
-            out += (self._shared, _TEXT_BOUNDARY)
-            self._text.write(context, out)
+            text, html = template.wire_parts
+            attached = self._attached[template.source.locale]
+            out += (self._shared, attached[0])
+            text.write(context, out)
             out.append(_HTML_BOUNDARY)
-            self._html.write(context, out)
+            html.write(context, out)
         except RENDER_ERRORS as error:
             raise render_error(error) from error
-        out.append(_LAST_BOUNDARY)
+        out.append(attached[1])
         if subjects is not None:
             subjects.append(subject)
         return b"".join(out)

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from senders.attachments import Attachment
 
 
 class Status(StrEnum):
@@ -118,6 +122,7 @@ class Message:
     sent_at: datetime
     reply_to: Address | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    attachments: tuple[Attachment, ...] = ()
 
     @cached_property
     def raw(self) -> bytes:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import binascii
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from email.utils import format_datetime
 
+from senders.attachments import Attachment
 from senders.message import Address, Message
 
 #: Of the two bodies; can stand in neither, whatever their encoding.
 BOUNDARY = "=_mailhouse_alternative"
+_MIXED = "=_mailhouse_mixed"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROLS = re.compile(
     r"[\x00-\x20\x7f-\x9f\u2028\u2029]*[\x00-\x1f\x7f-\x9f\u2028\u2029][\x00-\x20\x7f-\x9f\u2028\u2029]*"
@@ -57,21 +59,37 @@ def build(message: Message) -> bytes:
     if message.reply_to is not None:
         fields.append(f"Reply-To: {address(message.reply_to, 10)}")
     fields += header_lines(message.headers)
-    fields.append(f'MIME-Version: 1.0\r\nContent-Type: multipart/alternative; boundary="{BOUNDARY}"\r\n\r\n')
+    fields.append("MIME-Version: 1.0\r\n")
+    opening, closing = body_ends(message.attachments)
     text_encoding, text = encode_body(message.text)
     html_encoding, html = encode_body(message.html)
     return b"".join(
         (
             "\r\n".join(fields).encode(),
-            b'--%b\r\nContent-Type: text/plain; charset="utf-8"\r\nContent-Transfer-Encoding: %b\r\n\r\n'
-            % (BOUNDARY.encode(), text_encoding),
+            opening,
+            b'Content-Type: text/plain; charset="utf-8"\r\nContent-Transfer-Encoding: %b\r\n\r\n'
+            % text_encoding,
             text,
             b'\r\n--%b\r\nContent-Type: text/html; charset="utf-8"\r\nContent-Transfer-Encoding: %b\r\n\r\n'
             % (BOUNDARY.encode(), html_encoding),
             html,
-            b"\r\n--%b--\r\n" % BOUNDARY.encode(),
+            closing,
         )
     )
+
+
+def body_ends(attachments: Sequence[Attachment] = ()) -> tuple[bytes, bytes]:
+    """What stands about the two bodies: from `Content-Type` to the first boundary, and from the last one to the end.
+
+    With attachments, the bodies are the first part of a multipart/mixed (RFC 2046 section 5.1).
+    """
+    alternative = f'Content-Type: multipart/alternative; boundary="{BOUNDARY}"\r\n\r\n--{BOUNDARY}\r\n'
+    end = f"\r\n--{BOUNDARY}--\r\n".encode()
+    if not attachments:
+        return alternative.encode(), end
+    begin = f'Content-Type: multipart/mixed; boundary="{_MIXED}"\r\n\r\n--{_MIXED}\r\n{alternative}'
+    parts = [f"\r\n--{_MIXED}\r\n".encode() + attachment.part() for attachment in attachments]
+    return begin.encode(), b"".join([end, *parts, f"\r\n--{_MIXED}--\r\n".encode()])
 
 
 def header_lines(headers: Iterable[tuple[str, str]]) -> list[str]:
