@@ -198,6 +198,7 @@ class SendSpec(Spec):
     reply_to: Address | None = Field(None, description="where answers go; left out, to the sender")
     track: Track | None = Field(None, description="clicks, opens: true or false")
     utm: Utm | None = Field(None, description="source, medium, campaign, term, content")
+    attachments: list[Line] = Field([], description="names of files in content/attachments")
     recommendations: int = Field(0, ge=0, le=20, description="how many recommended products, 0 to 20")
 
 

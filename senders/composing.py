@@ -84,12 +84,12 @@ class Composer:
         lines += ["MIME-Version: 1.0", ""]
         self._shared = "\r\n".join(lines).encode()
         self._attached = {
-            source.locale: body_ends(source.attachments)
-            for source in (self.template.source, *self.template.source.translations)
+            one.locale: body_ends(one.attachments)
+            for one in (self.template.source, *self.template.source.translations)
         }
         # compiled now: whoever measures or forks wants it done
-        for source in self._attached:
-            _ = self.template.in_locale(source).wire_parts
+        for locale in self._attached:
+            _ = self.template.in_locale(locale).wire_parts
 
     def context(
         self,

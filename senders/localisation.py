@@ -7,6 +7,7 @@ keeps the English ones of `senders.filters`.
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from datetime import date, datetime
@@ -14,7 +15,7 @@ from decimal import ROUND_HALF_UP, Decimal
 
 from babel import Locale, UnknownLocaleError
 from babel.dates import format_date as babel_date
-from babel.numbers import get_currency_precision
+from babel.numbers import NumberPattern, get_currency_precision
 
 _LOCALE = re.compile(r"([A-Za-z]{2,3})(?:[-_]([A-Za-z]{4}))?(?:[-_]([A-Za-z]{2}|[0-9]{3}))?")
 _NAMES = {"%B": "MMMM", "%b": "MMM", "%A": "EEEE", "%a": "EEE"}
@@ -63,8 +64,8 @@ def locale_of(name: str) -> Locale:
 @functools.lru_cache(maxsize=8192)
 def localised_number(amount: Decimal, digits: int, locale: str) -> str:
     """A number with the locale's separators, rounded half up: 1.234,5."""
-    pattern = locale_of(locale).decimal_formats[None]
-    return pattern.apply(_rounded(amount, digits), locale_of(locale), force_frac=(digits, digits))
+    pattern = _with_digits(locale_of(locale).decimal_formats[None], digits)
+    return pattern.apply(_rounded(amount, digits), locale_of(locale))
 
 
 @functools.lru_cache(maxsize=8192)
@@ -72,11 +73,16 @@ def localised_money(amount: Decimal, currency: str, digits: int | None, locale: 
     """An amount with its currency where the locale puts it: 1.234,50 €."""
     if digits is None:
         digits = get_currency_precision(currency)
-    pattern = locale_of(locale).currency_formats["standard"]
+    pattern = _with_digits(locale_of(locale).currency_formats["standard"], digits)
     return pattern.apply(
-        _rounded(amount, digits), locale_of(locale), currency=currency, currency_digits=False,
-        force_frac=(digits, digits),
-    )  # fmt: skip
+        _rounded(amount, digits), locale_of(locale), currency=currency, currency_digits=False
+    )
+
+
+def _with_digits(pattern: NumberPattern, digits: int) -> NumberPattern:
+    changed = copy.copy(pattern)
+    changed.frac_prec = (digits, digits)
+    return changed
 
 
 def localised_date(value: datetime | date, pattern: str, locale: str) -> str:

@@ -28,7 +28,7 @@ from senders.limits import rate_limit
 from senders.links import Links
 from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
 from senders.providers.base import Provider, ProviderError, ProviderUnavailableError
-from senders.rendering import RenderError, Template, TemplateLibrary
+from senders.rendering import PROFILE_COLUMNS, Recommendations, RenderError, Template, TemplateLibrary
 from senders.retries import RetryPolicy
 from senders.settings import SenderSettings, require_identity, require_rehearsal_safe
 from senders.tracking import link_context, tracking_of
@@ -61,6 +61,7 @@ class SendPlan:
         cap: frequency cap; None takes the default of the settings. Counts for marketing only.
         provider: name of a provider; empty takes that of the settings.
         from_email, from_name, reply_to: empty takes those of the settings.
+        attachments: names of files in `content/attachments`.
         track_clicks, track_opens, utm: None takes what the settings say for the category.
     """
 
@@ -85,6 +86,7 @@ class SendPlan:
     track_clicks: bool | None = None
     track_opens: bool | None = None
     utm: Mapping[str, str] | None = None
+    attachments: tuple[str, ...] = ()
 
     @classmethod
     def from_campaign(
@@ -110,6 +112,7 @@ class SendPlan:
             from_name=send.from_name or "",
             reply_to=send.reply_to or "",
             cap=Cap(spec.cap.messages, spec.cap.within) if spec.cap else None,
+            attachments=tuple(send.attachments),
             track_clicks=send.track.clicks if send.track else None,
             track_opens=send.track.opens if send.track else None,
             utm={"campaign": spec.campaign, **send.utm.model_dump(exclude_none=True)} if send.utm else None,
@@ -177,7 +180,7 @@ def render_context(
     """
     return {
         "contact": contact,
-        "recommendations": recommendations,
+        "recommendations": Recommendations(recommendations),
         "campaign": {
             "kind": plan.kind, "name": plan.name, "version": plan.version,
             "occurrence": plan.occurrence, "category": plan.category, "variant": variant,
@@ -231,10 +234,11 @@ def send(
         _check_columns(first)
     if templates is None:
         folder = settings.content_dir / "templates"
-        templates = TemplateLibrary.load(folder, columns) if columns else TemplateLibrary.load(folder)
+        templates = TemplateLibrary.load(folder, columns or PROFILE_COLUMNS, assets_url=settings.assets_url)
     template = templates.template(
         plan.template, subject=plan.subject, preheader=plan.preheader, place=plan.place,
         tracking=tracking_of(plan, settings), links=Links(settings.signing_key(), settings.base_url),
+        attachments=plan.attachments,
     )  # fmt: skip
     if plan.category == "marketing":
         template.require_marketing(plan.template)
@@ -439,6 +443,7 @@ class _Sender:
             sent_at=now.replace(microsecond=0),
             reply_to=self.reply_to,
             headers=headers,
+            attachments=self.template.in_locale(contact.get("locale")).source.attachments,
         )
 
     def dispatch(

@@ -40,6 +40,8 @@ class SenderSettings(MailhouseSettings):
             tells of an open: `marketing`, `transactional`, both with a comma, or empty; a campaign may say otherwise.
         utm_source, utm_medium: added to web links as utm_source and utm_medium, with utm_campaign the campaign's
             name; no source means none of them.
+        assets_url: where published pictures are served from; `asset:` in templates becomes an address below it.
+        assets_store: where `mailhouse assets publish` puts them: a folder, `s3://bucket/path`, `gs://bucket/path`.
         claim_lease: seconds without a heartbeat after which a sender on another machine counts as dead.
     """
 
@@ -61,6 +63,8 @@ class SenderSettings(MailhouseSettings):
     track_opens: str = ""
     utm_source: str = ""
     utm_medium: str = "email"
+    assets_url: str = ""
+    assets_store: str = ""
     claim_lease: float = 60.0
 
     @field_validator("track_clicks", "track_opens")

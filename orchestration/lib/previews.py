@@ -51,7 +51,9 @@ def render_preview(
         """,
         {"contact_id": contact_id, "limit": (spec.send.recommendations if spec else 0) or _PRODUCTS},
     )
-    library = TemplateLibrary.load(settings.content_dir / "templates", profile.columns)
+    library = TemplateLibrary.load(
+        settings.content_dir / "templates", profile.columns, assets_url=settings.assets_url
+    )
     if spec is not None:
         plan = SendPlan.from_campaign(spec, settings.now().replace(microsecond=0))
     else:
