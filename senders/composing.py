@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from senders.dkim import DkimSigner
 from senders.links import Links
 from senders.message import Address
 from senders.mime import BOUNDARY, ascii_domain, body_ends, header_date, header_lines, one_line, unstructured
@@ -48,6 +49,7 @@ class Envelope:
         links: makes the signed links.
         is_marketing: whether each message says in its header how to unsubscribe (RFC 8058).
         headers: further header fields, the same for everybody, unfolded ASCII.
+        signer: signs each message; None where the provider does, or nobody.
     """
 
     sender: Address
@@ -56,6 +58,7 @@ class Envelope:
     is_marketing: bool = True
     reply_to: Address | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    signer: DkimSigner | None = None
 
 
 class Composer:
@@ -156,7 +159,8 @@ class Composer:
         out.append(attached[1])
         if subjects is not None:
             subjects.append(subject)
-        return b"".join(out)
+        raw = b"".join(out)
+        return raw if self.envelope.signer is None else self.envelope.signer.sign(raw)
 
 
 def render_batch(

@@ -229,13 +229,15 @@ def quoted(text: str) -> bytes:
         return b""
     if "\r" in text:
         text = _LINE_END.sub("\n", text)
-    lines = _ENCODE.sub(_hexadecimal, text).split("\n")
+    # neither tabs nor two spaces in a row: signers and other machines between us and the reader may change them
+    encoded = _ENCODE.sub(_hexadecimal, text).replace("\t", "=09").replace("  ", " =20")
+    lines = encoded.split("\n")
     last = lines.pop()
     parts: list[str] = []
     for line in lines:
         pieces = _wrapped(line)
-        if pieces[-1][-1:] in (" ", "\t"):
-            pieces[-1] = pieces[-1][:-1] + ("=20" if pieces[-1][-1] == " " else "=09")
+        if pieces[-1].endswith(" "):
+            pieces[-1] = pieces[-1][:-1] + "=20"
         parts.append("=\r\n".join(pieces) + "\r\n")
     if last:
         parts.append("=\r\n".join(_wrapped(last)) + "=\r\n")

@@ -23,6 +23,7 @@ import polars as pl
 
 from campaigns.identity import message_ids, occurrence_key
 from senders import mime
+from senders.dkim import DkimSigner
 from senders.ledger import Cap, Claim, Ledger, LedgerError, Outcome, Run
 from senders.limits import rate_limit
 from senders.links import Links
@@ -285,6 +286,7 @@ class _Sender:
                 f"The sender address {self.sender.email!r} cannot be used: {error}.",
                 fix="Correct MAILHOUSE_FROM_EMAIL, or `from_email` in the campaign.",
             ) from None
+        self.signer = DkimSigner.from_settings(settings, self.sender.email)
         self.summary = SendSummary()
         self.started = time.monotonic()
         self.ledger_plan = {
@@ -444,6 +446,7 @@ class _Sender:
             reply_to=self.reply_to,
             headers=headers,
             attachments=self.template.in_locale(contact.get("locale")).source.attachments,
+            signer=self.signer,
         )
 
     def dispatch(

@@ -42,6 +42,10 @@ class SenderSettings(MailhouseSettings):
             name; no source means none of them.
         assets_url: where published pictures are served from; `asset:` in templates becomes an address below it.
         assets_store: where `mailhouse assets publish` puts them: a folder, `s3://bucket/path`, `gs://bucket/path`.
+        dkim_key, dkim_selector: a private key (RSA 2048 or Ed25519; PEM, or the path of a PEM file) that signs what
+            goes out by SMTP, and the name of its record in DNS; unset means no signature of ours.
+        dkim_second_key, dkim_second_selector: another one, usually Ed25519 beside RSA.
+        dkim_domain: signs for this domain; empty means the sender's.
         claim_lease: seconds without a heartbeat after which a sender on another machine counts as dead.
     """
 
@@ -63,6 +67,11 @@ class SenderSettings(MailhouseSettings):
     track_opens: str = ""
     utm_source: str = ""
     utm_medium: str = "email"
+    dkim_key: SecretStr | None = None
+    dkim_selector: str = ""
+    dkim_second_key: SecretStr | None = None
+    dkim_second_selector: str = ""
+    dkim_domain: str = ""
     assets_url: str = ""
     assets_store: str = ""
     claim_lease: float = 60.0

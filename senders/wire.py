@@ -91,6 +91,8 @@ def _plain(value: str) -> bytes:
     for piece in pieces:
         if piece[0] in ".F":
             return quoted(value)
+    if "  " in value:
+        return quoted(value)
     return ("=\r\n".join(pieces) + "=\r\n").encode("ascii")
 
 
