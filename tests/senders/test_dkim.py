@@ -21,6 +21,9 @@ from senders.settings import SenderSettings
 from warehouse.errors import SettingsError
 
 dkim = pytest.importorskip("dkim", reason="dkimpy is not installed: uv sync --group dev")
+pytest.importorskip(
+    "nacl", reason="pynacl, which dkimpy needs for Ed25519, is not installed: uv sync --group dev"
+)
 ID = "0b6f0c5e-7a0e-5b0e-8a53-2d6a3c1c7d10"
 
 
@@ -114,13 +117,9 @@ def test_composed_messages_are_signed() -> None:
     assert "PRIVATE" not in repr(envelope) + repr(SIGNER)
 
 
-@given(
-    st.binary(max_size=200).map(
-        lambda text: text.replace(b"\n", b"\r\n").replace(b"x", b" ").replace(b"y", b"\r\n")
-    )
-)
-def test_bodies_are_brought_into_the_form_that_others_bring_them(body: bytes) -> None:
-    body = body.replace(b"\r\n", b"\n").replace(b"\r", b"").replace(b"\n", b"\r\n")
+@given(st.lists(st.sampled_from([b" ", b"\t", b"\r\n", b"a", b"\r\n\r\n", b"b  c", b" \r\n"]), max_size=20))
+def test_bodies_are_brought_into_the_form_that_others_bring_them(parts: list[bytes]) -> None:
+    body = b"".join(parts) + b"\r\n"
     assert canonical_body(body) == dkim.canonicalization.Relaxed.canonicalize_body(body)
 
 
