@@ -165,6 +165,23 @@ class Cap(Spec):
     within: Duration = Field(description="a duration such as 7d")
 
 
+class Track(Spec):
+    """What of a campaign's messages is tracked."""
+
+    clicks: bool | None = Field(None, description="true or false; left out, as the settings say")
+    opens: bool | None = Field(None, description="true or false; left out, as the settings say")
+
+
+class Utm(Spec):
+    """Parameters that web links get, without `utm_`."""
+
+    source: Line = Field(description="where visitors come from, such as newsletter")
+    medium: Line = Field("email", description="email if left out")
+    campaign: Line | None = Field(None, description="the campaign's name if left out")
+    term: Line | None = Field(None, description="a search term")
+    content: Line | None = Field(None, description="tells variants apart")
+
+
 class SendSpec(Spec):
     """What is sent, and from whom."""
 
@@ -179,6 +196,9 @@ class SendSpec(Spec):
         None, description="the sender's address; left out, that of the settings"
     )
     reply_to: Address | None = Field(None, description="where answers go; left out, to the sender")
+    track: Track | None = Field(None, description="clicks, opens: true or false")
+    utm: Utm | None = Field(None, description="source, medium, campaign, term, content")
+    attachments: list[Line] = Field([], description="names of files in content/attachments")
     recommendations: int = Field(0, ge=0, le=20, description="how many recommended products, 0 to 20")
 
 

@@ -10,6 +10,7 @@ import sys
 import uvicorn
 
 from gateway.app import Gateway
+from gateway.clicks import Clicks
 from gateway.unsubscribes import Unsubscribes
 from senders.ledger import Ledger
 from senders.settings import SenderSettings
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
             Ledger.open(settings) as ledger,
             Warehouse.connect(settings, comment="gateway") as warehouse,
         ):
-            app = Gateway(Unsubscribes(settings, ledger, warehouse))
+            app = Gateway(Unsubscribes(settings, ledger, warehouse), Clicks(settings, ledger, warehouse))
             port = listener.getsockname()[1]
             sys.stdout.write(f"The gateway listens on http://{options.host}:{port}\n")
             sys.stdout.flush()

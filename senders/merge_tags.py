@@ -93,6 +93,7 @@ def context_shape(contact_columns: Iterable[str] = PROFILE_COLUMNS) -> dict[str,
         "postal_address": ANYTHING,
         "company_name": ANYTHING,
         "preheader": ANYTHING,
+        "locale": ANYTHING,
         "now": ANYTHING,
     }
 
@@ -220,6 +221,12 @@ class _Walker:
             return base if isinstance(node.arg, nodes.Slice) else base.item or ANYTHING
         if isinstance(node, nodes.Filter):
             return self.filter(node, scope)
+        if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Name):
+            # `recommendations(n=4)` is a list as `recommendations` is
+            shape = self.value(node.node, scope, is_lenient=is_lenient)
+            for argument in (*node.args, *(pair.value for pair in node.kwargs)):
+                self.value(argument, scope)
+            return shape if shape.item is not None else ANYTHING
         if isinstance(node, nodes.Test) and node.name in ("defined", "undefined"):
             self.value(node.node, scope, is_lenient=True)
             return ANYTHING

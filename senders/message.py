@@ -7,10 +7,15 @@ provider's answer about one message. The ledger knows two more states of its own
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from senders.attachments import Attachment
+    from senders.dkim import DkimSigner
 
 
 class Status(StrEnum):
@@ -105,6 +110,7 @@ class Message:
     Attributes:
         message_id: derived, see `campaigns.identity`; makes a second delivery of the same thing recognisable.
         headers: further header fields in order, unfolded and unencoded (List-Unsubscribe and the like).
+        signer: signs `raw`, if we and not the provider are to.
         sent_at: the Date header.
     """
 
@@ -118,13 +124,33 @@ class Message:
     sent_at: datetime
     reply_to: Address | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    attachments: tuple[Attachment, ...] = ()
+    signer: DkimSigner | None = field(default=None, repr=False)
+
+    @classmethod
+    def composed(
+        cls,
+        raw: bytes,
+        *,
+        message_id: str,
+        contact_id: int,
+        sender: Address,
+        recipient: Address,
+        subject: str,
+        sent_at: datetime,
+    ) -> Message:
+        """A message that is written already (`senders.composing`): `raw` is all there is of HTML and text."""
+        message = cls(message_id, contact_id, sender, recipient, subject, "", "", sent_at)
+        message.__dict__["raw"] = raw
+        return message
 
     @cached_property
     def raw(self) -> bytes:
         """The message as it goes over the wire: RFC 5322, CRLF line ends, 7-bit unless an address is not ASCII."""
         from senders.mime import build
 
-        return build(self)
+        made = build(self)
+        return made if self.signer is None else self.signer.sign(made)
 
 
 @dataclass(frozen=True, slots=True)

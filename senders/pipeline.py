@@ -14,7 +14,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,15 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from campaigns.identity import message_ids, occurrence_key
-from senders import mime
 from senders.ledger import Cap, Claim, Ledger, LedgerError, Outcome, Run
 from senders.limits import rate_limit
+from senders.links import Links
 from senders.message import Reason, Status
 from senders.providers.base import Provider, ProviderError, ProviderUnavailableError
-from senders.rendering import Template, TemplateLibrary
+from senders.rendering import PROFILE_COLUMNS, Template, TemplateLibrary
 from senders.retries import RetryPolicy
 from senders.settings import SenderSettings, require_identity, require_rehearsal_safe
+from senders.tracking import tracking_of
 from senders.workers import (
     NOT_PROFILE,
     Answer,
@@ -59,6 +60,8 @@ class SendPlan:
         cap: frequency cap; None takes the default of the settings. Counts for marketing only.
         provider: name of a provider; empty takes that of the settings.
         from_email, from_name, reply_to: empty takes those of the settings.
+        attachments: names of files in `content/attachments`.
+        track_clicks, track_opens, utm: None takes what the settings say for the category.
     """
 
     name: str
@@ -79,6 +82,10 @@ class SendPlan:
     reply_to: str = ""
     cap: Cap | None = None
     experiment: str = ""
+    track_clicks: bool | None = None
+    track_opens: bool | None = None
+    utm: Mapping[str, str] | None = None
+    attachments: tuple[str, ...] = ()
 
     @classmethod
     def from_campaign(
@@ -104,6 +111,10 @@ class SendPlan:
             from_name=send.from_name or "",
             reply_to=send.reply_to or "",
             cap=Cap(spec.cap.messages, spec.cap.within) if spec.cap else None,
+            attachments=tuple(send.attachments),
+            track_clicks=send.track.clicks if send.track else None,
+            track_opens=send.track.opens if send.track else None,
+            utm={"campaign": spec.campaign, **send.utm.model_dump(exclude_none=True)} if send.utm else None,
         )
 
 
@@ -197,14 +208,16 @@ def send(
         _check_columns(first)
     if templates is None:
         folder = settings.content_dir / "templates"
-        templates = TemplateLibrary.load(folder, columns) if columns else TemplateLibrary.load(folder)
+        templates = TemplateLibrary.load(folder, columns or PROFILE_COLUMNS, assets_url=settings.assets_url)
     template = templates.template(
-        plan.template, subject=plan.subject, preheader=plan.preheader, place=plan.place
-    )
+        plan.template, subject=plan.subject, preheader=plan.preheader, place=plan.place,
+        tracking=tracking_of(plan, settings), links=Links(settings.signing_key(), settings.base_url),
+        attachments=plan.attachments,
+    )  # fmt: skip
     if plan.category == "marketing":
         template.require_marketing(plan.template)
     stop = stop or threading.Event()
-    with _signals(stop), _workers(plan, settings, template, provider, templates, workers) as lanes:
+    with _signals(stop), _workers(plan, settings, template, provider, workers) as lanes:
         sender = _Sender(
             plan, template, settings, ledger, provider, retry or RetryPolicy(), stop, on_progress, lanes
         )
@@ -216,13 +229,11 @@ def _workers(
     settings: SenderSettings,
     template: Template,
     provider: Provider,
-    templates: TemplateLibrary,
     count: int,
 ) -> Workers:
+    # made in any case: what is wrong with the settings is found here
     worker = Worker(plan, settings, template, provider)
-    if count < 1:
-        return InProcess(worker)
-    return Processes(count, plan, settings, provider.name, templates.contact_columns, template.version)
+    return Processes(count, plan, settings, template, provider.name) if count > 0 else InProcess(worker)
 
 
 class _Sender:
@@ -254,14 +265,6 @@ class _Sender:
             self.cap = Cap(settings.default_cap_messages, timedelta(days=settings.default_cap_days))
         if plan.category != "marketing":
             self.cap = None
-        sender = plan.from_email or settings.from_email
-        try:
-            mime.mailbox(sender)
-        except ValueError as error:
-            raise SettingsError(
-                f"The sender address {sender!r} cannot be used: {error}.",
-                fix="Correct MAILHOUSE_FROM_EMAIL, or `from_email` in the campaign.",
-            ) from None
         self.summary = SendSummary()
         self.started = time.monotonic()
         self.again: list[tuple[float, Window]] = []
@@ -453,7 +456,7 @@ def needed_columns(template: Template) -> frozenset[str] | None:
     """Columns of the audience that a worker reads; None for all."""
     if template.columns is None:
         return None
-    always = ("contact_id", "email", "first_name", "last_name", "recommendations", "variant")
+    always = ("contact_id", "email", "first_name", "last_name", "locale", "recommendations", "variant")
     return frozenset((*template.columns, *always))
 
 

@@ -21,16 +21,19 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Self
 
 from senders import mime
+from senders.composing import Composer, Envelope, RecipientError, render_batch
+from senders.dkim import DkimSigner
+from senders.links import Links
 from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
-from senders.providers.base import Provider, ProviderError, ProviderRefusedError
-from senders.rendering import RenderError, Template, TemplateLibrary
+from senders.providers.base import Provider, ProviderError
+from senders.rendering import Recommendations, RenderError, Template
 from senders.settings import SenderSettings
-from senders.unsubscribe import preferences_url, unsubscribe_url
-from warehouse.errors import MailhouseError
+from warehouse.errors import MailhouseError, SettingsError
 from warehouse.settings import PROJECT_ROOT
 
 if TYPE_CHECKING:
@@ -105,73 +108,104 @@ def render_context(
     settings: SenderSettings,
     contact: Mapping[str, Any],
     recommendations: Sequence[Any],
-    now: Any,
+    now: datetime,
     *,
     variant: str = "",
-    unsubscribe_url: str,
-    preferences_url: str,
+    links: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What merge tags of a message may name; the same for a message that is sent and for a preview of it."""
+    """What merge tags of a message may name; a preview's is the same as that of a message that is sent.
+
+    Args:
+        links: from `senders.tracking.link_context`.
+    """
+    constants = _constants(plan, settings)
     return {
+        **constants,
+        "campaign": {**constants["campaign"], "variant": variant},
         "contact": contact,
-        "recommendations": recommendations,
+        "recommendations": Recommendations(recommendations),
+        "now": now,
+        **links,
+    }
+
+
+def _constants(plan: SendPlan, settings: SenderSettings) -> dict[str, Any]:
+    """What merge tags may name that is the same for everybody."""
+    return {
         "campaign": {
-            "kind": plan.kind, "name": plan.name, "version": plan.version,
-            "occurrence": plan.occurrence, "category": plan.category, "variant": variant,
+            "kind": plan.kind,
+            "name": plan.name,
+            "version": plan.version,
+            "occurrence": plan.occurrence,
+            "category": plan.category,
         },
-        "unsubscribe_url": unsubscribe_url,
-        "preferences_url": preferences_url,
         "postal_address": settings.postal_address,
         "company_name": settings.company_name,
-        "now": now,
-    }  # fmt: skip
+    }
+
+
+def _envelope(plan: SendPlan, settings: SenderSettings) -> Envelope:
+    """What all messages of a send have in common."""
+    sender = Address(
+        plan.from_email or settings.from_email, mime.one_line(plan.from_name or settings.from_name)
+    )
+    headers: tuple[tuple[str, str], ...] = ()
+    if plan.category == "marketing":
+        label = "".join(c if c.isalnum() and c.isascii() else "-" for c in plan.name).strip("-")
+        headers = (
+            ("List-Id", f"<{label}.{mime.ascii_domain(sender.email.rpartition('@')[2])}>"),
+            ("Feedback-ID", f"{label}:{plan.category}:{plan.kind}:mailhouse"),
+        )
+    return Envelope(
+        sender=sender,
+        constants=_constants(plan, settings),
+        links=Links(settings.signing_key(), settings.base_url),
+        is_marketing=plan.category == "marketing",
+        reply_to=Address(plan.reply_to) if plan.reply_to else None,
+        headers=headers,
+        signer=DkimSigner.from_settings(settings, sender.email),
+    )
 
 
 class Worker:
-    """Renders windows and hands them over."""
+    """Renders windows and hands them over.
+
+    Raises:
+        SettingsError: the sender address or a key cannot be used.
+    """
 
     def __init__(
         self, plan: SendPlan, settings: SenderSettings, template: Template, provider: Provider
     ) -> None:
-        self.plan, self.settings, self.template, self.provider = plan, settings, template, provider
-        self.key = settings.signing_key()
-        self.sender = Address(
-            plan.from_email or settings.from_email, mime.one_line(plan.from_name or settings.from_name)
-        )
-        self.reply_to = Address(plan.reply_to) if plan.reply_to else None
-        label = "".join(c if c.isalnum() and c.isascii() else "-" for c in plan.name).strip("-")
-        domain = mime.ascii_domain(self.sender.email.rpartition("@")[2])
-        self._list_id = f"<{label}.{domain}>"
-        self._feedback_id = f"{label}:{plan.category}:{plan.kind}:mailhouse"
+        self.settings, self.template, self.provider = settings, template, provider
+        try:
+            mime.mailbox(plan.from_email or settings.from_email)
+        except ValueError as error:
+            raise SettingsError(
+                f"The sender address {plan.from_email or settings.from_email!r} cannot be used: {error}.",
+                fix="Correct MAILHOUSE_FROM_EMAIL, or `from_email` in the campaign.",
+            ) from None
+        self._envelope = _envelope(plan, settings)
+        self._composer = Composer(template, self._envelope)
 
     def work(self, window: Window) -> Answer:
         """Render a window and hand over what could be rendered."""
-        answer = Answer()
-        messages: list[Message] = []
-        places: list[int] = []
-        for place, made in enumerate(self._messages(window)):
-            if isinstance(made, Message):
-                messages.append(made)
-                places.append(place)
-                answer.subjects.append(made.subject)
-            else:
-                answer.deliveries.append(made)
-                answer.subjects.append("")
+        made = self._messages(window)
+        messages = [one for one in made if isinstance(one, Message)]
+        found = {one.message_id: one for one in made if isinstance(one, Delivery)}
         if messages:
             try:
-                found = {
-                    delivery.message_id: delivery
-                    for delivery in (*self.provider.send(messages), *answer.deliveries)
-                }
+                found |= {delivery.message_id: delivery for delivery in self.provider.send(messages)}
             except ProviderError as error:
                 return Answer(error=error)
-        else:
-            found = {delivery.message_id: delivery for delivery in answer.deliveries}
-        answer.deliveries = [
-            found.get(message_id) or Delivery(message_id, Status.UNKNOWN, reply="the provider gave no answer")
-            for message_id in window.message_ids
-        ]
-        return answer
+        return Answer(
+            [
+                found.get(message_id)
+                or Delivery(message_id, Status.UNKNOWN, reply="the provider gave no answer")
+                for message_id in window.message_ids
+            ],
+            [one.subject if isinstance(one, Message) else "" for one in made],
+        )
 
     def _messages(self, window: Window) -> list[Message | Delivery]:
         """A message for each row, or why there is none."""
@@ -179,62 +213,43 @@ class Worker:
         frame = window.rows
         columns = [name for name in frame.columns if name not in NOT_PROFILE]
         if self.template.columns is not None:
-            always = {"contact_id", "email", "first_name", "last_name"} | self.template.columns
+            always = {"contact_id", "email", "first_name", "last_name", "locale"} | self.template.columns
             columns = [name for name in columns if name in always]
-        recommendations = (
-            frame["recommendations"].to_list() if "recommendations" in frame.columns else [[]] * frame.height
-        )
-        made: list[Message | Delivery] = []
-        for contact, items, variant, message_id in zip(
-            frame.select(columns).iter_rows(named=True),
-            recommendations,
-            texts(frame, "variant"),
+        contacts = frame.select(columns).to_dicts()
+        recommendations = frame["recommendations"].to_list() if "recommendations" in frame.columns else None
+        subjects: list[str] = []
+        # made before the provider is called, so that what cannot be written is known by then
+        raws = render_batch(
+            self._composer,
+            contacts,
             window.message_ids,
-            strict=True,
-        ):
-            try:
-                message = self._message(contact, items or [], variant, message_id, now)
-                # made here, so that what cannot be written is known before the provider is called
-                _ = message.raw
-                made.append(message)
-            except RenderError as error:
-                made.append(Delivery(message_id, Status.FAILED, Reason.NOT_RENDERED, reply=str(error)))
-            except ValueError as error:
-                made.append(Delivery(message_id, Status.INVALID, RejectReason.INVALID, reply=str(error)))
-        return made
-
-    def _message(
-        self, contact: dict[str, Any], items: list[Any], variant: str, message_id: str, now: Any
-    ) -> Message:
-        plan, settings = self.plan, self.settings
-        url = unsubscribe_url(settings.base_url, message_id, self.key)
-        rendered = self.template.render(
-            render_context(
-                plan, settings, contact, items, now, variant=variant, unsubscribe_url=url,
-                preferences_url=preferences_url(settings.base_url, message_id, self.key),
-            )
-        )  # fmt: skip
-        headers: tuple[tuple[str, str], ...] = ()
-        if plan.category == "marketing":
-            headers = (
-                ("List-Unsubscribe", f"<{url}>"),
-                ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click"),
-                ("List-Id", self._list_id),
-                ("Feedback-ID", self._feedback_id),
-            )
-        names = (contact.get("first_name"), contact.get("last_name"))
-        return Message(
-            message_id=message_id,
-            contact_id=contact["contact_id"],
-            sender=self.sender,
-            recipient=Address(contact["email"], mime.one_line(" ".join(str(name) for name in names if name))),
-            subject=rendered.subject,
-            html=rendered.html,
-            text=rendered.text,
-            sent_at=now.replace(microsecond=0),
-            reply_to=self.reply_to,
-            headers=headers,
+            now,
+            recommendations=recommendations,
+            variants=texts(frame, "variant"),
+            subjects=subjects,
         )
+        sent_at = now.replace(microsecond=0)
+        made: list[Message | Delivery] = []
+        for contact, message_id, raw, subject in zip(
+            contacts, window.message_ids, raws, subjects, strict=True
+        ):
+            if isinstance(raw, RecipientError):
+                made.append(Delivery(message_id, Status.INVALID, RejectReason.INVALID, reply=str(raw)))
+            elif isinstance(raw, RenderError):
+                made.append(Delivery(message_id, Status.FAILED, Reason.NOT_RENDERED, reply=str(raw)))
+            else:
+                made.append(
+                    Message.composed(
+                        raw,
+                        message_id=message_id,
+                        contact_id=contact["contact_id"],
+                        sender=self._envelope.sender,
+                        recipient=Address(contact["email"]),
+                        subject=subject,
+                        sent_at=sent_at,
+                    )
+                )
+        return made
 
 
 def texts(frame: pl.DataFrame, name: str) -> list[str]:
@@ -311,9 +326,8 @@ class _Job:
 
     plan: SendPlan
     settings: SenderSettings
+    template: Template
     provider: str
-    contact_columns: tuple[str, ...]
-    template_version: str
 
 
 class _Process:
@@ -347,7 +361,7 @@ class Processes(Workers):
 
     Args:
         count: how many; the provider's connections are shared out among them.
-        contact_columns: profile columns that templates may name.
+        provider: its name; each process makes one of its own.
 
     Raises:
         WorkerError: they die one after the other.
@@ -358,13 +372,12 @@ class Processes(Workers):
         count: int,
         plan: SendPlan,
         settings: SenderSettings,
+        template: Template,
         provider: str,
-        contact_columns: Sequence[str],
-        template_version: str,
     ) -> None:
         share = max(1, settings.smtp_connections // count)
         own = settings.model_copy(update={"smtp_connections": share})
-        self._job = _Job(plan, own, provider, tuple(contact_columns), template_version)
+        self._job = _Job(plan, own, template, provider)
         self.processes = [_Process(self._job) for _ in range(count)]
         self._deaths = 0
 
@@ -427,25 +440,14 @@ def _serve(pipe: Connection, parent: int) -> None:
     from senders.providers import get_provider
 
     job: _Job = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from the process that started this one
-    plan = job.plan
-    templates = TemplateLibrary.load(job.settings.content_dir / "templates", job.contact_columns)
-    template = templates.template(
-        plan.template, subject=plan.subject, preheader=plan.preheader, place=plan.place
-    )
     with get_provider(job.settings, job.provider) as provider:
-        worker = Worker(plan, job.settings, template, provider)
+        worker = Worker(job.plan, job.settings, job.template, provider)
         while True:
             message_ids, rows = pickle.loads(pipe.recv_bytes())  # noqa: S301
             if os.getppid() != parent:
                 return
             try:
-                if template.version != job.template_version:
-                    raise WorkerError(
-                        f"Template {plan.template} was changed while it was being sent.", fix="Send again."
-                    )
                 answer = worker.work(Window([], message_ids, rows))
-            except WorkerError as error:
-                answer = Answer(error=ProviderRefusedError(error.message, fix=error.fix))
             except Exception:  # noqa: BLE001  (the coordinator records the window, then stops)
                 answer = _unknown(message_ids, "a defect of the sending process")
                 answer.defect = traceback.format_exc()

@@ -98,7 +98,7 @@ def campaign_named(settings: SenderSettings, name: str) -> CampaignSpec:
             f"There is no campaign {name!r} in {settings.content_dir.name}/campaigns.",
             fix=nearest(name, specs) or "Add a YAML file there.",
         )
-    templates = [path.stem for path in (settings.content_dir / "templates").glob("*.mjml")]
+    templates = TemplateLibrary.load(settings.content_dir / "templates").names()
     segments = [path.stem for path in SEGMENTS_DIR.glob("*.sql")]
     check_references({name: specs[name]}, templates, segments)
     return specs[name]
@@ -125,7 +125,9 @@ def prepare(
         )
     version = segment_version(SEGMENTS_DIR, spec.audience.segment)
     audience = Audience(warehouse, spec, moment, segment_version=version, is_dry_run=is_dry_run)
-    templates = TemplateLibrary.load(settings.content_dir / "templates", audience.profile_columns())
+    templates = TemplateLibrary.load(
+        settings.content_dir / "templates", audience.profile_columns(), assets_url=settings.assets_url
+    )
     problems = templates.check(
         spec.send.template,
         subject=spec.send.subject,
