@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -25,6 +26,8 @@ from datetime import datetime
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Self
 
+import polars as pl
+
 from senders import mime
 from senders.composing import Composer, Envelope, RecipientError, render_batch
 from senders.dkim import DkimSigner
@@ -37,8 +40,6 @@ from warehouse.errors import MailhouseError, SettingsError
 from warehouse.settings import PROJECT_ROOT
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from senders.pipeline import SendPlan
 
 #: Columns of an audience that are not the contact's profile.
@@ -254,8 +255,6 @@ class Worker:
 
 def texts(frame: pl.DataFrame, name: str) -> list[str]:
     """A text column without NULLs; all empty if the frame does not have it."""
-    import polars as pl
-
     if name not in frame.columns:
         return [""] * frame.height
     return frame[name].cast(pl.String).fill_null("").to_list()
@@ -399,7 +398,7 @@ class Processes(Workers):
         process.held.append(window)
         # if it has died, the answer says so
         with contextlib.suppress(OSError):
-            process.pipe.send_bytes(pickle.dumps((window.message_ids, window.rows)))
+            process.pipe.send_bytes(pickle.dumps((window.message_ids, _packed(window.rows))))
 
     def answers(self, *, wait: bool) -> list[tuple[Window, Answer]]:
         busy = {one.pipe: one for one in self.processes if one.held}
@@ -430,6 +429,16 @@ class Processes(Workers):
             process.close()
 
 
+def _packed(rows: pl.DataFrame) -> bytes:
+    """A frame to be sent: an Arrow stream of these rows alone.
+
+    The newest layout of text in Arrow, and with it pickle, would send along the text of all rows that these were cut from.
+    """
+    stream = io.BytesIO()
+    rows.write_ipc_stream(stream, compat_level=pl.CompatLevel.oldest())
+    return stream.getvalue()
+
+
 def _unknown(message_ids: Sequence[str], how: str) -> Answer:
     deliveries = [Delivery(message_id, Status.UNKNOWN, reply=how) for message_id in message_ids]
     return Answer(deliveries, [""] * len(deliveries))
@@ -443,11 +452,11 @@ def _serve(pipe: Connection, parent: int) -> None:
     with get_provider(job.settings, job.provider) as provider:
         worker = Worker(job.plan, job.settings, job.template, provider)
         while True:
-            message_ids, rows = pickle.loads(pipe.recv_bytes())  # noqa: S301
+            message_ids, packed = pickle.loads(pipe.recv_bytes())  # noqa: S301
             if os.getppid() != parent:
                 return
             try:
-                answer = worker.work(Window([], message_ids, rows))
+                answer = worker.work(Window([], message_ids, pl.read_ipc_stream(packed)))
             except Exception:  # noqa: BLE001  (the coordinator records the window, then stops)
                 answer = _unknown(message_ids, "a defect of the sending process")
                 answer.defect = traceback.format_exc()
