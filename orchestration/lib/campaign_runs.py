@@ -124,7 +124,9 @@ def prepare(
             f"{spec.place('schedule')}: campaign {name} never happens.", fix="Correct its schedule."
         )
     version = segment_version(SEGMENTS_DIR, spec.audience.segment)
-    audience = Audience(warehouse, spec, moment, segment_version=version, is_dry_run=is_dry_run)
+    audience = Audience(
+        warehouse, spec, moment, segment_version=version, is_dry_run=is_dry_run, clock=settings.now
+    )
     templates = TemplateLibrary.load(
         settings.content_dir / "templates", audience.profile_columns(), assets_url=settings.assets_url
     )
