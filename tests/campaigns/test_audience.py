@@ -69,7 +69,8 @@ def test_transactional_needs_no_consent_but_honours_hard_bounces(marts, write_sp
 
 def test_quiet_hours_are_by_the_contacts_clock(marts, write_spec):
     zones = {
-        1: "Europe/London", 2: "America/Los_Angeles", 3: "Asia/Tokyo", 4: None, 5: "Nowhere/At_All", 6: "", 7: "Asia/Kolkata",
+        1: "Europe/London", 2: "America/Los_Angeles", 3: "Asia/Tokyo", 4: None, 5: "Nowhere/At_All", 6: "",
+        7: "Asia/Kolkata",
     }  # fmt: skip
     marts.contacts(1, 7)
     for contact_id, zone in zones.items():
