@@ -11,12 +11,21 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from senders.dkim import DkimSigner
 from senders.links import Links
 from senders.message import Address
-from senders.mime import BOUNDARY, ascii_domain, body_ends, header_date, header_lines, one_line, unstructured
+from senders.mime import (
+    BOUNDARY,
+    ascii_domain,
+    body_ends,
+    header_date,
+    header_lines,
+    mailbox,
+    one_line,
+    unstructured,
+)
 from senders.mime import address as header_address
 from senders.rendering import (
     GLOBALS,
@@ -28,6 +37,11 @@ from senders.rendering import (
     render_error,
 )
 from senders.tracking import link_context
+from warehouse.errors import SettingsError
+
+if TYPE_CHECKING:
+    from senders.pipeline import SendPlan
+    from senders.settings import SenderSettings
 
 __all__ = ["Composer", "Envelope", "RecipientError", "render_batch"]
 
@@ -59,6 +73,57 @@ class Envelope:
     reply_to: Address | None = None
     headers: tuple[tuple[str, str], ...] = ()
     signer: DkimSigner | None = None
+
+    @classmethod
+    def of(cls, plan: SendPlan, settings: SenderSettings) -> Envelope:
+        """The envelope of a plan's messages, as the settings have it.
+
+        Raises:
+            SettingsError: the sender's address or a DKIM key cannot be used.
+        """
+        sender = sender_of(plan, settings)
+        return cls(
+            sender=sender,
+            constants={
+                "campaign": {
+                    "kind": plan.kind, "name": plan.name, "version": plan.version, "occurrence": plan.occurrence,
+                    "category": plan.category,
+                },
+                "postal_address": settings.postal_address,
+                "company_name": settings.company_name,
+            },
+            links=Links(settings.signing_key(), settings.base_url),
+            is_marketing=plan.category == "marketing",
+            reply_to=Address(plan.reply_to) if plan.reply_to else None,
+            headers=identity_headers(plan, sender),
+            signer=DkimSigner.from_settings(settings, sender.email),
+        )  # fmt: skip
+
+
+def sender_of(plan: SendPlan, settings: SenderSettings) -> Address:
+    """Whom messages come from: the campaign's sender, else the settings'.
+
+    Raises:
+        SettingsError: the address cannot be used.
+    """
+    sender = Address(plan.from_email or settings.from_email, one_line(plan.from_name or settings.from_name))
+    try:
+        mailbox(sender.email)
+    except ValueError as error:
+        raise SettingsError(
+            f"The sender address {sender.email!r} cannot be used: {error}.",
+            fix="Correct MAILHOUSE_FROM_EMAIL, or `from_email` in the campaign.",
+        ) from None
+    return sender
+
+
+def identity_headers(plan: SendPlan, sender: Address) -> tuple[tuple[str, str], ...]:
+    """What mailbox providers tell mailings apart by: List-Id (RFC 2919) for marketing, Gmail's Feedback-ID for all."""
+    label = "".join(c if c.isalnum() and c.isascii() else "-" for c in plan.name).strip("-") or plan.kind
+    feedback = ("Feedback-ID", f"{label}:{plan.category}:{plan.kind}:mailhouse")
+    if plan.category != "marketing":
+        return (feedback,)
+    return (("List-Id", f"<{label}.{ascii_domain(sender.email.rpartition('@')[2])}>"), feedback)
 
 
 class Composer:

@@ -23,6 +23,7 @@ import polars as pl
 
 from campaigns.identity import message_ids, occurrence_key
 from senders import mime
+from senders.composing import identity_headers, sender_of
 from senders.dkim import DkimSigner
 from senders.ledger import Cap, Claim, Ledger, LedgerError, Outcome, Run
 from senders.limits import rate_limit
@@ -275,17 +276,8 @@ class _Sender:
             self.cap = Cap(settings.default_cap_messages, timedelta(days=settings.default_cap_days))
         if plan.category != "marketing":
             self.cap = None
-        self.sender = Address(
-            plan.from_email or settings.from_email, mime.one_line(plan.from_name or settings.from_name)
-        )
+        self.sender = sender_of(plan, settings)
         self.reply_to = Address(plan.reply_to) if plan.reply_to else None
-        try:
-            mime.mailbox(self.sender.email)
-        except ValueError as error:
-            raise SettingsError(
-                f"The sender address {self.sender.email!r} cannot be used: {error}.",
-                fix="Correct MAILHOUSE_FROM_EMAIL, or `from_email` in the campaign.",
-            ) from None
         self.signer = DkimSigner.from_settings(settings, self.sender.email)
         self.summary = SendSummary()
         self.started = time.monotonic()
@@ -424,14 +416,12 @@ class _Sender:
                 plan, settings, contact, items, now, variant=variant, links=links,
             )
         )  # fmt: skip
-        headers: tuple[tuple[str, str], ...] = ()
+        headers = identity_headers(plan, self.sender)
         if plan.category == "marketing":
-            label = "".join(c if c.isalnum() and c.isascii() else "-" for c in plan.name).strip("-")
             headers = (
                 ("List-Unsubscribe", f"<{links['unsubscribe_url']}>"),
                 ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click"),
-                ("List-Id", f"<{label}.{mime.ascii_domain(self.sender.email.rpartition('@')[2])}>"),
-                ("Feedback-ID", f"{label}:{plan.category}:{plan.kind}:mailhouse"),
+                *headers,
             )
         names = (contact.get("first_name"), contact.get("last_name"))
         return Message(
