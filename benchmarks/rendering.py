@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from senders.composing import Composer, Envelope, render_batch
+from senders.composing import Composer, Envelope, keep_heap, render_batch
 from senders.dkim import DkimKey, DkimSigner
 from senders.links import Links
 from senders.message import Address, Message
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    keep_heap()
     number = options.messages
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -165,13 +167,13 @@ def main() -> None:
     slow = measure(
         lambda: reference(template, composer, people[:few], items[:few], ids[:few]), few, options.rounds
     )
-    signed = [
-        (name, measure(lambda signer=DkimSigner("example.com", (key,)): signer.sign(example), 1, 50))
-        for name, key in (
-            ("RSA 2048", DkimKey("r", _pem(generate_private_key(65537, 2048)))),
-            ("Ed25519", DkimKey("e", _pem(Ed25519PrivateKey.generate()))),
-        )
-    ]
+    signed: list[tuple[str, float]] = []
+    for name, key in (
+        ("RSA 2048", generate_private_key(65537, 2048)),
+        ("Ed25519", Ed25519PrivateKey.generate()),
+    ):
+        signer = DkimSigner("example.com", (DkimKey("selector", _pem(key)),))
+        signed.append((name, measure(partial(signer.sign, example, is_relaxed=True), 1, 50)))
     print(f"{'senders.composing':<40} {fast:8.1f} CPU microseconds a message")
     print(f"{'senders.rendering and senders.mime':<40} {slow:8.1f}")
     for name, cost in signed:

@@ -165,6 +165,33 @@ class Cap(Spec):
     within: Duration = Field(description="a duration such as 7d")
 
 
+class QuietHours(Spec):
+    """When nobody gets mail of a campaign, by the clock where the contact lives."""
+
+    after: str = Field(description='a time such as "21:00"')
+    before: str = Field(description='a time such as "08:00"')
+
+    @field_validator("after", "before")
+    @classmethod
+    def _clock_time(cls, value: str) -> str:
+        if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", value):
+            raise ValueError(f"{value!r} is no time; write hours and minutes, such as 21:00")
+        return value
+
+    @model_validator(mode="after")
+    def _some_of_the_day(self) -> QuietHours:
+        if self.after == self.before:
+            raise ValueError("after and before are the same time; the whole day would be quiet")
+        return self
+
+    def is_quiet(self, now: datetime, timezone: str) -> bool:
+        """Whether an instant is in the quiet hours of a time zone; they may go over midnight."""
+        clock = now.astimezone(ZoneInfo(timezone)).strftime("%H:%M")
+        if self.after < self.before:
+            return self.after <= clock < self.before
+        return clock >= self.after or clock < self.before
+
+
 class Track(Spec):
     """What of a campaign's messages is tracked."""
 
@@ -212,6 +239,9 @@ class CampaignSpec(Spec):
     goal: Goal | None = Field(None, description="event and within")
     send: SendSpec = Field(description="template, category, subject and more")
     cap: Cap | None = Field(None, description="messages and within; left out, the one in the settings")
+    quiet_hours: QuietHours | None = Field(
+        None, description="after and before, times where the contact lives"
+    )
 
     @property
     def name(self) -> str:

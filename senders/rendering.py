@@ -46,6 +46,10 @@ __all__ = [
 ]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_/-]*")
+# the prefixes of mail programs in English, German, French, Spanish, Italian, Dutch and the Nordic languages
+_PRETENDS = re.compile(
+    r"\s*(re|aw|antw|antwort|sv|vs|rif|fwd?|wg|tr|rv|doorst|vb)\s*(\[\d+\])?\s*:", re.IGNORECASE
+)
 _BLANK_LINES = re.compile(r"\n[ \n]*\n[ \n]*\n")
 _GLOBALS = ("range", "dict", "namespace")
 # what a change of this code may change in the output belongs to a template's version
@@ -160,8 +164,8 @@ class TemplateSource:
         version: twelve hexadecimal digits that change when the output could: of template, includes, text, subject.
         html, text, subject, preheader: MJML compiled, merge tags still in it.
         columns: profile columns that it uses; None if it uses the contact as a whole.
-        html_names, text_names: names of the context that HTML and text use; `names` has those of subject and
-            preheader too.
+        names: names of the context that any part uses, subject and preheader too.
+        html_certain, text_certain: names that HTML and text print for everybody, outside of conditions and loops.
         tracking: which of its links are tracked; their addresses are signed already.
         locale: of the file, as `de_AT`; empty for the one without, which everybody gets who has no other.
         attachments: what goes with every message.
@@ -176,8 +180,8 @@ class TemplateSource:
     preheader: str
     columns: frozenset[str] | None
     names: frozenset[str]
-    html_names: frozenset[str]
-    text_names: frozenset[str]
+    html_certain: frozenset[str]
+    text_certain: frozenset[str]
     tracking: Tracking = NO_TRACKING
     locale: str = ""
     attachments: tuple[Attachment, ...] = ()
@@ -250,19 +254,30 @@ class Template:
             raise render_error(error) from error
 
     def require_marketing(self, place: str = "") -> None:
-        """Check that the template says how to unsubscribe and who sent it, in HTML and in text.
+        """Check what the law asks of advertising, as far as a template can tell.
+
+        HTML and text say how to unsubscribe and the sender's postal address, to everybody (CAN-SPAM, 15 U.S.C.
+        7704(a)(3) and (5); GDPR, article 21(4)), and the subject is not made to look like an answer or a forwarded
+        message (7704(a)(2)).
 
         Raises:
             TemplateError: names what is missing.
         """
-        for kind, names in (("HTML", self.source.html_names), ("text", self.source.text_names)):
+        label = f"{place or self.name}{f' in {self.source.locale}' if self.source.locale else ''}"
+        for kind, names in (("HTML", self.source.html_certain), ("text", self.source.text_certain)):
             for name in ("unsubscribe_url", "postal_address"):
                 if name not in names:
-                    label = f"{place or self.name}{' in ' + self.source.locale if self.source.locale else ''}"
+                    where = "only within a condition or loop" if name in self.source.names else "none"
                     raise TemplateError(
-                        f"{label}: marketing mail needs {{{{ {name} }}}}, and its {kind} part has none.",
-                        fix=f"Put {{{{ {name} }}}} into the template, best into an included footer.",
+                        f"{label}: marketing mail needs {{{{ {name} }}}}, and its {kind} part has {where}.",
+                        fix=f"Put {{{{ {name} }}}} where everybody gets it, best into an included footer.",
                     )
+        if _PRETENDS.match(self.source.subject):
+            raise TemplateError(
+                f"{label}: the subject {self.source.subject!r} pretends to be an answer or forwarded, which the law"
+                " forbids in advertising.",
+                fix="Begin it with what the message is about.",
+            )
         for translation in self._translations.values():
             translation.require_marketing(place)
 
@@ -463,8 +478,8 @@ class TemplateLibrary:
         made = TemplateSource(
             name=name, version=version, html=compiled.html, text=text.text if text else compiled.text,
             subject=subject, preheader=preheader, columns=None if columns is None else frozenset(columns),
-            names=frozenset(findings.names), html_names=frozenset(html_findings.names),
-            text_names=frozenset(text_findings.names), tracking=wanted.tracking, locale=locale,
+            names=frozenset(findings.names), html_certain=frozenset(html_findings.certain),
+            text_certain=frozenset(text_findings.certain), tracking=wanted.tracking, locale=locale,
             attachments=attachments,
         )  # fmt: skip
         self._sources[version] = made

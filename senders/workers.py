@@ -28,15 +28,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import polars as pl
 
-from senders import mime
-from senders.composing import Composer, Envelope, RecipientError, render_batch
-from senders.dkim import DkimSigner
-from senders.links import Links
+from senders.composing import Composer, Envelope, RecipientError, constants_of, render_batch
 from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
 from senders.providers.base import Provider, ProviderError
 from senders.rendering import Recommendations, RenderError, Template
 from senders.settings import SenderSettings
-from warehouse.errors import MailhouseError, SettingsError
+from warehouse.errors import MailhouseError
 from warehouse.settings import PROJECT_ROOT
 
 if TYPE_CHECKING:
@@ -119,7 +116,7 @@ def render_context(
     Args:
         links: from `senders.tracking.link_context`.
     """
-    constants = _constants(plan, settings)
+    constants = constants_of(plan, settings)
     return {
         **constants,
         "campaign": {**constants["campaign"], "variant": variant},
@@ -128,44 +125,6 @@ def render_context(
         "now": now,
         **links,
     }
-
-
-def _constants(plan: SendPlan, settings: SenderSettings) -> dict[str, Any]:
-    """What merge tags may name that is the same for everybody."""
-    return {
-        "campaign": {
-            "kind": plan.kind,
-            "name": plan.name,
-            "version": plan.version,
-            "occurrence": plan.occurrence,
-            "category": plan.category,
-        },
-        "postal_address": settings.postal_address,
-        "company_name": settings.company_name,
-    }
-
-
-def _envelope(plan: SendPlan, settings: SenderSettings) -> Envelope:
-    """What all messages of a send have in common."""
-    sender = Address(
-        plan.from_email or settings.from_email, mime.one_line(plan.from_name or settings.from_name)
-    )
-    headers: tuple[tuple[str, str], ...] = ()
-    if plan.category == "marketing":
-        label = "".join(c if c.isalnum() and c.isascii() else "-" for c in plan.name).strip("-")
-        headers = (
-            ("List-Id", f"<{label}.{mime.ascii_domain(sender.email.rpartition('@')[2])}>"),
-            ("Feedback-ID", f"{label}:{plan.category}:{plan.kind}:mailhouse"),
-        )
-    return Envelope(
-        sender=sender,
-        constants=_constants(plan, settings),
-        links=Links(settings.signing_key(), settings.base_url),
-        is_marketing=plan.category == "marketing",
-        reply_to=Address(plan.reply_to) if plan.reply_to else None,
-        headers=headers,
-        signer=DkimSigner.from_settings(settings, sender.email),
-    )
 
 
 class Worker:
@@ -179,14 +138,7 @@ class Worker:
         self, plan: SendPlan, settings: SenderSettings, template: Template, provider: Provider
     ) -> None:
         self.settings, self.template, self.provider = settings, template, provider
-        try:
-            mime.mailbox(plan.from_email or settings.from_email)
-        except ValueError as error:
-            raise SettingsError(
-                f"The sender address {plan.from_email or settings.from_email!r} cannot be used: {error}.",
-                fix="Correct MAILHOUSE_FROM_EMAIL, or `from_email` in the campaign.",
-            ) from None
-        self._envelope = _envelope(plan, settings)
+        self._envelope = Envelope.of(plan, settings)
         self._composer = Composer(template, self._envelope)
 
     def work(self, window: Window) -> Answer:
@@ -432,7 +384,7 @@ class Processes(Workers):
 def _packed(rows: pl.DataFrame) -> bytes:
     """A frame to be sent: an Arrow stream of these rows alone.
 
-    The newest layout of text in Arrow, and with it pickle, would send along the text of all rows that these were cut from.
+    The newest layout of text in Arrow, and with it pickle, would send the text of all rows of which these were cut.
     """
     stream = io.BytesIO()
     rows.write_ipc_stream(stream, compat_level=pl.CompatLevel.oldest())

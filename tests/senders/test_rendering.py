@@ -345,6 +345,40 @@ def test_marketing_needs_a_way_out_and_an_address(folder: Path) -> None:
         library.template("t").require_marketing()
 
 
+@pytest.mark.parametrize(
+    ("inner", "is_enough"),
+    [
+        ("{{ unsubscribe_url }}", True),
+        ('<a href="{{ unsubscribe_url }}">x</a>', True),
+        ("{% with a = 1 %}{{ unsubscribe_url | default('x') }}{% endwith %}", True),
+        ("{% if contact.city %}{{ unsubscribe_url }}{% endif %}", False),
+        ("{% for p in recommendations %}{{ unsubscribe_url }}{% endfor %}", False),
+        ("{{ unsubscribe_url if contact.city else '' }}", False),
+        ("{% set x = unsubscribe_url %}", False),
+        ("{% macro x() %}{{ unsubscribe_url }}{% endmacro %}", False),
+    ],
+)
+def test_the_way_out_is_there_for_everybody(folder: Path, inner: str, is_enough: bool) -> None:
+    (folder / "t.mjml").write_text(BODY.format(f"<mj-text>{{{{ postal_address }}}} {inner}</mj-text>"))
+    template = TemplateLibrary.load(folder).template("t")
+    if is_enough:
+        template.require_marketing()
+    else:
+        with pytest.raises(TemplateError, match="only within a condition"):
+            template.require_marketing()
+
+
+@pytest.mark.parametrize("subject", ["Re: your order", "FW: x", "AW : x", "re[2]: x", "TR:x"])
+def test_subjects_do_not_pretend(folder: Path, subject: str) -> None:
+    (folder / "t.mjml").write_text(
+        BODY.format("<mj-text>{{ postal_address }} {{ unsubscribe_url }}</mj-text>")
+    )
+    library = TemplateLibrary.load(folder)
+    with pytest.raises(TemplateError, match="pretends"):
+        library.template("t", subject=subject).require_marketing()
+    library.template("t", subject="Regarding: " + subject).require_marketing()
+
+
 @pytest.mark.skipif(not WILD.is_dir(), reason="shared/data/mjml_templates is not on this machine")
 def test_templates_from_the_wild(tmp_path: Path) -> None:
     library = TemplateLibrary.load(WILD)
