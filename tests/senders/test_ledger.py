@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from senders.ledger import PLAN_COLUMNS, Cap, Claim, Claimed, Ledger, LedgerError, Outcome, Run
+import senders.ledger as ledger_module
+from senders.ledger import PLAN_COLUMNS, Cap, Claim, Claimed, Ledger, LedgerError, Outcome, Run, milliseconds
 from senders.liveness import own_process, process_started_at
 from senders.message import Delivery, Status
 from senders.settings import SenderSettings
@@ -40,9 +41,17 @@ def claim(
     )  # fmt: skip
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.service)])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> SenderSettings:
+    """Settings of an empty ledger, on either database."""
+    if request.param == "sqlite":
+        return SenderSettings(home=tmp_path)
+    return SenderSettings(home=tmp_path, ledger_url=request.getfixturevalue("new_postgres_ledger")())
+
+
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger.open(SenderSettings(home=tmp_path)) as opened:
+def ledger(settings: SenderSettings) -> Iterator[Ledger]:
+    with Ledger.open(settings) as opened:
         yield opened
 
 
@@ -162,13 +171,13 @@ def test_a_claim_taken_over_does_not_count_against_itself(ledger: Ledger) -> Non
     assert ledger.claim(begin(ledger), claim([1]), NOW, cap=cap).rows
 
 
-def test_cap_holds_between_two_senders_at_once(tmp_path: Path) -> None:
+def test_cap_holds_between_two_senders_at_once(settings: SenderSettings) -> None:
     cap = Cap(1, timedelta(days=7))
-    Ledger.open(SenderSettings(home=tmp_path)).close()
+    Ledger.open(settings).close()
     granted: list[int] = []
 
     def sender(name: str) -> None:
-        with Ledger.open(SenderSettings(home=tmp_path)) as own:
+        with Ledger.open(settings) as own:
             run = begin(own, name)
             for number in range(1, 101):
                 answer = own.claim(run, claim([number], prefix=name), NOW, cap=cap)
@@ -245,8 +254,8 @@ def test_a_reused_process_number_fools_nobody(ledger: Ledger) -> None:
     assert own_process()[1] == os.getpid()
 
 
-def test_a_sender_on_another_machine_lives_by_its_heartbeat(tmp_path: Path) -> None:
-    with Ledger.open(SenderSettings(home=tmp_path, claim_lease=1.0)) as ledger:
+def test_a_sender_on_another_machine_lives_by_its_heartbeat(settings: SenderSettings) -> None:
+    with Ledger.open(settings.model_copy(update={"claim_lease": 1.0})) as ledger:
         run = begin(ledger)
         with ledger._engine.begin() as connection:
             connection.execute(sa.text("update runs set host = 'elsewhere'"))
@@ -332,18 +341,19 @@ def test_locked(tmp_path: Path) -> None:
 
 
 def test_unusable_urls_and_secrets(tmp_path: Path) -> None:
-    for url in ("nonsense", "postgresql+nosuchdriver://u:hunter2@h/db", "nosuch://u:hunter2@h/db"):
+    for url in (
+        "nonsense", "postgresql+nosuchdriver://u:hunter2@h/db", "nosuch://u:hunter2@h/db", "mysql://u:hunter2@h/db",
+    ):  # fmt: skip
         with pytest.raises(LedgerError, match="MAILHOUSE_LEDGER_URL") as caught:
             Ledger.open(SenderSettings(home=tmp_path, ledger_url=url))  # pyright: ignore[reportArgumentType]
         assert "hunter2" not in str(caught.value)
 
 
-def test_a_ledger_from_the_future(tmp_path: Path) -> None:
-    Ledger.open(SenderSettings(home=tmp_path)).close()
-    with sqlite3.connect(tmp_path / "ledger.db") as connection:
-        connection.execute("update alembic_version set version_num = '9999'")
+def test_a_ledger_from_the_future(settings: SenderSettings) -> None:
+    with Ledger.open(settings) as ledger, ledger._engine.begin() as connection:
+        connection.exec_driver_sql("update alembic_version set version_num = '9999'")
     with pytest.raises(LedgerError, match="newer Mailhouse"):
-        Ledger.open(SenderSettings(home=tmp_path))
+        Ledger.open(settings)
 
 
 def test_migrations_make_the_tables_that_the_code_knows(ledger: Ledger) -> None:
@@ -356,11 +366,147 @@ def test_migrations_make_the_tables_that_the_code_knows(ledger: Ledger) -> None:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
 
-def test_processes_that_open_a_new_ledger_at_once(tmp_path: Path) -> None:
+def test_processes_that_open_a_new_ledger_at_once(settings: SenderSettings) -> None:
     code = "import senders.ledger as l, senders.settings as s; l.Ledger.open(s.SenderSettings())"
-    environment = {**os.environ, "MAILHOUSE_HOME": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "MAILHOUSE_HOME": str(settings.home),
+        "MAILHOUSE_LEDGER_URL": settings.ledger_address,
+    }
     processes = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
+
+
+def test_a_ledger_of_the_first_schema_keeps_all_it_knew(settings: SenderSettings) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(ledger_module.__file__).parent / "migrations"))
+    engine = sa.create_engine(settings.ledger_address)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(
+            sa.text(
+                "insert into runs (kind, name, occurrence, host, process_id, process_started_at, started_at, "
+                "heartbeat_at) values ('campaign', 'offer', 'o', 'elsewhere', 1, '', 0, 0)"
+            )
+        )
+        for number, (name, status) in enumerate(
+            [("offer", "sent"), ("offer", "claimed"), ("other", "unknown"), ("offer", "skipped")], start=1
+        ):
+            connection.execute(
+                sa.text(
+                    "insert into messages (message_id, status, sequence, run_id, kind, name, version, occurrence, "
+                    "contact_id, email, channel, provider, category, template, template_version, segment, "
+                    "segment_version, experiment, variant, subject, provider_reply, claimed_at, changed_at) values "
+                    "(:id, :status, 1, 1, 'campaign', :name, 'v', 'o', :number, 'a@b.example', 'email', 'smtp', "
+                    "'marketing', 't', '', '', '', '', 'b', :subject, 'fine', :at, 1000)"
+                ),
+                {"id": f"m{number}", "status": status, "name": name, "number": number, "at": milliseconds(NOW),
+                 "subject": f"Subject {number}"},
+            )  # fmt: skip
+        connection.execute(
+            sa.text(
+                "insert into message_changes (message_row, sequence, status, provider_reply, changed_at) "
+                "values (1, 1, 'sent', 'fine', 1000), (4, 1, 'skipped', '', 1000)"
+            )
+        )
+    engine.dispose()
+    with Ledger.open(settings) as ledger:
+        found = ledger.find("m1")
+        assert found is not None
+        assert (found.name, found.version, found.subject, found.provider_reply) == (
+            "offer",
+            "v",
+            "Subject 1",
+            "fine",
+        )
+        assert ledger.counts("campaign", "offer", "o") == {"sent": 1, "claimed": 1, "skipped": 1}
+        assert [(c["message_id"], c["subject"], c["name"]) for c in ledger.changes_to_export(9)] == [
+            ("m1", "Subject 1", "offer"), ("m4", "Subject 4", "offer"),
+        ]  # fmt: skip
+        assert ledger.unknown_message_ids() == ["m3"]
+        # what was sent counts for caps, what was left claimed is taken over, and new rows come after the old
+        run = begin(ledger)
+        answer = ledger.claim(run, claim([1, 2, 5]), NOW, cap=Cap(1, timedelta(days=7)))
+        assert sorted(answer.rows) == [1, 2]
+        assert answer.rows[2] > 4
+        assert (
+            ledger.claim(run, claim([1], prefix="n"), NOW, cap=Cap(1, timedelta(days=7))).skipped.total() == 1
+        )
+
+
+def test_whatever_a_provider_says_can_be_kept(ledger: Ledger) -> None:
+    run = begin(ledger)
+    rows = ledger.claim(run, claim([1, 2]), NOW).rows
+    ledger.dispatch(run, list(rows.values()), NOW)
+    words = "550 \0 {\"a\\b\", NULL}\n\u00e9\U0001f600 'x' %s :y"
+    ledger.record(
+        run,
+        [Outcome(rows[0], Status.REJECTED, "r" * 150, "p" * 400, words * 30, subject=words),
+         Outcome(rows[1], Status.SENT)],
+        NOW,
+    )  # fmt: skip
+    found = ledger.find("m1")
+    assert found is not None
+    assert found.subject.replace("\ufffd", "\0") == words
+    assert (len(found.provider_message_id), len(found.reason), len(found.provider_reply)) == (250, 100, 500)
+
+
+def test_a_row_is_granted_once(ledger: Ledger) -> None:
+    run = begin(ledger)
+    rows = list(ledger.claim(run, claim([1, 2, 3]), NOW).rows.values())
+    assert ledger.dispatch(run, rows[:2], NOW) == set(rows[:2])
+    assert ledger.dispatch(run, rows, NOW) == {rows[2]}
+
+
+def test_settling_keeps_what_the_provider_said_before(ledger: Ledger) -> None:
+    run = begin(ledger)
+    rows = ledger.claim(run, claim([1]), NOW).rows
+    ledger.dispatch(run, [rows[0]], NOW)
+    ledger.record(run, [Outcome(rows[0], Status.UNKNOWN, "", "esp-1", "connection reset", "Hello")], NOW)
+    assert ledger.unknown_message_ids() == ["m1"]
+    assert ledger.settle({"m1": Status.SENT}, NOW, reply="by event") == {"sent": 1}
+    found = ledger.find("m1")
+    assert found is not None
+    assert (found.subject, found.provider_message_id, found.provider_reply) == ("Hello", "esp-1", "by event")
+    assert ledger.unknown_message_ids() == []
+
+
+def test_open_rows_are_found_by_their_index(tmp_path: Path) -> None:
+    with Ledger.open(SenderSettings(home=tmp_path)) as ledger, ledger._engine.connect() as connection:
+        for statement in (ledger_module._UNKNOWN.text, ledger_module._OPEN.text):
+            plan = connection.exec_driver_sql(f"explain query plan {statement}").all()
+            assert any("messages_open" in row[3] for row in plan), plan
+
+
+@pytest.mark.service
+def test_what_postgresql_refuses_is_told_without_secrets(
+    tmp_path: Path, postgres_server: str, new_postgres_ledger: Callable[[], str]
+) -> None:
+    for url in (
+        postgres_server.replace("mailhouse@", "mailhouse:hunter2@").replace("/postgres", "/nosuch"),
+        "postgresql+psycopg://u:hunter2@127.0.0.1:1/db",
+    ):
+        settings = SenderSettings(home=tmp_path, ledger_url=url)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(LedgerError, match="failed") as caught:
+            Ledger.open(settings)
+        assert "hunter2" not in str(caught.value)
+    settings = SenderSettings(home=tmp_path, ledger_url=new_postgres_ledger())  # pyright: ignore[reportArgumentType]
+    with Ledger.open(settings) as ledger:
+        with ledger._engine.connect() as connection:
+            assert connection.exec_driver_sql("show synchronous_commit").scalar() == "on"
+            connection.exec_driver_sql("set lock_timeout = '100ms'")
+        with ledger._engine.connect() as other:
+            other.exec_driver_sql("lock table locks in access exclusive mode")
+            with pytest.raises(LedgerError, match="is locked by another session"):
+                run = begin(ledger)
+                with ledger._engine.connect() as connection:
+                    connection.exec_driver_sql("set lock_timeout = '100ms'")
+                    connection.commit()
+                ledger.claim(run, claim([1]), NOW)
 
 
 class LedgerMachine(RuleBasedStateMachine):
