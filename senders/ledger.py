@@ -338,7 +338,7 @@ class Ledger:
                 connection.execute(_SKIPPED_CHANGES, {"run_id": run.run_id, "mark": mark})
             if len(created) < len(positions):
                 missing = positions.keys() - {message_id for _, message_id, _, _ in created}
-                self._take_over(connection, run, missing, positions, rows, counts, cap, answer)
+                self._take_over(connection, run, missing, positions, rows, counts, cap, now, answer)
         answer.already_claimed = len(claim.message_ids) - len(answer.rows) - answer.skipped.total()
         return answer
 
@@ -374,6 +374,7 @@ class Ledger:
         rows: Sequence[tuple[Any, ...]],
         counts: Mapping[int, int],
         cap: Cap | None,
+        now: datetime,
         answer: Claimed,
     ) -> None:
         existing = [
@@ -389,8 +390,9 @@ class Ledger:
                 continue
             values = dict(zip(_COLUMNS, rows[positions[row.message_id]], strict=True))
             if cap and values["reason"] in ("", Reason.FREQUENCY_CAP):
-                # a claim that a dead run left was itself counted
-                used = counts.get(row.contact_id, 0) - (1 if is_left else 0)
+                # a claim that a dead run left was itself counted, if it is recent
+                is_counted = is_left and row.claimed_at > milliseconds(now - cap.within)
+                used = counts.get(row.contact_id, 0) - is_counted
                 values["reason"] = Reason.FREQUENCY_CAP.value if used >= cap.messages else ""
                 values["status"] = "skipped" if values["reason"] else "claimed"
                 values["is_open"] = not values["reason"]
@@ -866,7 +868,10 @@ _SKIPPED_CHANGES = sa.text(
     "select id, sequence, status, reason, changed_at from messages "
     "where run_id = :run_id and id > :mark and status = 'skipped' order by id"
 )
-_EXISTING = "select id, message_id, contact_id, status, reason, run_id, sequence from messages where message_id in :ids"
+_EXISTING = (
+    "select id, message_id, contact_id, status, reason, run_id, sequence, claimed_at "
+    "from messages where message_id in :ids"
+)
 _TAKE_OVER = sa.text(
     "update messages set run_id = :run_id, status = :status, reason = :reason, sequence = :sequence, "
     "is_open = :is_open, plan_id = :plan_id, email = :email, variant = :variant, details = :details, "
@@ -890,8 +895,10 @@ _RELEASE = (
     "update messages set status = 'claimed', changed_at = :at "
     "where id in :ids and run_id = :run_id and status = 'dispatching'"
 )
-_OWNED = "select id, sequence from messages where id in :ids and run_id = :run_id and status = :before "
+_OWNED = (
+    "select id, sequence from messages where id in :ids and run_id = :run_id and status = :before "
     "order by id for update"
+)
 _RECORD = (
     "update messages set status = :status, reason = :reason, sequence = sequence + 1, is_open = :is_open, "
     "changed_at = :at where id in :ids"

@@ -103,8 +103,10 @@ def recipients(folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    home, people, smtp_url = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    more = {"provider": "smtp", "smtp_url": smtp_url} if smtp_url else {}
+    home, people, smtp_url, ledger_url = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    more: dict[str, object] = {"provider": "smtp", "smtp_url": smtp_url} if smtp_url else {}
+    if ledger_url:
+        more["ledger_url"] = ledger_url
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     send_all(sender_settings(home, **more), people, rows=250)

@@ -16,9 +16,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from sqlalchemy import event
 
 import senders.ledger as ledger_module
 from senders.ledger import PLAN_COLUMNS, Cap, Claim, Claimed, Ledger, LedgerError, Outcome, Run, milliseconds
@@ -171,6 +169,15 @@ def test_a_claim_taken_over_does_not_count_against_itself(ledger: Ledger) -> Non
     assert ledger.claim(begin(ledger), claim([1]), NOW, cap=cap).rows
 
 
+def test_an_old_claim_taken_over_leaves_no_room_in_the_cap(ledger: Ledger) -> None:
+    cap = Cap(1, timedelta(days=7))
+    first, second = begin(ledger), begin(ledger)
+    ledger.claim(first, claim([1]), NOW - timedelta(days=9), cap=cap)
+    ledger.end_run(first, "interrupted", NOW)
+    sent(ledger, second, ledger.claim(second, claim([1], prefix="n"), NOW - timedelta(days=1), cap=cap))
+    assert ledger.claim(second, claim([1]), NOW, cap=cap).skipped == {"frequency_cap": 1}
+
+
 def test_cap_holds_between_two_senders_at_once(settings: SenderSettings) -> None:
     cap = Cap(1, timedelta(days=7))
     Ledger.open(settings).close()
@@ -287,7 +294,7 @@ def test_full_disk(tmp_path: Path) -> None:
         run = begin(ledger)
         held = ledger.claim(run, claim([1]), NOW)
 
-        @sa.event.listens_for(ledger._engine, "begin")
+        @event.listens_for(ledger._engine, "begin")
         def limit(connection: sa.Connection) -> None:
             pages = connection.exec_driver_sql("pragma page_count").scalar_one()
             connection.exec_driver_sql(f"pragma max_page_count = {pages}")
@@ -297,7 +304,7 @@ def test_full_disk(tmp_path: Path) -> None:
                 ledger.claim(run, claim(list(range(start, start + 500))), NOW)
         # a claim is whole or not at all
         assert ledger.counts("campaign", "offer", "o")["claimed"] % 500 == 1
-        sa.event.remove(ledger._engine, "begin", limit)
+        event.remove(ledger._engine, "begin", limit)
     with Ledger.open(SenderSettings(home=tmp_path)) as ledger:
         ledger._active.add(run.run_id)
         sent(ledger, run, held)
@@ -330,7 +337,7 @@ def test_locked(tmp_path: Path) -> None:
     other.execute("begin immediate")
     with Ledger.open(settings) as ledger:
 
-        @sa.event.listens_for(ledger._engine, "connect")
+        @event.listens_for(ledger._engine, "connect")
         def hurry(connection: Any, _: object) -> None:
             connection.execute("pragma busy_timeout = 100")
 
@@ -507,134 +514,3 @@ def test_what_postgresql_refuses_is_told_without_secrets(
                     connection.exec_driver_sql("set lock_timeout = '100ms'")
                     connection.commit()
                 ledger.claim(run, claim([1]), NOW)
-
-
-class LedgerMachine(RuleBasedStateMachine):
-    """Runs that claim, send, crash and recover in any order, against a plain model of what each message may be.
-
-    The model knows what a provider really got; the ledger must never let one message reach it twice.
-    """
-
-    live = Bundle("live")
-
-    @initialize()
-    def start(self) -> None:
-        self.home = Path(os.environ.get("TMPDIR", "/tmp")) / f"ledger-{os.getpid()}-{time.monotonic_ns()}"
-        self.ledger = Ledger.open(SenderSettings(home=self.home))
-        self.accepted: Counter[int] = Counter()
-        self.skipped: set[int] = set()
-        self.decided: dict[int, str] = {}
-        self.held: dict[int, dict[int, int]] = {}
-        self.runs: dict[int, Run] = {}
-        self.at = NOW
-
-    def teardown(self) -> None:
-        if hasattr(self, "ledger"):
-            self.ledger.close()
-            for file in self.home.iterdir():
-                file.unlink()
-            self.home.rmdir()
-
-    @rule(target=live)
-    def begin(self) -> int:
-        run = begin(self.ledger)
-        self.runs[run.run_id] = run
-        self.held[run.run_id] = {}
-        return run.run_id
-
-    @rule(run=live, people=st.sets(st.integers(1, 8), min_size=1), skip=st.booleans())
-    def claim(self, run: int, people: set[int], skip: bool) -> None:
-        if run not in self.runs:
-            return
-        numbers = sorted(people)
-        answer = self.ledger.claim(self.runs[run], claim(numbers, skip="suppressed" if skip else ""), self.at)
-        for position, row in answer.rows.items():
-            number = numbers[position]
-            assert number not in self.skipped
-            assert not any(number in held for held in self.held.values()), "claimed by two live runs"
-            self.held[run][number] = row
-        if skip:
-            assert not answer.rows
-        assert len(answer.rows) + answer.skipped.total() + answer.already_claimed == len(numbers)
-
-    @rule(
-        run=live,
-        data=st.data(),
-        how=st.sampled_from(["sent", "deferred", "rejected", "released", "crash_before", "crash_after"]),
-    )
-    def dispatch(self, run: int, data: st.DataObject, how: str) -> None:
-        held = self.held.get(run)
-        if not held:
-            return
-        numbers = sorted(data.draw(st.sets(st.sampled_from(sorted(held)), min_size=1)))
-        granted = self.ledger.dispatch(self.runs[run], [held[n] for n in numbers], self.at)
-        assert granted == {held[n] for n in numbers}
-        for number in numbers:
-            if how in ("sent", "crash_after"):
-                self.accepted[number] += 1
-        if how.startswith("crash"):
-            self.crash(run)
-            return
-        if how == "released":
-            self.ledger.record(self.runs[run], [], self.at, release=sorted(granted))
-            return
-        status, reason = {"sent": (Status.SENT, ""), "deferred": (Status.FAILED, "deferred"),
-                          "rejected": (Status.REJECTED, "invalid")}[how]  # fmt: skip
-        self.ledger.record(self.runs[run], [Outcome(held[n], status, reason) for n in numbers], self.at)
-        for number in numbers:
-            del held[number]
-
-    @rule(run=live)
-    def crash(self, run: int) -> None:
-        if run in self.runs:
-            kill(self.ledger, self.runs.pop(run))
-            del self.held[run]
-
-    @rule(run=live)
-    def end(self, run: int) -> None:
-        if run in self.runs:
-            self.ledger.end_run(self.runs.pop(run), "finished", self.at)
-            del self.held[run]
-
-    @rule(can_tell=st.booleans())
-    def recover(self, can_tell: bool) -> None:
-        def lookup(ids: Any) -> dict[str, Delivery]:
-            return {
-                one: Delivery(one, Status.SENT if self.accepted[int(one[1:])] else Status.FAILED)
-                for one in ids
-            }
-
-        self.ledger.recover(self.at, provider="maildir" if can_tell else "smtp", lookup=lookup)
-
-    @rule()
-    def settle(self) -> None:
-        unknown = self.ledger.unknown_message_ids()
-        self.ledger.settle({one: Status.SENT for one in unknown if self.accepted[int(one[1:])]}, self.at)
-
-    @invariant()
-    def nothing_twice_and_nothing_forgotten(self) -> None:
-        if not hasattr(self, "ledger"):
-            return
-        assert all(count <= 1 for count in self.accepted.values())
-        held = {number for rows in self.held.values() for number in rows}
-        for number in range(1, 9):
-            found = self.ledger.find(f"m{number}")
-            if found is None:
-                assert not self.accepted[number]
-                continue
-            assert [change["sequence"] for change in found.changes] == list(range(1, found.sequence + 1))
-            if found.changes and found.status not in ("claimed", "dispatching"):
-                assert found.changes[-1]["status"] == found.status
-            if self.accepted[number]:
-                assert found.status in ("sent", "dispatching", "unknown")
-            else:
-                assert found.status != "sent"
-            if found.status == "skipped":
-                self.skipped.add(number)
-            if number in held:
-                assert found.status == "claimed"
-            assert (number in self.skipped) == (found.status == "skipped")
-
-
-LedgerMachine.TestCase.settings = hypothesis_settings(max_examples=25, stateful_step_count=25, deadline=None)
-TestLedgerMachine = LedgerMachine.TestCase
