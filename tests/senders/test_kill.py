@@ -71,7 +71,7 @@ def run_and_kill(home: Path, people: int, url: str, after: float, ledger_url: st
 
 
 def maildir_history(home: Path, ledger_url: str, people: int, kills: int, longest: float) -> int:
-    """Kill a sender so many times, let one finish: each person must have got it exactly once. Returns the real kills."""
+    """Kill a sender so many times, let one finish: each person must have got it exactly once. Returns the kills."""
     write_content(home / "content")
     settings = sender_settings(home, ledger_url=ledger_url or None)
     seed = random.randrange(10**6)

@@ -261,8 +261,8 @@ class LedgerMachine(RuleBasedStateMachine):
         for one in allowed:
             self.model[one] = replace(self.model[one], status="dispatching")
         self.got.update(allowed)
-        # it writes down what it thinks it knows: nobody else's message changes by that
-        self._record(ghost, some, "sent")
+        # it writes down what it knows: nobody else's message changes by that
+        self._record(ghost, [one for one in some if self.got[one]], "sent")
 
     # after a crash
 
