@@ -58,7 +58,7 @@ def ledger_url(request: pytest.FixtureRequest) -> str:
 def run_and_kill(home: Path, people: int, url: str, after: float, ledger_url: str = "") -> bool:
     """Start a sender, kill it so many seconds after it began; whether it was still at work."""
     process = subprocess.Popen(
-        [sys.executable, str(CHILD), str(home), str(people), url, ledger_url], stdout=subprocess.PIPE
+        [sys.executable, str(CHILD), str(home), str(people), url, "0", ledger_url], stdout=subprocess.PIPE
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
@@ -141,7 +141,7 @@ def test_smtp_nothing_twice_and_few_unknown(tmp_path: Path, ledger_url: str, box
 def two_at_once(home: Path, ledger_url: str, people: int) -> None:
     """Two senders of the same thing, one of which is killed: the other one may not send what the first had begun."""
     write_content(home / "content")
-    arguments = [sys.executable, str(CHILD), str(home), str(people), "", ledger_url]
+    arguments = [sys.executable, str(CHILD), str(home), str(people), "", "0", ledger_url]
     pair = [subprocess.Popen(arguments, stdout=subprocess.DEVNULL) for _ in range(2)]
     time.sleep(random.uniform(0.7, 1.6))
     pair[0].kill()
