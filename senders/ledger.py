@@ -44,11 +44,12 @@ from senders.settings import SenderSettings
 from senders.tables import message_changes, messages, metadata, plans, runs
 from warehouse.errors import MailhouseError
 
-HEAD = "0002"
+HEAD = "0003"
 _T = TypeVar("_T")
 _ACTIVE: dict[str, set[int]] = {}
 _CHUNK = 1000  # ids in one IN list, rows in one transaction
 _REPLY = 500  # characters of a provider's reply that are kept
+TRIES = 8  # runs that may try one message; each of them tries several times itself
 _LOCK_SECONDS = 30
 _CACHE_KIBIBYTES = 16 << 10
 _WAL_PAGES = 4000  # 16 MB
@@ -149,6 +150,18 @@ class LedgerMessage:
             return self.values[name]
         except KeyError:
             raise AttributeError(name) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """Messages of one thing that wait for another try; `is_warm_up`: for the next day's allowance."""
+
+    kind: str
+    name: str
+    occurrence: str
+    is_warm_up: bool
+    messages: int
+    last_tried_at: datetime
 
 
 def milliseconds(moment: datetime) -> int:
@@ -386,6 +399,8 @@ class Ledger:
         for row in existing:
             is_left = row.status == Status.CLAIMED and row.run_id not in live
             is_retry = row.status == Status.FAILED and row.reason in RETRYABLE
+            # failed too often: a dead letter, until somebody revives it
+            is_retry = is_retry and not (row.reason == Reason.DEFERRED and row.tries >= TRIES)
             if not (is_left or is_retry):
                 continue
             values = dict(zip(_COLUMNS, rows[positions[row.message_id]], strict=True))
@@ -644,6 +659,57 @@ class Ledger:
             ).first()
             return (row[0], row[1]) if row else None
 
+    # allowances
+
+    def take_allowance(self, name: str, day: str, wanted: int, allowed: int) -> int:
+        """Use up to so much of a day's allowance; returns how much was left to take. Negative gives back."""
+        key = {"name": name, "day": day}
+        with self._writing() as connection:
+            connection.execute(_ALLOWANCE, key)
+            # the update of nothing holds the row until we are done, on PostgreSQL too
+            connection.execute(_USE, {**key, "taken": 0})
+            used = connection.execute(_USED, key).scalar_one()
+            taken = max(min(wanted, allowed - used), 0) if wanted > 0 else max(wanted, -used)
+            connection.execute(_USE, {**key, "taken": taken})
+        return taken
+
+    # what failed
+
+    def dead_letters(self, limit: int = 1000, *, name: str = "") -> list[dict[str, Any]]:
+        """Messages that did not go and wait for a person, newest first, with the last words about them.
+
+        Args:
+            name: of a campaign, journey or trigger; empty for all.
+
+        Returns:
+            message_id, kind, name, occurrence, email, status, reason, tries, provider_reply, changed_at.
+        """
+        with self._reading() as connection:
+            rows = connection.execute(_DEAD, {"name": name, "limit": limit, "tries": TRIES}).mappings()
+            return [{**row, "changed_at": moment(row["changed_at"])} for row in rows]
+
+    def revive(self, message_ids: Sequence[str], now: datetime) -> int:
+        """Let the next run of their campaign try dead letters again; returns how many there were to revive.
+
+        Only what certainly did not go: `rejected`, `invalid` and `failed`, never `unknown`.
+        """
+        revived: list[int] = []
+        with self._writing() as connection:
+            for ids in _chunks(message_ids):
+                revived += _with_ids(connection, _REVIVE, ids, at=milliseconds(now)).scalars()
+            self._append_changes(connection, revived)
+        return len(revived)
+
+    def deferred(self) -> list[Deferred]:
+        """What a later run shall try again, the longest waiting first."""
+        with self._reading() as connection:
+            return [
+                Deferred(
+                    row.kind, row.name, row.occurrence, bool(row.is_warm_up), row.number, moment(row.newest)
+                )
+                for row in connection.execute(_DEFERRED, {"tries": TRIES})
+            ]
+
     # the outbox
 
     def changes_to_export(self, limit: int) -> list[dict[str, Any]]:
@@ -868,9 +934,12 @@ _SKIPPED_CHANGES = sa.text(
     "select id, sequence, status, reason, changed_at from messages "
     "where run_id = :run_id and id > :mark and status = 'skipped' order by id"
 )
+# runs that tried a message and were told to come again
+_TRIED = "(select count(*) from message_changes t where t.message_row = m.id and t.reason = 'deferred')"
 _EXISTING = (
-    "select id, message_id, contact_id, status, reason, run_id, sequence, claimed_at "
-    "from messages where message_id in :ids"
+    "select m.id, m.message_id, m.contact_id, m.status, m.reason, m.run_id, m.sequence, m.claimed_at, "  # noqa: S608
+    f"case when m.status = 'failed' then {_TRIED} else 0 end as tries "
+    "from messages m where m.message_id in :ids"
 )
 _TAKE_OVER = sa.text(
     "update messages set run_id = :run_id, status = :status, reason = :reason, sequence = :sequence, "
@@ -946,6 +1015,34 @@ _TO_EXPORT = sa.text(
     "c.provider_message_id, c.provider_reply, c.changed_at, m.details "
     "from message_changes c join messages m on m.id = c.message_row join plans p on p.plan_id = m.plan_id "
     "where not c.is_exported order by c.id limit :limit"
+)
+_ALLOWANCE = sa.text(
+    "insert into allowances (name, day, used) values (:name, :day, 0) on conflict (name, day) do nothing"
+)
+_USE = sa.text("update allowances set used = used + :taken where name = :name and day = :day")
+_USED = sa.text("select used from allowances where name = :name and day = :day")
+_DEAD = sa.text(
+    "select m.message_id, p.kind, p.name, p.occurrence, m.email, m.status, m.reason, m.changed_at, "  # noqa: S608
+    f"{_TRIED} as tries, "
+    "coalesce(c.provider_reply, '') as provider_reply "
+    "from messages m join plans p on p.plan_id = m.plan_id "
+    "left join message_changes c on c.message_row = m.id and c.sequence = m.sequence "
+    "where m.status in ('failed', 'rejected', 'invalid') and (m.status <> 'failed' "
+    "or m.reason not in ('deferred', 'revived', 'warm_up') "
+    f"or (m.reason = 'deferred' and {_TRIED} >= :tries)) "
+    "and (:name = '' or p.name = :name) order by m.changed_at desc, m.id desc limit :limit"
+)
+_REVIVE = (
+    "update messages set status = 'failed', reason = 'revived', sequence = sequence + 1, changed_at = :at "
+    "where message_id in :ids and status in ('rejected', 'invalid', 'failed') returning id"
+)
+_DEFERRED = sa.text(
+    "select p.kind, p.name, p.occurrence, case when m.reason = 'warm_up' then 1 else 0 end as is_warm_up, "  # noqa: S608
+    "count(*) as number, max(m.changed_at) as newest "
+    "from messages m join plans p on p.plan_id = m.plan_id "
+    "where m.status in ('failed', 'rejected', 'invalid') and m.status = 'failed' "
+    f"and (m.reason in ('revived', 'warm_up') or (m.reason = 'deferred' and {_TRIED} < :tries)) "
+    "group by 1, 2, 3, 4 order by newest"
 )
 _EXPORTED = "update message_changes set is_exported = true where id in :ids"
 _LOCK = sa.text("update locks set taken = taken + 1 where name = :name")

@@ -33,6 +33,8 @@ class SenderSettings(MailhouseSettings):
         smtp_connections: connections kept open to the SMTP server.
         rate_per_second: messages a second at most; 0 means no limit.
         rate_burst: messages that may go at once after a pause; 0 means one second's worth.
+        redis_url: `redis://user:password@host:port/database`: rate limits are shared by all senders; unset, each
+            process keeps its own.
         default_cap_messages, default_cap_days: marketing messages one person gets at most within so many days,
             where the campaign states no cap; 0 messages means no cap.
         claim_lease: seconds without a heartbeat after which a sender on another machine counts as dead.
@@ -50,6 +52,7 @@ class SenderSettings(MailhouseSettings):
     smtp_connections: int = 4
     rate_per_second: float = 0.0
     rate_burst: int = 0
+    redis_url: SecretStr | None = None
     default_cap_messages: int = 0
     default_cap_days: float = 7.0
     claim_lease: float = 60.0

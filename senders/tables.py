@@ -65,6 +65,9 @@ plans = Table(
     sqlite_autoincrement=True,
 )
 
+# word for word what queries say: SQLite takes the index for nothing less
+_HAS_FAILED = text("status in ('failed', 'rejected', 'invalid')")
+
 messages = Table(
     "messages",
     metadata,
@@ -86,6 +89,7 @@ messages = Table(
     Column("is_open", Boolean, nullable=False, server_default=text("false")),
     Index("messages_by_contact", "contact_id", "claimed_at"),
     # only the few rows that still await an outcome: cheap to keep, quick to find after a crash
+    Index("messages_failed", "id", sqlite_where=_HAS_FAILED, postgresql_where=_HAS_FAILED),
     Index("messages_open", "id", sqlite_where=text("is_open"), postgresql_where=text("is_open")),
     sqlite_autoincrement=True,
 )
@@ -111,6 +115,15 @@ message_changes = Table(
         postgresql_where=text("not is_exported"),
     ),
     sqlite_autoincrement=True,
+)
+
+#: What was used of a day's allowance (warm-up ladders): one row a name and day.
+allowances = Table(
+    "allowances",
+    metadata,
+    Column("name", String(100), primary_key=True),
+    Column("day", String(10), primary_key=True),
+    Column("used", BigInteger, nullable=False),
 )
 
 #: One row a name: whoever updates it first in a transaction makes the others wait.

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from senders.ledger import PLAN_COLUMNS, Cap, Claim, Ledger, Outcome, Run, milliseconds
+from senders.ledger import PLAN_COLUMNS, TRIES, Cap, Claim, Ledger, Outcome, Run, milliseconds
 from senders.message import DELIVERABLE, RETRYABLE, Delivery, Status
 from senders.settings import SenderSettings
 from senders.tables import message_changes, messages, metadata
@@ -64,10 +64,14 @@ class Expected:
     run: int
     claimed_at: datetime
     changes: tuple[str, ...] = ()
+    deferrals: int = 0
 
     def to(self, status: str, reason: str = "") -> Expected:
         """The message after a decision that the warehouse is told of."""
-        return replace(self, status=status, reason=reason, changes=(*self.changes, status))
+        deferrals = self.deferrals + (reason == "deferred")
+        return replace(
+            self, status=status, reason=reason, changes=(*self.changes, status), deferrals=deferrals
+        )
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -156,9 +160,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 and one.status in DELIVERABLE and one.claimed_at > self.at - timedelta(days=7)
             ]  # fmt: skip
             reason = skip or ("frequency_cap" if cap and len(others) >= cap.messages else "")
-            fresh = Expected(
-                number, name, "claimed", "", run.run_id, self.at, before.changes if before else ()
-            )
+            fresh = Expected(number, name, "claimed", "", run.run_id, self.at)
+            if before:
+                fresh = replace(fresh, changes=before.changes, deferrals=before.deferrals)
             if reason:
                 fresh = fresh.to("skipped", reason)
                 skipped[reason] += 1
@@ -172,7 +176,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _may_be_taken(self, one: Expected, run: Run) -> bool:
         is_left = one.status == "claimed" and one.run not in self.live and one.run != run.run_id
-        return is_left or (one.status == "failed" and one.reason in RETRYABLE)
+        is_dead = one.reason == "deferred" and one.deferrals >= TRIES
+        return is_left or (one.status == "failed" and one.reason in RETRYABLE and not is_dead)
 
     def _held(self, run: Run) -> list[str]:
         return sorted(
