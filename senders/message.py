@@ -89,10 +89,12 @@ class Reason(StrEnum):
     NOT_RENDERED = "not_rendered"
     SENDER_REFUSED = "sender_refused"
     CRASHED = "crashed"
+    REVIVED = "revived"
+    WARM_UP = "warm_up"
 
 
 #: Reasons of a `failed` message that certainly never reached the provider's queue: a rerun may claim it again.
-RETRYABLE = (Reason.DEFERRED, Reason.NOT_RENDERED, Reason.SENDER_REFUSED)
+RETRYABLE = (Reason.DEFERRED, Reason.NOT_RENDERED, Reason.SENDER_REFUSED, Reason.REVIVED, Reason.WARM_UP)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,9 @@ import polars as pl
 
 from campaigns.identity import message_ids, occurrence_key
 from senders.ledger import Cap, Claim, Ledger, LedgerError, Outcome, Run
-from senders.limits import rate_limit
+from senders.limits import CircuitBreaker, DailyAllowance, LimitsSpec, Throttle
 from senders.links import Links
-from senders.message import Reason, Status
+from senders.message import Delivery, Reason, Status
 from senders.providers.base import Provider, ProviderError, ProviderUnavailableError
 from senders.rendering import PROFILE_COLUMNS, Template, TemplateLibrary
 from senders.retries import RetryPolicy
@@ -255,11 +255,14 @@ class _Sender:
         self.ledger, self.provider, self.retry, self.stop = ledger, provider, retry, stop
         self.on_progress, self.workers = on_progress, workers
         self.columns = needed_columns(template)
-        self.limit = rate_limit(settings.rate_per_second, settings.rate_burst)
+        self.limit = Throttle.of(settings, provider.name, plan.name)
+        ladder = LimitsSpec.load(settings.content_dir).warm_up.get(provider.name)
+        self.allowance = DailyAllowance(ledger, provider.name, ladder)
+        self.breaker = CircuitBreaker()
         self.window = provider.capabilities.dispatch_window
-        if settings.rate_per_second:
+        if self.limit.per_second:
             # never more under way than may go in a second
-            self.window = max(1, min(self.window, int(settings.rate_per_second)))
+            self.window = max(1, min(self.window, int(self.limit.per_second)))
         self.cap = plan.cap
         if self.cap is None and settings.default_cap_messages:
             self.cap = Cap(settings.default_cap_messages, timedelta(days=settings.default_cap_days))
@@ -388,8 +391,9 @@ class _Sender:
         """Give a window out, as soon as somebody is free and the rate allows."""
         while not self.workers.is_free and not self.is_over:
             self.collect(run, wait=True)
-        self.stop.wait(max(0.0, self.resumes_at - time.monotonic()))
-        if self.is_over or not self.limit.take(len(window.row_ids), self.stop):
+        self.stop.wait(max(0.0, self.resumes_at - time.monotonic(), self.breaker.wait))
+        window = self.allowed_today(run, window)
+        if self.is_over or not window.row_ids or not self.limit.take(texts(window.rows, "email"), self.stop):
             return
         granted = self.ledger.dispatch(run, window.row_ids, self.settings.now())
         if len(granted) < len(window.row_ids):
@@ -398,6 +402,22 @@ class _Sender:
         if window.row_ids:
             self.workers.give(window)
         self.collect(run, wait=False)
+
+    def allowed_today(self, run: Run, window: Window) -> Window:
+        """What the warm-up ladder lets go today; the rest is put down to be tried by a later run."""
+        if self.is_over or window.tries > 1:
+            return window
+        now = self.settings.now()
+        number = self.allowance.take(len(window.row_ids), now)
+        rest = window.row_ids[number:]
+        if rest:
+            reply = "the warm-up's limit of the day was reached"
+            failures = [Outcome(row_id, Status.FAILED, Reason.WARM_UP, reply=reply) for row_id in rest]
+            self.ledger.fail_claimed(run, failures, now)
+            for failure in failures:
+                self.summary.count(failure.status)
+            window = window.only(range(number))
+        return window
 
     def collect(self, run: Run, *, wait: bool) -> None:
         """Record what workers have done."""
@@ -424,8 +444,24 @@ class _Sender:
             self.resumes_at = now + pause
         self.again.append((self.resumes_at, window))
 
+    def judge(self, deliveries: Sequence[Delivery]) -> None:
+        """A provider that puts everything off is left alone for a while, and for this run if it goes on."""
+        put_off = [delivery for delivery in deliveries if delivery.is_transient]
+        if not deliveries or len(put_off) < len(deliveries):
+            self.breaker.succeeded()
+            return
+        asked = max((delivery.retry_after or 0.0 for delivery in put_off), default=0.0)
+        self.breaker.failed(asked)
+        if self.breaker.wait > self.retry.patience:
+            self.trouble = self.trouble or ProviderUnavailableError(
+                f"The provider {self.provider.name} puts everything off: {put_off[-1].reply[:200]}",
+                fix="Nothing is lost: the rest goes when the campaign is sent again.",
+                retry_after=asked or None,
+            )
+
     def record(self, run: Run, window: Window, answer: Answer) -> None:
         self.absences = 0
+        self.judge(answer.deliveries)
         outcomes: list[Outcome] = []
         later: dict[float, list[int]] = {}
         released: list[int] = []

@@ -37,6 +37,8 @@ class SenderSettings(MailhouseSettings):
             means one for each core, for audiences that are worth starting them.
         rate_per_second: messages a second at most; 0 means no limit.
         rate_burst: messages that may go at once after a pause; 0 means one second's worth.
+        redis_url: `redis://user:password@host:port/database`: rate limits are shared by all senders; unset, each
+            process keeps its own.
         default_cap_messages, default_cap_days: marketing messages one person gets at most within so many days,
             where the campaign states no cap; 0 messages means no cap.
         track_clicks, track_opens: categories whose links lead through the gateway, and whose HTML has a pixel that
@@ -65,6 +67,7 @@ class SenderSettings(MailhouseSettings):
     send_workers: int | None = None
     rate_per_second: float = 0.0
     rate_burst: int = 0
+    redis_url: SecretStr | None = None
     default_cap_messages: int = 0
     default_cap_days: float = 7.0
     track_clicks: str = ""
