@@ -106,6 +106,9 @@ class Message:
         message_id: derived, see `campaigns.identity`; makes a second delivery of the same thing recognisable.
         headers: further header fields in order, unfolded and unencoded (List-Unsubscribe and the like).
         sent_at: the Date header.
+        address: where it goes on a channel other than mail: telephone number, device token.
+        deliver_at: the provider holds it back until then; None means no longer than it takes.
+        is_tracked: the provider shall count opens and clicks.
     """
 
     message_id: str
@@ -118,6 +121,9 @@ class Message:
     sent_at: datetime
     reply_to: Address | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    address: str = ""
+    deliver_at: datetime | None = None
+    is_tracked: bool = False
 
     @cached_property
     def raw(self) -> bytes:

@@ -26,7 +26,14 @@ from senders import mime
 from senders.ledger import Cap, Claim, Ledger, LedgerError, Outcome, Run
 from senders.limits import rate_limit
 from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
-from senders.providers.base import Provider, ProviderError, ProviderUnavailableError
+from senders.providers.base import (
+    ADDRESS_COLUMNS,
+    Needs,
+    Provider,
+    ProviderError,
+    ProviderUnavailableError,
+    require_capabilities,
+)
 from senders.rendering import RenderError, Template, TemplateLibrary
 from senders.retries import RetryPolicy
 from senders.settings import SenderSettings, require_identity, require_rehearsal_safe
@@ -60,6 +67,8 @@ class SendPlan:
         cap: frequency cap; None takes the default of the settings. Counts for marketing only.
         provider: name of a provider; empty takes that of the settings.
         from_email, from_name, reply_to: empty takes those of the settings.
+        is_tracked: the provider counts opens and clicks.
+        hold: the provider holds each message back for so long; `is_cancellable` until then.
     """
 
     name: str
@@ -80,6 +89,16 @@ class SendPlan:
     reply_to: str = ""
     cap: Cap | None = None
     experiment: str = ""
+    is_tracked: bool = False
+    hold: timedelta = timedelta(0)
+    is_cancellable: bool = False
+
+    def needs(self) -> Needs:
+        """What this asks of its provider."""
+        return Needs(
+            channel=self.channel, category=self.category, is_tracked=self.is_tracked, hold=self.hold,
+            is_cancellable=self.is_cancellable,
+        )  # fmt: skip
 
     @classmethod
     def from_campaign(
@@ -105,6 +124,9 @@ class SendPlan:
             from_name=send.from_name or "",
             reply_to=send.reply_to or "",
             cap=Cap(spec.cap.messages, spec.cap.within) if spec.cap else None,
+            is_tracked=send.tracking,
+            hold=send.hold or timedelta(0),
+            is_cancellable=send.cancellable,
         )
 
 
@@ -209,16 +231,13 @@ def send(
     """
     require_identity(settings, category=plan.category, from_email=plan.from_email)
     require_rehearsal_safe(settings, reaches_people=provider.capabilities.reaches_people)
-    if plan.channel != provider.capabilities.channel:
-        raise SettingsError(
-            f"Provider {provider.name} sends {provider.capabilities.channel}, and {plan.name} is {plan.channel}.",
-            fix="Name another provider in the campaign.",
-        )
+    require_capabilities(provider.name, provider.capabilities, plan.needs(), place=plan.place)
     frames = iter(batches)
     first = next(frames, None)
     columns = [name for name in first.columns if name not in NOT_PROFILE] if first is not None else []
     if first is not None:
         _check_columns(first)
+        _check_address(first, plan.channel)
     if templates is None:
         folder = settings.content_dir / "templates"
         templates = TemplateLibrary.load(folder, columns) if columns else TemplateLibrary.load(folder)
@@ -270,6 +289,7 @@ class _Sender:
                 f"The sender address {self.sender.email!r} cannot be used: {error}.",
                 fix="Correct MAILHOUSE_FROM_EMAIL, or `from_email` in the campaign.",
             ) from None
+        self.address_column = ADDRESS_COLUMNS.get(plan.channel, "")
         self.summary = SendSummary()
         self.started = time.monotonic()
         self.ledger_plan = {
@@ -369,7 +389,8 @@ class _Sender:
         now = self.settings.now()
         columns = [name for name in frame.columns if name not in NOT_PROFILE]
         if self.template.columns is not None:
-            always = {"contact_id", "email", "first_name", "last_name"} | self.template.columns
+            always = {"contact_id", "email", "first_name", "last_name", self.address_column}
+            always |= self.template.columns
             columns = [name for name in columns if name in always]
         recommendations = (
             frame["recommendations"].to_list() if "recommendations" in frame.columns else [[]] * frame.height
@@ -382,8 +403,9 @@ class _Sender:
         ):
             try:
                 message = self.message(contact, items or [], variant, message_id, now)
-                # made here, so that what cannot be written is known before the provider is called
-                _ = message.raw
+                if self.provider.capabilities.wants_raw:
+                    # made here, so that what cannot be written is known before the provider is called
+                    _ = message.raw
                 messages.append((row_id, message))
             except RenderError as error:
                 failures.append(Outcome(row_id, Status.FAILED, Reason.NOT_RENDERED, reply=str(error)))
@@ -427,6 +449,9 @@ class _Sender:
             sent_at=now.replace(microsecond=0),
             reply_to=self.reply_to,
             headers=headers,
+            address=str(contact.get(self.address_column) or "") if self.address_column else "",
+            deliver_at=now + plan.hold if plan.hold else None,
+            is_tracked=plan.is_tracked,
         )
 
     def dispatch(
@@ -486,6 +511,15 @@ def _check_columns(frame: pl.DataFrame) -> None:
         raise InputError(
             f"The audience lacks the column {missing[0]}.",
             fix=f"An audience has {', '.join(_REQUIRED)} and the profile's columns; see campaigns.audience.",
+        )
+
+
+def _check_address(frame: pl.DataFrame, channel: str) -> None:
+    column = ADDRESS_COLUMNS.get(channel)
+    if column is not None and column not in frame.columns:
+        raise InputError(
+            f"Messages by {channel} go to the column {column}, and contacts have no such column.",
+            fix=f"Add {column} to the contacts' profile (marts.contact_profiles), or use another channel.",
         )
 
 

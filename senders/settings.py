@@ -31,6 +31,9 @@ class SenderSettings(MailhouseSettings):
         smtp_url: `smtp://user:password@host:port?tls=starttls` (`tls` is `none`, `starttls`, `implicit` or
             `opportunistic`; `smtps://` means implicit).
         smtp_connections: connections kept open to the SMTP server.
+        http_connections: connections kept open to a provider that speaks HTTP; so many calls are under way at once.
+        sendgrid_key, sendgrid_url: API key with the permission Mail Send; the EU has its own address.
+        sendgrid_webhook_key: the public key that checks its Event Webhook.
         rate_per_second: messages a second at most; 0 means no limit.
         rate_burst: messages that may go at once after a pause; 0 means one second's worth.
         default_cap_messages, default_cap_days: marketing messages one person gets at most within so many days,
@@ -48,6 +51,10 @@ class SenderSettings(MailhouseSettings):
     provider: str = "maildir"
     smtp_url: SecretStr | None = None
     smtp_connections: int = 4
+    http_connections: int = 4
+    sendgrid_key: SecretStr | None = None
+    sendgrid_url: str = "https://api.sendgrid.com"
+    sendgrid_webhook_key: str = ""
     rate_per_second: float = 0.0
     rate_burst: int = 0
     default_cap_messages: int = 0

@@ -1,0 +1,160 @@
+"""Many personal messages in one call: what they share is sent once, what differs as values a recipient.
+
+A provider is handed messages that are rendered, each with HTML of its own. `share` finds what messages of one template
+have in common and leaves gaps where they differ. Whatever it finds, filling a recipient's values into the gaps gives
+that recipient's message back character by character, because the values are what stands between the common parts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from senders.message import Message
+
+#: Tokens between which messages may differ: in HTML text runs, tags' words and attributes, in text lines.
+_HTML = re.compile(r'[^<>"\n]+|[<>"\n]+')
+_TEXT = re.compile(r"[^\n]+|\n+")
+#: A common part that is shorter joins the values beside it: it would be found anywhere.
+_SHORTEST = 4
+#: Shapes that are tried before a message counts as a shape of its own.
+_SHAPES = 16
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Messages with one HTML and one text for all.
+
+    Attributes:
+        html, text: with a tag at each gap.
+        values: for each message, tag -> what stands there. Empty for messages that are the same for all.
+    """
+
+    messages: Sequence[Message]
+    html: str
+    text: str
+    values: Sequence[dict[str, str]]
+
+
+def share(
+    messages: Sequence[Message], *, tag: Callable[[str], str], most_bytes: int, most: int = 1000
+) -> list[Shared]:
+    """Group messages by their common HTML and text.
+
+    Args:
+        tag: a name of letters and digits -> how the provider writes a tag of that name.
+        most_bytes: UTF-8 bytes of one message's tags and values at most; a message with more goes alone.
+        most: messages in one group at most.
+    """
+    groups: dict[tuple[int, ...], list[_Group]] = {}
+    for message in messages:
+        # messages that are built alike have as many of each; counting is far cheaper than trying
+        html, text = message.html, message.text
+        alike = groups.setdefault((html.count("<"), html.count('"'), html.count("\n"), text.count("\n")), [])
+        if not any(group.take(message) for group in alike[-_SHAPES:]):
+            alike.append(_Group(message))
+    return [
+        shared
+        for alike in groups.values()
+        for group in alike
+        for start in range(0, len(group.messages), most)
+        for shared in group.finish(start, start + most, tag, most_bytes)
+    ]
+
+
+class _Shape:
+    """The common parts of texts: `parts[0] value parts[1] value ... parts[-1]`."""
+
+    def __init__(self, text: str, token: re.Pattern[str]) -> None:
+        self._token = token
+        self._tokens: list[str | None] = list(token.findall(text))
+        self.parts: list[str] = [text]
+
+    def values(self, text: str) -> list[str] | None:
+        """What stands in the gaps of a text; None if the text is not of this shape."""
+        parts = self.parts
+        if len(parts) == 1:
+            return [] if text == parts[0] else None
+        if not text.startswith(parts[0]):
+            return None
+        at = len(parts[0])
+        found: list[str] = []
+        for part in parts[1:-1]:
+            begin = text.find(part, at)
+            if begin < 0:
+                return None
+            found.append(text[at:begin])
+            at = begin + len(part)
+        end = len(text) - len(parts[-1])
+        if end < at or not text.endswith(parts[-1]):
+            return None
+        found.append(text[at:end])
+        return found
+
+    def widened(self, text: str) -> bool:
+        """Open gaps where the text differs; False if it is built differently."""
+        tokens = self._token.findall(text)
+        if len(tokens) != len(self._tokens):
+            return False
+        self._tokens = [
+            ours if ours == theirs else None for ours, theirs in zip(self._tokens, tokens, strict=True)
+        ]
+        runs = [
+            "" if is_gap else "".join(token for token in group if token is not None)
+            for is_gap, group in itertools.groupby(self._tokens, key=lambda token: token is None)
+        ]
+        parts = [""] if self._tokens[:1] == [None] else []
+        for number, run in enumerate(runs):
+            if run and (len(run) >= _SHORTEST or number in (0, len(runs) - 1)):
+                parts.append(run)
+        if self._tokens[-1:] == [None]:
+            parts.append("")
+        self.parts = parts
+        return True
+
+
+class _Group:
+    def __init__(self, message: Message) -> None:
+        self.html, self.text = _Shape(message.html, _HTML), _Shape(message.text, _TEXT)
+        self.messages = [message]
+
+    def take(self, message: Message) -> bool:
+        """Add the message if it is of this shape, or can be made to."""
+        for shape, text in ((self.html, message.html), (self.text, message.text)):
+            if shape.values(text) is None and not (shape.widened(text) and shape.values(text) is not None):
+                return False
+        self.messages.append(message)
+        return True
+
+    def finish(self, start: int, stop: int, tag: Callable[[str], str], most_bytes: int) -> list[Shared]:
+        # nobody can know it beforehand, so no content holds it
+        salt = secrets.token_hex(6)
+        tags = [tag(f"{salt}{n}") for n in range(len(self.html.parts) + len(self.text.parts) - 2)]
+        html_tags, text_tags = tags[: len(self.html.parts) - 1], tags[len(self.html.parts) - 1 :]
+        size = sum(map(len, tags))
+        together: list[Message] = []
+        values: list[dict[str, str]] = []
+        alone: list[Shared] = []
+        for message in self.messages[start:stop]:
+            html, text = self.html.values(message.html), self.text.values(message.text)
+            if html is None or text is None or size + len("".join(html + text).encode()) > most_bytes:
+                alone.append(Shared([message], message.html, message.text, [{}]))
+            else:
+                together.append(message)
+                values.append(dict(zip(tags, html + text, strict=True)))
+        if len(together) == 1:
+            alone.append(Shared(together, together[0].html, together[0].text, [{}]))
+        elif together:
+            alone.append(
+                Shared(
+                    together, _filled(self.html.parts, html_tags), _filled(self.text.parts, text_tags), values
+                )
+            )
+        return alone
+
+
+def _filled(parts: Sequence[str], tags: Sequence[str]) -> str:
+    return "".join(itertools.chain.from_iterable(zip(parts, [*tags, ""], strict=True)))
