@@ -34,6 +34,9 @@ class SenderSettings(MailhouseSettings):
         http_connections: connections kept open to a provider that speaks HTTP; so many calls are under way at once.
         sendgrid_key, sendgrid_url: API key with the permission Mail Send; the EU has its own address.
         sendgrid_webhook_key: the public key that checks its Event Webhook.
+        mandrill_key, mandrill_webhook_key: API key of Mailchimp Transactional, and its webhook's key.
+        amazon_ses_topic: ARN of the SNS topic that reports events of Amazon SES.
+        webhook_url_secret: ends the address that is told to vendors who sign nothing: `.../webhooks/NAME?secret=...`.
         rate_per_second: messages a second at most; 0 means no limit.
         rate_burst: messages that may go at once after a pause; 0 means one second's worth.
         default_cap_messages, default_cap_days: marketing messages one person gets at most within so many days,
@@ -55,6 +58,10 @@ class SenderSettings(MailhouseSettings):
     sendgrid_key: SecretStr | None = None
     sendgrid_url: str = "https://api.sendgrid.com"
     sendgrid_webhook_key: str = ""
+    mandrill_key: SecretStr | None = None
+    mandrill_webhook_key: SecretStr | None = None
+    amazon_ses_topic: str = ""
+    webhook_url_secret: SecretStr | None = None
     rate_per_second: float = 0.0
     rate_burst: int = 0
     default_cap_messages: int = 0

@@ -15,10 +15,14 @@ PROVIDERS: dict[str, str] = {
     "maildir": "senders.providers.maildir:MaildirProvider",
     "smtp": "senders.providers.smtp:SmtpProvider",
     "sendgrid": "senders.providers.sendgrid:SendGridProvider",
+    "mandrill": "senders.providers.mandrill:MandrillProvider",
 }
 
 #: Those that report by webhook what became of messages which went out another way, by SMTP.
-WEBHOOK_READERS: dict[str, str] = {}
+WEBHOOK_READERS: dict[str, str] = {
+    "amazon_ses": "senders.providers.amazon_ses:AmazonSesEvents",
+    "postmark": "senders.providers.postmark:PostmarkEvents",
+}
 
 
 def provider_class(name: str) -> type[Provider]:

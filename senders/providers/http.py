@@ -18,7 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import SecretStr
@@ -99,25 +101,31 @@ class HttpProvider(Provider):
         # httpx logs addresses, and some of them are secrets
         logging.getLogger("httpx").setLevel(logging.WARNING)
         self._secrets = [secret.get_secret_value() for secret in secrets if secret is not None]
-        self._client = httpx.Client(
-            base_url=base_url,
-            headers={"user-agent": "mailhouse", **(headers or {})},
-            auth=auth,
-            timeout=httpx.Timeout(timeout, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(
-                max_connections=connections,
-                max_keepalive_connections=connections,
-                keepalive_expiry=IDLE_SECONDS,
-            ),
-            transport=transport,
-            follow_redirects=False,
-        )
-        if is_loopback(self._client.base_url.host):
+        self._base_url, self._timeout, self._transport = base_url, timeout, transport
+        self._headers, self._auth = {"user-agent": "mailhouse", **(headers or {})}, auth
+        if is_loopback(urlsplit(base_url).hostname or ""):
             self.capabilities = replace(self.capabilities, reaches_people=False)
         self._connections = connections
         self._pool: ThreadPoolExecutor | None = None
         self._refused: ProviderRefusedError | None = None
         self._lock = threading.Lock()
+
+    @cached_property
+    def _client(self) -> httpx.Client:
+        # made when it is first needed: whoever only reads webhooks calls nobody
+        return httpx.Client(
+            base_url=self._base_url,
+            headers=self._headers,
+            auth=self._auth,
+            timeout=httpx.Timeout(self._timeout, connect=CONNECT_SECONDS),
+            limits=httpx.Limits(
+                max_connections=self._connections,
+                max_keepalive_connections=self._connections,
+                keepalive_expiry=IDLE_SECONDS,
+            ),
+            transport=self._transport,
+            follow_redirects=False,
+        )
 
     # what a vendor's file fills in
 
@@ -355,7 +363,8 @@ class HttpProvider(Provider):
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
-        self._client.close()
+        if "_client" in self.__dict__:
+            self._client.close()
 
 
 def json_object(response: httpx.Response) -> dict[str, Any] | None:

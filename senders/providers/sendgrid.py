@@ -39,6 +39,7 @@ from senders.providers.webhooks import (
     is_recent,
     lowered,
     objects,
+    own_message_id,
     parse_json,
     required_key,
     text,
@@ -269,7 +270,7 @@ class SendGridProvider(HttpProvider):
         from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
         from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-        required_key(SecretStr(self._webhook_key), "sendgrid", "sendgrid_webhook_key")
+        required_key(self._webhook_key, "sendgrid", "sendgrid_webhook_key")
         values = lowered(headers)
         timestamp = values.get("x-twilio-email-event-webhook-timestamp", "")
         signature = from_base64(values.get("x-twilio-email-event-webhook-signature", ""))
@@ -317,7 +318,7 @@ def _row(event: dict[str, Any], now: datetime | None) -> dict[str, Any]:
         occurred_at=from_epoch(event.get("timestamp"), now),
         event_id=text(event.get("sg_event_id")),
         email=text(event.get("email")),
-        message_id=text(event.get(MESSAGE_ID)),
+        message_id=text(event.get(MESSAGE_ID)) or own_message_id(text(event.get("smtp-id"))),
         reject_reason=reason,
         metadata={key: value for key, value in event.items() if key not in _OWN_KEYS},
         bounce_class=bounce_class,

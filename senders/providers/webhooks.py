@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import hmac
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,12 @@ REMEMBERED = timedelta(days=3)
 MESSAGE_ID = "mailhouse_message_id"
 BATCH_ID = "mailhouse_batch_id"
 _MOST_EVENTS = 10_000
+_OWN_MESSAGE_ID = re.compile(
+    r"<?([0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})@[^>]*>?"
+)
 
+#: An address -> what is there; raises ValueError if it cannot be had.
+Fetch = Callable[[str], bytes]
 RefusalReason = Literal["forged", "replayed", "unreadable"]
 
 
@@ -157,13 +163,13 @@ def lowered(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
 
 
-def required_key(secret: SecretStr | None, provider: str, setting: str) -> bytes:
+def required_key(secret: SecretStr | str | None, provider: str, setting: str) -> bytes:
     """The key that a provider's signatures are checked with.
 
     Raises:
         SettingsError: it is not set: an unsigned call proves nothing.
     """
-    value = secret.get_secret_value() if secret is not None else ""
+    value = secret.get_secret_value() if isinstance(secret, SecretStr) else secret
     if not value:
         raise SettingsError(
             f"Webhooks of {provider} cannot be checked, because MAILHOUSE_{setting.upper()} is not set.",
@@ -207,6 +213,12 @@ def from_base64(value: str) -> bytes | None:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
         return None
+
+
+def own_message_id(header: str) -> str:
+    """Our message id in a Message-ID header that we wrote; empty if another wrote it."""
+    match = _OWN_MESSAGE_ID.fullmatch(header.strip())
+    return match[1] if match else ""
 
 
 def parse_json(body: bytes | str, provider: str) -> Any:
@@ -333,6 +345,3 @@ def event_row(
 def _storable(value: str) -> str:
     # lone surrogates, which JSON can spell, are no UTF-8
     return value.encode("utf-8", "replace").decode()
-
-
-Fetch = Callable[[str], bytes]
