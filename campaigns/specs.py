@@ -168,8 +168,8 @@ class Cap(Spec):
 class SendSpec(Spec):
     """What is sent, and from whom."""
 
-    channel: Literal["email", "video", "sms", "push", "chat", "webhook"] = Field(
-        "email", description="email, video, sms, push, chat or webhook"
+    channel: Literal["email", "journey", "video", "sms", "push", "chat", "webhook"] = Field(
+        "email", description="email, journey, video, sms, push, chat or webhook"
     )
     template: Name = Field(description="name of a file in content/templates, without .mjml")
     category: Literal["marketing", "transactional"] = Field(description="marketing or transactional")

@@ -35,6 +35,9 @@ class SenderSettings(MailhouseSettings):
         sendgrid_key, sendgrid_url: API key with the permission Mail Send; the EU has its own address.
         sendgrid_webhook_key: the public key that checks its Event Webhook.
         mandrill_key, mandrill_webhook_key: API key of Mailchimp Transactional, and its webhook's key.
+        mailchimp_key, mailchimp_audience: API key, and id of the audience.
+        mailchimp_journey, mailchimp_step: numbers of a customer journey and of its step that starts by API.
+        mailchimp_webhook_secret: signing secret of its webhooks, where Mailchimp shows one.
         amazon_ses_topic: ARN of the SNS topic that reports events of Amazon SES.
         webhook_url_secret: ends the address that is told to vendors who sign nothing: `.../webhooks/NAME?secret=...`.
         rate_per_second: messages a second at most; 0 means no limit.
@@ -60,6 +63,11 @@ class SenderSettings(MailhouseSettings):
     sendgrid_webhook_key: str = ""
     mandrill_key: SecretStr | None = None
     mandrill_webhook_key: SecretStr | None = None
+    mailchimp_key: SecretStr | None = None
+    mailchimp_audience: str = ""
+    mailchimp_journey: int = 0
+    mailchimp_step: int = 0
+    mailchimp_webhook_secret: SecretStr | None = None
     amazon_ses_topic: str = ""
     webhook_url_secret: SecretStr | None = None
     rate_per_second: float = 0.0

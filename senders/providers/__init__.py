@@ -16,6 +16,7 @@ PROVIDERS: dict[str, str] = {
     "smtp": "senders.providers.smtp:SmtpProvider",
     "sendgrid": "senders.providers.sendgrid:SendGridProvider",
     "mandrill": "senders.providers.mandrill:MandrillProvider",
+    "mailchimp": "senders.providers.mailchimp:MailchimpProvider",
 }
 
 #: Those that report by webhook what became of messages which went out another way, by SMTP.

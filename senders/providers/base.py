@@ -45,6 +45,8 @@ class NotSupportedError(ProviderError):
     """The provider cannot do this; `capabilities` says so too."""
 
 
+#: Channels that reach people by mail, so that consent to marketing mail covers them.
+CHANNELS_BY_MAIL = ("email", "journey", "video")
 #: Channel -> the profile's column that says where a message goes, where that is not the mail address. Messages of
 #: `chat` and `webhook` go where the settings say.
 ADDRESS_COLUMNS = {"sms": "phone", "push": "push_token"}
@@ -55,12 +57,13 @@ class Capabilities:
     """What a provider can do.
 
     Attributes:
-        channel: `email`, `video` (mail with a video in it), `sms`, `push`, `chat`, `webhook`.
+        channel: `email`, `video` (mail with a video in it), `journey` (mail that the provider writes), `sms`, `push`,
+            `chat`, `webhook`.
         dispatch_window: messages handed over between two commits of the ledger. A crash leaves at most so many
             `unknown`, unless `can_look_up`.
         most_per_call: messages that one call carries at most.
         wants_raw: takes the message as RFC 5322 bytes, so the pipeline makes those beforehand.
-        can_set_headers: passes on header fields, List-Unsubscribe among them; marketing mail must have those.
+        has_list_unsubscribe: its mail carries List-Unsubscribe, ours or its own; marketing mail must.
         can_attach: takes attachments.
         can_track: counts opens and clicks itself.
         longest_hold: how long it holds messages back before delivery; zero where it cannot.
@@ -74,7 +77,7 @@ class Capabilities:
     dispatch_window: int = 1000
     most_per_call: int = 1
     wants_raw: bool = True
-    can_set_headers: bool = True
+    has_list_unsubscribe: bool = True
     can_attach: bool = False
     can_track: bool = False
     longest_hold: timedelta = timedelta(0)
@@ -101,10 +104,10 @@ def unmet_needs(capabilities: Capabilities, needs: Needs) -> list[str]:
     unmet: list[str] = []
     if needs.channel != capabilities.channel:
         unmet.append(f"sends {capabilities.channel}, not {needs.channel}")
-    if needs.category == "marketing" and needs.channel != "email":
+    if needs.category == "marketing" and needs.channel not in CHANNELS_BY_MAIL:
         unmet.append(f"may not send marketing: consent for {needs.channel} is not kept, only for email")
-    elif needs.category == "marketing" and not capabilities.can_set_headers:
-        unmet.append("cannot send marketing: it passes on no List-Unsubscribe header (RFC 8058)")
+    elif needs.category == "marketing" and not capabilities.has_list_unsubscribe:
+        unmet.append("cannot send marketing: its mail carries no List-Unsubscribe (RFC 8058)")
     if needs.has_attachments and not capabilities.can_attach:
         unmet.append("takes no attachments")
     if needs.is_tracked and not capabilities.can_track:

@@ -189,6 +189,11 @@ def hmac_base64(key: bytes, content: bytes, algorithm: str) -> str:
     return base64.b64encode(hmac.new(key, content, algorithm).digest()).decode()
 
 
+def hmac_hex(key: bytes, content: bytes) -> str:
+    """HMAC-SHA256 in hexadecimal digits."""
+    return hmac.new(key, content, "sha256").hexdigest()
+
+
 def form_content(url: str, pairs: Sequence[tuple[str, str]]) -> bytes:
     """What Mandrill and Twilio sign: the address, then all fields by name, names and values run together."""
     return (url + "".join(name + value for name, value in sorted(pairs))).encode()

@@ -24,6 +24,7 @@ from senders.message import EventType
 from senders.providers import PROVIDERS, WEBHOOK_READERS, get_capabilities, get_webhook_reader
 from senders.providers.amazon_ses import AmazonSesEvents
 from senders.providers.base import NotSupportedError, WebhookReader
+from senders.providers.mailchimp import MailchimpProvider
 from senders.providers.mandrill import MandrillProvider
 from senders.providers.postmark import PostmarkEvents
 from senders.providers.sendgrid import SendGridProvider
@@ -33,6 +34,7 @@ from senders.providers.webhooks import (
     WebhookError,
     form_content,
     hmac_base64,
+    hmac_hex,
     receive,
 )
 from senders.settings import SenderSettings
@@ -197,6 +199,38 @@ def test_a_secret_in_the_address_stands_in_for_a_signature() -> None:
         PostmarkEvents(None).verify_signature(b"{}", {}, url="?secret=")
 
 
+def test_mailchimps_calls() -> None:
+    payloads = json.loads((VENDORS / "mailchimp/webhook_payloads.json").read_text())
+    reader = MailchimpProvider(
+        SecretStr("k-us1"),
+        audience="a",
+        url_secret=SecretStr("s"),
+        webhook_secret=SecretStr("mc-test-secret"),
+    )
+    rows = {word: reader.parse_webhook(payloads[word].encode(), {})[0] for word in payloads["events"]}
+    assert {word: row["type"] for word, row in rows.items()} == {
+        "subscribe": "subscribed", "unsubscribe": "unsubscribed", "profile": "unknown", "cleaned": "bounced",
+        "upemail": "unknown", "campaign": "unknown",
+    }  # fmt: skip
+    assert rows["unsubscribe"]["email"] == "api+unsub@mailchimp.com"
+    assert rows["unsubscribe"]["occurred_at"] == datetime(2009, 3, 26, 21, 40, 57, tzinfo=UTC)
+    abuse = payloads["cleaned"].replace("hard", "abuse").encode()
+    assert reader.parse_webhook(abuse, {})[0]["type"] == "complained"
+
+    url, body = "https://m.example/webhooks/mailchimp?secret=s", payloads["unsubscribe"].encode()
+    stamp = str(int(NOW.timestamp()))
+    header = {
+        "X-Mailchimp-Signature": f"t={stamp},v1={hmac_hex(b'mc-test-secret', stamp.encode() + b'.' + body)}"
+    }
+    assert reader.verify_signature(body, header, url=url, now=NOW)
+    assert not reader.verify_signature(body, header, url=url.replace("=s", "=t"), now=NOW)
+    assert not reader.verify_signature(body, {}, url=url, now=NOW)
+    assert not reader.verify_signature(body + b"&x=1", header, url=url, now=NOW)
+    assert not reader.verify_signature(body, header, url=url, now=NOW + timedelta(minutes=6)), "stale"
+    unsigned = MailchimpProvider(SecretStr("k-us1"), audience="a", url_secret=SecretStr("s"))
+    assert unsigned.verify_signature(body, {}, url=url)
+
+
 def test_a_call_is_taken_once_and_again_only_if_it_was_not_stored() -> None:
     reader = MandrillProvider(SecretStr("k"), webhook_key=SecretStr("hook"))
     seen = SeenCalls(MemorySeenStore(), remembered=timedelta(days=1))
@@ -230,19 +264,14 @@ def test_the_memory_of_calls_has_a_bound() -> None:
 
 @functools.cache
 def all_readers() -> list[WebhookReader]:
-    settings = SenderSettings(
-        **{
-            name: "x-1"
-            for name in SenderSettings.model_fields
-            if name.endswith(("_key", "_secret", "_token"))
-        },
-        **EXTRA,
-    )  # pyright: ignore[reportArgumentType]
+    ends = ("_key", "_secret", "_token")
+    values = {name: "x-1" for name in SenderSettings.model_fields if name.endswith(ends)} | EXTRA
+    settings = SenderSettings(**values)  # pyright: ignore[reportArgumentType]
     names = [name for name in PROVIDERS if get_capabilities(name).has_webhooks]
     return [get_webhook_reader(settings, name) for name in (*names, *WEBHOOK_READERS)]
 
 
-EXTRA: dict[str, Any] = {}
+EXTRA: dict[str, Any] = {"mailchimp_key": "x-us1", "mailchimp_audience": "a"}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3)
