@@ -132,7 +132,7 @@ class AmazonSesEvents(WebhookReader):
         return self._certificates[place]
 
     def parse_webhook(
-        self, body: bytes, headers: Mapping[str, str], *, now: datetime | None = None
+        self, body: bytes, headers: Mapping[str, str], *, url: str = "", now: datetime | None = None
     ) -> list[dict[str, Any]]:
         """One row a recipient; none for a message about the subscription itself, whose link is logged."""
         message = parse_json(body, self.name)

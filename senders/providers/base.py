@@ -158,19 +158,20 @@ class WebhookReader:
         raise NotImplementedError
 
     def parse_webhook(
-        self, body: bytes, headers: Mapping[str, str], *, now: datetime | None = None
+        self, body: bytes, headers: Mapping[str, str], *, url: str = "", now: datetime | None = None
     ) -> list[dict[str, Any]]:
         """Rows of `raw.events` that a webhook call carries, each with the provider's own payload in `esp_event`.
 
         Args:
             headers: names in any case.
+            url: the address that was called.
             now: when it came in; left out, the time by the clock. Stands in where an event says no time.
 
         Raises:
             WebhookError: the body is nothing that the provider sends.
             NotSupportedError: the provider calls no webhooks.
         """
-        del headers, now
+        del headers, url, now
         raise NotSupportedError(
             f"Provider {self.name} has no webhooks, so {len(body)} bytes cannot be its call."
         )

@@ -9,12 +9,14 @@ leaves the outcome `unknown`, and only the provider's events or `lookup` settle 
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
+import ssl
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -75,6 +77,68 @@ class LostError(Exception):
     """The request may have reached the provider, and there is no answer."""
 
 
+class TokenError(Exception):
+    """No access token can be had; certainly nothing was sent.
+
+    Attributes:
+        is_refused: the vendor refuses our credentials, so trying again changes nothing.
+    """
+
+    def __init__(self, message: str, *, is_refused: bool) -> None:
+        super().__init__(message)
+        self.is_refused = is_refused
+
+
+class TokenAuth(httpx.Auth):
+    """OAuth 2 bearer tokens: fetched when needed, kept until a minute before they expire, once more after a 401.
+
+    Args:
+        fetch: asks the vendor for a token; returns the response of its token endpoint (RFC 6749 section 5).
+    """
+
+    def __init__(self, fetch: Callable[[], httpx.Response]) -> None:
+        self._fetch = fetch
+        self._token, self._expires_at = "", 0.0
+        self._lock = threading.Lock()
+
+    def auth_flow(self, request: httpx.Request) -> Iterator[httpx.Request]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """httpx's hook."""
+        token = self.token()
+        request.headers["authorization"] = f"Bearer {token}"
+        response = yield request
+        if response.status_code == 401:
+            request.headers["authorization"] = f"Bearer {self.token(instead_of=token)}"
+            yield request
+
+    def token(self, *, instead_of: str = "") -> str:
+        """A token that is good now.
+
+        Args:
+            instead_of: one that the vendor would not take.
+
+        Raises:
+            TokenError: there is none to be had.
+        """
+        with self._lock:
+            if self._token and self._token != instead_of and time.monotonic() < self._expires_at:
+                return self._token
+            try:
+                response = self._fetch()
+            except httpx.RequestError as error:
+                raise TokenError(f"no access token: {type(error).__name__}", is_refused=False) from error
+            answer = json_object(response) or {}
+            token, lasts = answer.get("access_token"), answer.get("expires_in", 3600)
+            if not (response.is_success and isinstance(token, str) and token):
+                words = answer.get("error") if isinstance(answer.get("error"), str) else ""
+                raise TokenError(
+                    f"no access token: {response.status_code} {words}".strip(),
+                    is_refused=response.status_code in (400, 401, 403) and bool(answer),
+                )
+            seconds = float(lasts) if isinstance(lasts, int | float) else 3600.0
+            self._token, self._expires_at = token, time.monotonic() + max(0.0, seconds - 60)
+            return token
+
+
 class HttpProvider(Provider):
     """Base of the providers that speak HTTP.
 
@@ -124,6 +188,7 @@ class HttpProvider(Provider):
                 keepalive_expiry=IDLE_SECONDS,
             ),
             transport=self._transport,
+            verify=_trust(),
             follow_redirects=False,
         )
 
@@ -238,6 +303,12 @@ class HttpProvider(Provider):
             response = self.request(call)
         except NotSentError as error:
             return self._later(call, str(error), None)
+        except TokenError as error:
+            if not error.is_refused:
+                return self._later(call, self.clean(str(error)), None)
+            with self._lock:
+                self._refused = self._refused or self._token_refusal(error)
+            return _each(call, Status.FAILED, Reason.SENDER_REFUSED, self.clean(str(error)))
         except LostError as error:
             return _each(call, Status.UNKNOWN, "", str(error))
         verdict = self.judge(response)
@@ -292,12 +363,19 @@ class HttpProvider(Provider):
             fix=f"Correct the settings of {self.name} (docs/providers.md), then send again.",
         )
 
+    def _token_refusal(self, error: TokenError) -> ProviderRefusedError:
+        return ProviderRefusedError(
+            f"Provider {self.name} refuses our credentials: {self.clean(str(error))}.",
+            fix=f"Correct the credentials of {self.name} (docs/providers.md), then send again.",
+        )
+
     def request(self, call: Call) -> httpx.Response:
         """Make one request.
 
         Raises:
             NotSentError: it certainly did not get there.
             LostError: it may have got there.
+            TokenError: there is no access token for it.
         """
         has_begun = False
 
@@ -329,6 +407,12 @@ class HttpProvider(Provider):
         """
         try:
             response = self.request(call)
+        except TokenError as error:
+            if error.is_refused:
+                raise self._token_refusal(error) from error
+            raise ProviderUnavailableError(
+                f"Provider {self.name} gives us no token: {self.clean(str(error))}.", fix="Try again later."
+            ) from error
         except (NotSentError, LostError) as error:
             raise ProviderUnavailableError(
                 f"Provider {self.name} did not answer when asked to {what}: {error}.", fix="Try again later."
@@ -365,6 +449,12 @@ class HttpProvider(Provider):
             self._pool = None
         if "_client" in self.__dict__:
             self._client.close()
+
+
+@functools.cache
+def _trust() -> ssl.SSLContext:
+    # reading the authorities takes longer than a call
+    return httpx.create_ssl_context()
 
 
 def json_object(response: httpx.Response) -> dict[str, Any] | None:

@@ -430,14 +430,15 @@ class MailchimpProvider(HttpProvider):
         if self._webhook_secret is None:
             return True
         header = lowered(headers).get("x-mailchimp-signature", "")
-        parts = dict(part.strip().partition("=")[::2] for part in header.split(","))
+        pairs = (part.strip().partition("=") for part in header.split(","))
+        parts = {name: value for name, _, value in pairs}
         if not is_recent(parts.get("t", ""), now):
             return False
         signed = hmac_hex(self._webhook_secret.get_secret_value().encode(), parts["t"].encode() + b"." + body)
         return is_equal(signed, parts.get("v1", ""))
 
     def parse_webhook(
-        self, body: bytes, headers: Mapping[str, str], *, now: datetime | None = None
+        self, body: bytes, headers: Mapping[str, str], *, url: str = "", now: datetime | None = None
     ) -> list[dict[str, Any]]:
         """One row; Mailchimp calls once an event, with a form."""
         fields = dict(parse_form(body, self.name))

@@ -238,7 +238,7 @@ class MandrillProvider(HttpProvider):
         )
 
     def parse_webhook(
-        self, body: bytes, headers: Mapping[str, str], *, now: datetime | None = None
+        self, body: bytes, headers: Mapping[str, str], *, url: str = "", now: datetime | None = None
     ) -> list[dict[str, Any]]:
         """One row an event."""
         events = dict(parse_form(body, self.name)).get("mandrill_events", "")

@@ -85,7 +85,7 @@ class PostmarkEvents(WebhookReader):
         return has_secret(url, required_key(self._secret, self.name, "webhook_url_secret"))
 
     def parse_webhook(
-        self, body: bytes, headers: Mapping[str, str], *, now: datetime | None = None
+        self, body: bytes, headers: Mapping[str, str], *, url: str = "", now: datetime | None = None
     ) -> list[dict[str, Any]]:
         """One row; Postmark calls once an event."""
         event = parse_json(body, self.name)

@@ -292,7 +292,7 @@ class SendGridProvider(HttpProvider):
         return True
 
     def parse_webhook(
-        self, body: bytes, headers: Mapping[str, str], *, now: datetime | None = None
+        self, body: bytes, headers: Mapping[str, str], *, url: str = "", now: datetime | None = None
     ) -> list[dict[str, Any]]:
         """One row an event."""
         return [_row(event, now) for event in objects(parse_json(body, self.name), self.name)]

@@ -152,7 +152,7 @@ def receive(
     if not reader.verify_signature(body, headers, url=url, now=now):
         raise WebhookError(f"The signature of this call of {reader.name} is not good.", reason="forged")
     key = seen.refuse_repeated(reader.name, body, headers, now)
-    rows = reader.parse_webhook(body, headers, now=now)
+    rows = reader.parse_webhook(body, headers, url=url, now=now)
     for row in rows:
         row["received_at"] = now
     return Received(rows, key)
