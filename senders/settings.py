@@ -38,6 +38,12 @@ class SenderSettings(MailhouseSettings):
         mailchimp_key, mailchimp_audience: API key, and id of the audience.
         mailchimp_journey, mailchimp_step: numbers of a customer journey and of its step that starts by API.
         mailchimp_webhook_secret: signing secret of its webhooks, where Mailchimp shows one.
+        bombbomb_token, bombbomb_video, bombbomb_template: key or access token, id of the video, id of a template.
+        bombbomb_client_id, bombbomb_client_secret: OAuth client, if the token is a refresh token.
+        twilio_account, twilio_token, twilio_from: account SID, auth token, and number or messaging service.
+        fcm_credentials: key file of a Firebase service account.
+        slack_url, slack_signing_secret: address of an incoming webhook, and the app's signing secret.
+        webhook_url, webhook_secret: where the provider `webhook` posts messages, and `whsec_...` that signs them.
         amazon_ses_topic: ARN of the SNS topic that reports events of Amazon SES.
         webhook_url_secret: ends the address that is told to vendors who sign nothing: `.../webhooks/NAME?secret=...`.
         rate_per_second: messages a second at most; 0 means no limit.
@@ -68,6 +74,19 @@ class SenderSettings(MailhouseSettings):
     mailchimp_journey: int = 0
     mailchimp_step: int = 0
     mailchimp_webhook_secret: SecretStr | None = None
+    bombbomb_token: SecretStr | None = None
+    bombbomb_video: str = ""
+    bombbomb_template: str = ""
+    bombbomb_client_id: str = ""
+    bombbomb_client_secret: SecretStr | None = None
+    twilio_account: str = ""
+    twilio_token: SecretStr | None = None
+    twilio_from: str = ""
+    fcm_credentials: Path | None = None
+    slack_url: SecretStr | None = None
+    slack_signing_secret: SecretStr | None = None
+    webhook_url: str = ""
+    webhook_secret: SecretStr | None = None
     amazon_ses_topic: str = ""
     webhook_url_secret: SecretStr | None = None
     rate_per_second: float = 0.0

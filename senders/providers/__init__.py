@@ -17,6 +17,11 @@ PROVIDERS: dict[str, str] = {
     "sendgrid": "senders.providers.sendgrid:SendGridProvider",
     "mandrill": "senders.providers.mandrill:MandrillProvider",
     "mailchimp": "senders.providers.mailchimp:MailchimpProvider",
+    "bombbomb": "senders.providers.bombbomb:BombBombProvider",
+    "twilio": "senders.providers.twilio:TwilioProvider",
+    "fcm": "senders.providers.fcm:FcmProvider",
+    "slack": "senders.providers.slack:SlackProvider",
+    "webhook": "senders.providers.webhook:WebhookProvider",
 }
 
 #: Those that report by webhook what became of messages which went out another way, by SMTP.

@@ -24,10 +24,14 @@ from senders.message import EventType
 from senders.providers import PROVIDERS, WEBHOOK_READERS, get_capabilities, get_webhook_reader
 from senders.providers.amazon_ses import AmazonSesEvents
 from senders.providers.base import NotSupportedError, WebhookReader
+from senders.providers.bombbomb import BombBombProvider
 from senders.providers.mailchimp import MailchimpProvider
 from senders.providers.mandrill import MandrillProvider
 from senders.providers.postmark import PostmarkEvents
 from senders.providers.sendgrid import SendGridProvider
+from senders.providers.slack import SlackProvider
+from senders.providers.twilio import TwilioProvider
+from senders.providers.webhook import WebhookProvider
 from senders.providers.webhooks import (
     MemorySeenStore,
     SeenCalls,
@@ -231,6 +235,90 @@ def test_mailchimps_calls() -> None:
     assert unsigned.verify_signature(body, {}, url=url)
 
 
+def test_twilios_vector_and_callbacks() -> None:
+    case = json.loads((VENDORS / "twilio/signature_vector.json").read_text())
+    reader = TwilioProvider("AC1", SecretStr(case["auth_token"]), sender="MG1")
+    body, headers = urlencode(case["params"]).encode(), {"x-twilio-signature": case["X-Twilio-Signature"]}
+    assert reader.verify_signature(body, headers, url=case["url"])
+    assert not reader.verify_signature(body, headers, url=case["url"] + "&baz=3")
+    assert not reader.verify_signature(body + b"&Digits=5", headers, url=case["url"])
+    assert not reader.verify_signature(body, {}, url=case["url"])
+
+    def row(url: str = "", **fields: str) -> dict[str, Any]:
+        return reader.parse_webhook(
+            urlencode({"MessageSid": "SM1", **fields}).encode(), {}, url=url, now=NOW
+        )[0]
+
+    url = "https://m.example/webhooks/twilio?mailhouse_message_id=id-1"
+    found = row(url, MessageStatus="undelivered", ErrorCode="30005", To="+447700900123")
+    properties = json.loads(found["properties"])
+    assert (found["type"], found["message_id"], found["occurred_at"]) == ("bounced", "id-1", NOW)
+    assert (properties["reject_reason"], properties["bounce_class"]) == ("invalid", "hard")
+    assert properties["phone"] == "+447700900123"
+    assert row(MessageStatus="partially_delivered")["type"] == "unknown"
+    stop = row(SmsStatus="received", OptOutType="STOP", From="+447700900123", To="+15005550006")
+    assert stop["type"] == "unsubscribed" and json.loads(stop["properties"])["phone"] == "+447700900123"
+    ids = {row(MessageStatus=word)["event_id"] for word in ("sent", "delivered")}
+    assert ids == {"twilio:SM1:sent:", "twilio:SM1:delivered:"}
+
+
+def test_slacks_vector() -> None:
+    case = json.loads((VENDORS / "slack/signature_vector.json").read_text())
+    reader = SlackProvider(
+        SecretStr("https://hooks.slack.example/x"), signing_secret=SecretStr(case["secret"])
+    )
+    headers = {name: value for name, value in case.items() if name.startswith("X-Slack")}
+    body, then = case["body"].encode(), datetime.fromtimestamp(int(case["X-Slack-Request-Timestamp"]), UTC)
+    assert reader.verify_signature(body, headers, now=then)
+    assert not reader.verify_signature(body, headers, now=then + timedelta(seconds=301)), "stale"
+    assert not reader.verify_signature(body + b"x", headers, now=then)
+    assert not reader.verify_signature(body, {**headers, "X-Slack-Request-Timestamp": "1531420619"}, now=then)
+    (row,) = reader.parse_webhook(body, headers)
+    assert (row["type"], row["occurred_at"]) == ("unknown", then)
+    assert json.loads(row["properties"])["command"] == "/webhook-collect"
+    assert "xyzz0WbapA4vBCDEFasx0q6G" not in row["esp_event"], "Slack's token is a secret"
+
+
+def test_the_vector_of_standard_webhooks() -> None:
+    case = json.loads((VENDORS / "webhook/signature_vector.json").read_text())
+    reader = WebhookProvider("https://hooks.example.com", SecretStr(case["secret"]))
+    headers = {name: value for name, value in case.items() if name.startswith("webhook-")}
+    body, then = case["body"].encode(), datetime.fromtimestamp(int(case["webhook-timestamp"]), UTC)
+    assert reader.verify_signature(body, headers, now=then)
+    several = {**headers, "webhook-signature": f"v1,AAAA v2,xx {headers['webhook-signature']}"}
+    assert reader.verify_signature(body, several, now=then)
+    assert not reader.verify_signature(body, headers, now=then + timedelta(seconds=301)), "stale"
+    assert not reader.verify_signature(body, headers, now=then - timedelta(seconds=301)), "from the future"
+    assert not reader.verify_signature(body, {**headers, "webhook-id": "msg_2"}, now=then)
+    assert not reader.verify_signature(body + b" ", headers, now=then)
+    report = {
+        "type": "bounced", "message_id": "id-1", "email": "a@b.example", "bounce_class": "hard",
+        "reject_reason": "bounced", "occurred_at": "2026-06-27T10:00:00+01:00",
+    }  # fmt: skip
+    rows = reader.parse_webhook(json.dumps([report, {"type": "order.placed"}]).encode(), headers)
+    assert [row["type"] for row in rows] == ["bounced", "unknown"]
+    assert rows[0]["occurred_at"] == NOW and rows[0]["message_id"] == "id-1"
+    assert json.loads(rows[0]["properties"])["bounce_class"] == "hard"
+    assert rows[0]["event_id"] != rows[1]["event_id"]
+
+
+def test_bombbombs_calls() -> None:
+    payloads = json.loads((VENDORS / "bombbomb/webhook_payloads.json").read_text())
+    reader = BombBombProvider(SecretStr("k"), video="v", url_secret=SecretStr("s"))
+    types: dict[str, str] = {}
+    for name, payload in payloads.items():
+        if isinstance(payload, dict):
+            (row,) = reader.parse_webhook(json.dumps(payload).encode(), {}, now=NOW)
+            types[name] = row["type"]
+            assert row["occurred_at"].year == 2015
+    assert types == {
+        "TestWebhook": "unknown", "ContactAddedToList": "unknown", "ContactSuppressed": "unsubscribed",
+        "ContactUnsubscribed": "unsubscribed", "ContactUpdated": "unknown", "EmailSent": "sent",
+    }  # fmt: skip
+    assert reader.verify_signature(b"{}", {}, url="https://m.example/webhooks/bombbomb?secret=s")
+    assert not reader.verify_signature(b"{}", {}, url="https://m.example/webhooks/bombbomb")
+
+
 def test_a_call_is_taken_once_and_again_only_if_it_was_not_stored() -> None:
     reader = MandrillProvider(SecretStr("k"), webhook_key=SecretStr("hook"))
     seen = SeenCalls(MemorySeenStore(), remembered=timedelta(days=1))
@@ -271,7 +359,11 @@ def all_readers() -> list[WebhookReader]:
     return [get_webhook_reader(settings, name) for name in (*names, *WEBHOOK_READERS)]
 
 
-EXTRA: dict[str, Any] = {"mailchimp_key": "x-us1", "mailchimp_audience": "a"}
+EXTRA: dict[str, Any] = {
+    "mailchimp_key": "x-us1", "mailchimp_audience": "a", "bombbomb_video": "v", "twilio_account": "AC1",
+    "twilio_from": "MG1", "slack_url": "https://hooks.slack.example/x", "webhook_url": "https://hooks.example.com",
+    "webhook_secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+}  # fmt: skip
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3)
