@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from jsonschema import Draft202012Validator
 from pydantic import SecretStr
-from sending import audience, plan, sender_settings, write_content
+from sending import people, plan, sender_settings, write_content
 from vendor_server import VENDORS, Answer, Request, VendorServer, form_checks, serve
 
 from senders.export import SETTLED_BY
@@ -531,21 +531,13 @@ class Bench:
         category = "marketing" if capabilities.channel in ("email", "journey") else "transactional"
         with Ledger.open(self.settings) as ledger:
             return send(
-                plan(channel=capabilities.channel, category=category, **more), frames or [people()],
+                plan(channel=capabilities.channel, category=category, **more), frames or [people(PEOPLE)],
                 settings=self.settings, ledger=ledger, provider=self.provider, retry=QUICK,
             )  # fmt: skip
 
     def counts(self) -> Counter[str]:
         with Ledger.open(self.settings) as ledger:
             return ledger.counts(*THING)
-
-
-def people(number: int = PEOPLE) -> pl.DataFrame:
-    frame = pl.concat(list(audience(number)))
-    return frame.with_columns(
-        phone=pl.format("+4477009{}", pl.col("contact_id").cast(pl.String).str.zfill(5)),
-        push_token=pl.format("token-{}", "contact_id"),
-    )
 
 
 @pytest.fixture(params=CASES)
