@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from senders.message import EventType, RejectReason
@@ -104,7 +104,7 @@ class AmazonSesEvents(WebhookReader):
             return False
         if not isinstance(message, dict) or not is_equal(self._topic, text(message.get("TopicArn"))):
             return False
-        published = from_iso(message.get("Timestamp"), datetime.fromtimestamp(0).astimezone())
+        published = from_iso(message.get("Timestamp"), datetime.fromtimestamp(0, UTC))
         if not is_recent(str(int(published.timestamp())), now, TOLERANCE):
             return False
         place = text(message.get("SigningCertURL"))

@@ -60,7 +60,7 @@ def share(
         shared
         for alike in groups.values()
         for group in alike
-        for start in range(0, len(group.messages), most)
+        for start in range(0, len(group.members), most)
         for shared in group.finish(start, start + most, tag, most_bytes)
     ]
 
@@ -119,41 +119,62 @@ class _Shape:
 class _Group:
     def __init__(self, message: Message) -> None:
         self.html, self.text = _Shape(message.html, _HTML), _Shape(message.text, _TEXT)
-        self.messages = [message]
+        # each with its values under the shape of then, which are good as long as the shape is
+        self.members: list[tuple[Message, list[str], int]] = [(message, [], 0)]
+        self.version = 0
+
+    @property
+    def gaps(self) -> int:
+        return len(self.html.parts) + len(self.text.parts) - 2
 
     def take(self, message: Message) -> bool:
         """Add the message if it is of this shape, or can be made to."""
+        values: list[str] = []
         for shape, text in ((self.html, message.html), (self.text, message.text)):
-            if shape.values(text) is None and not (shape.widened(text) and shape.values(text) is not None):
+            found = shape.values(text)
+            if found is None and shape.widened(text):
+                self.version += 1
+                found = shape.values(text)
+            if found is None:
                 return False
-        self.messages.append(message)
+            values += found
+        self.members.append((message, values, self.version))
         return True
 
     def finish(self, start: int, stop: int, tag: Callable[[str], str], most_bytes: int) -> list[Shared]:
+        """The members from `start` to `stop`: together, but for those that have too much of their own."""
         # nobody can know it beforehand, so no content holds it
         salt = secrets.token_hex(6)
-        tags = [tag(f"{salt}{n}") for n in range(len(self.html.parts) + len(self.text.parts) - 2)]
-        html_tags, text_tags = tags[: len(self.html.parts) - 1], tags[len(self.html.parts) - 1 :]
+        tags = [tag(f"{salt}{number}") for number in range(self.gaps)]
         size = sum(map(len, tags))
         together: list[Message] = []
         values: list[dict[str, str]] = []
-        alone: list[Shared] = []
-        for message in self.messages[start:stop]:
-            html, text = self.html.values(message.html), self.text.values(message.text)
-            if html is None or text is None or size + len("".join(html + text).encode()) > most_bytes:
-                alone.append(Shared([message], message.html, message.text, [{}]))
+        groups: list[Shared] = []
+        for message, known, version in self.members[start:stop]:
+            found = known if version == self.version else self._values(message)
+            if found is None or size + len("".join(found).encode()) > most_bytes:
+                groups.append(_alone(message))
             else:
                 together.append(message)
-                values.append(dict(zip(tags, html + text, strict=True)))
+                values.append(dict(zip(tags, found, strict=True)))
         if len(together) == 1:
-            alone.append(Shared(together, together[0].html, together[0].text, [{}]))
+            groups.append(_alone(together[0]))
         elif together:
-            alone.append(
-                Shared(
-                    together, _filled(self.html.parts, html_tags), _filled(self.text.parts, text_tags), values
-                )
+            html_gaps = len(self.html.parts) - 1
+            html, text = (
+                _filled(self.html.parts, tags[:html_gaps]),
+                _filled(self.text.parts, tags[html_gaps:]),
             )
-        return alone
+            groups.append(Shared(together, html, text, values))
+        return groups
+
+    def _values(self, message: Message) -> list[str] | None:
+        html, text = self.html.values(message.html), self.text.values(message.text)
+        return None if html is None or text is None else html + text
+
+
+def _alone(message: Message) -> Shared:
+    return Shared([message], message.html, message.text, [{}])
 
 
 def _filled(parts: Sequence[str], tags: Sequence[str]) -> str:

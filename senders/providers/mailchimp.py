@@ -195,9 +195,12 @@ class MailchimpProvider(HttpProvider):
         """Put the recipient into the audience first; what goes wrong with that happens before anything is sent."""
         if not call.messages:
             return super().request(call)
-        email = call.messages[0].recipient.email
+        (message,) = call.messages
+        # marketing goes to those who consented to it, and every such message has this header
+        is_marketing = any(name == "List-Unsubscribe" for name, _ in message.headers)
+        member = Member(message.recipient.email, "subscribed" if is_marketing else "transactional")
         try:
-            response = super().request(self._upsert_call(Member(email)))
+            response = super().request(self._upsert_call(member))
         except LostError as error:
             raise NotSentError(f"member not put into the audience: {error}") from error
         if response.status_code in _SAFE_TO_REPEAT:
