@@ -20,6 +20,8 @@ _HTML = re.compile(r'[^<>"\n]+|[<>"\n]+')
 _TEXT = re.compile(r"[^\n]+|\n+")
 #: A common part that is shorter joins the values beside it: it would be found anywhere.
 _SHORTEST = 4
+#: Share of the HTML that messages of one shape have in common at least: less is not worth sending together.
+_LEAST = 0.25
 #: Shapes that are tried before a message counts as a shape of its own.
 _SHAPES = 16
 
@@ -49,17 +51,22 @@ def share(
         most_bytes: UTF-8 bytes of one message's tags and values at most; a message with more goes alone.
         most: messages in one group at most.
     """
-    groups: dict[tuple[int, ...], list[_Group]] = {}
+    groups: list[_Group] = []
+    alike: dict[tuple[int, ...], list[_Group]] = {}
     for message in messages:
-        # messages that are built alike have as many of each; counting is far cheaper than trying
+        # most messages are of a shape that is known by now, and trying is cheaper than counting
+        if any(group.take(message) for group in groups[-_SHAPES:]):
+            continue
+        # messages that are built alike have as many of each
         html, text = message.html, message.text
-        alike = groups.setdefault((html.count("<"), html.count('"'), html.count("\n"), text.count("\n")), [])
-        if not any(group.take(message) for group in alike[-_SHAPES:]):
-            alike.append(_Group(message))
+        key = (html.count("<"), html.count('"'), html.count("\n"), text.count("\n"))
+        candidates = alike.setdefault(key, [])
+        if not any(group.take(message, widen=True) for group in candidates[-_SHAPES:]):
+            groups.append(_Group(message))
+            candidates.append(groups[-1])
     return [
         shared
-        for alike in groups.values()
-        for group in alike
+        for group in groups
         for start in range(0, len(group.members), most)
         for shared in group.finish(start, start + most, tag, most_bytes)
     ]
@@ -68,8 +75,8 @@ def share(
 class _Shape:
     """The common parts of texts: `parts[0] value parts[1] value ... parts[-1]`."""
 
-    def __init__(self, text: str, token: re.Pattern[str]) -> None:
-        self._token = token
+    def __init__(self, text: str, token: re.Pattern[str], least: float = 0.0) -> None:
+        self._token, self._least = token, least
         self._tokens: list[str | None] = list(token.findall(text))
         self.parts: list[str] = [text]
 
@@ -95,13 +102,14 @@ class _Shape:
         return found
 
     def widened(self, text: str) -> bool:
-        """Open gaps where the text differs; False if it is built differently."""
+        """Open gaps where the text differs; False if it is built differently, or too little would be in common."""
         tokens = self._token.findall(text)
         if len(tokens) != len(self._tokens):
             return False
-        self._tokens = [
-            ours if ours == theirs else None for ours, theirs in zip(self._tokens, tokens, strict=True)
-        ]
+        common = [ours if ours == theirs else None for ours, theirs in zip(self._tokens, tokens, strict=True)]
+        if sum(len(token) for token in common if token is not None) < self._least * len(text):
+            return False
+        self._tokens = common
         runs = [
             "" if is_gap else "".join(token for token in group if token is not None)
             for is_gap, group in itertools.groupby(self._tokens, key=lambda token: token is None)
@@ -118,7 +126,7 @@ class _Shape:
 
 class _Group:
     def __init__(self, message: Message) -> None:
-        self.html, self.text = _Shape(message.html, _HTML), _Shape(message.text, _TEXT)
+        self.html, self.text = _Shape(message.html, _HTML, _LEAST), _Shape(message.text, _TEXT)
         # each with its values under the shape of then, which are good as long as the shape is
         self.members: list[tuple[Message, list[str], int]] = [(message, [], 0)]
         self.version = 0
@@ -127,12 +135,12 @@ class _Group:
     def gaps(self) -> int:
         return len(self.html.parts) + len(self.text.parts) - 2
 
-    def take(self, message: Message) -> bool:
-        """Add the message if it is of this shape, or can be made to."""
+    def take(self, message: Message, *, widen: bool = False) -> bool:
+        """Add the message if it is of this shape, or with `widen` if the shape can be made to hold it."""
         values: list[str] = []
         for shape, text in ((self.html, message.html), (self.text, message.text)):
             found = shape.values(text)
-            if found is None and shape.widened(text):
+            if found is None and widen and shape.widened(text):
                 self.version += 1
                 found = shape.values(text)
             if found is None:

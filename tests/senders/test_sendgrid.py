@@ -17,14 +17,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import SecretStr
 from sending import audience, plan, sender_settings, write_content
+from typer.testing import CliRunner
 from vendor_server import VENDORS, Answer, Request, VendorServer, openapi_checks, serve
 
 from campaigns.identity import message_ids
+from mailhouse.cli import app
 from senders.export import SETTLED_BY
 from senders.ledger import Ledger
 from senders.message import Address, EventType, Message, Status
 from senders.pipeline import SendSummary, send
-from senders.providers.base import ProviderRefusedError, ProviderUnavailableError
+from senders.providers.base import NotSupportedError, ProviderRefusedError, ProviderUnavailableError
 from senders.providers.sendgrid import SendGridProvider
 from senders.retries import RetryPolicy
 from senders.settings import SenderSettings
@@ -322,6 +324,18 @@ def test_mail_that_is_held_back_has_a_batch_and_can_be_cancelled(
     assert payload["personalizations"][0]["custom_args"]["mailhouse_batch_id"] == "batch-1"
     provider.cancel("batch-1")
     assert fake.batches == {"batch-1": "cancel"}
+
+
+def test_a_batch_is_cancelled_by_command(
+    fake: FakeSendGrid, vendor: VendorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAILHOUSE_SENDGRID_KEY", "SG.key")
+    monkeypatch.setenv("MAILHOUSE_SENDGRID_URL", vendor.url)
+    result = CliRunner().invoke(app, ["cancel", "batch-9", "--provider", "sendgrid"])
+    assert result.output == "sendgrid has cancelled batch batch-9.\n"
+    assert fake.batches == {"batch-9": "cancel"}
+    refused = CliRunner().invoke(app, ["cancel", "batch-9", "--provider", "maildir"])
+    assert isinstance(refused.exception, NotSupportedError)
 
 
 def test_sends_from_several_threads_take_each_message_once(
