@@ -47,7 +47,7 @@ class Webhooks:
         try:
             self._reader(name)
         except (SettingsError, NotSupportedError) as error:
-            _log.warning("a webhook call for %s: %s", name, error.message)
+            _log.info("a webhook call for %s: %s", name, error.message)
             return False
         return True
 

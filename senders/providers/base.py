@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from senders.message import Delivery, Message
 from senders.settings import SenderSettings
@@ -144,9 +144,13 @@ class WebhookReader:
     """Reads the calls by which a provider reports what became of messages.
 
     `senders.providers.webhooks.receive` does it all in order: signature, age, replay, rows.
+
+    Attributes:
+        signed_headers: headers that are signed with the body, in small letters: two calls that differ in them are two.
     """
 
     name: str
+    signed_headers: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def from_settings(cls, settings: SenderSettings) -> Self:

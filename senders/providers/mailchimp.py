@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 import orjson
@@ -43,7 +43,7 @@ from senders.providers.webhooks import (
     required_key,
     text,
 )
-from senders.settings import SenderSettings
+from senders.settings import SenderSettings, is_loopback
 from warehouse.errors import SettingsError
 
 MOST_CONNECTIONS = 10
@@ -322,6 +322,9 @@ class MailchimpProvider(HttpProvider):
 
     def _failures(self, url: str, members: Sequence[Member]) -> dict[str, str]:
         """Failed operations of a batch, out of the tar.gz of JSON files that Mailchimp makes of it."""
+        parts = urlsplit(url)
+        if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+            raise ProviderUnavailableError("The results of a Mailchimp batch are at no https address.")
         try:
             # on another server, which must not be shown our key
             response = httpx.get(url, timeout=60, follow_redirects=False)

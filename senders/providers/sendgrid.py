@@ -99,6 +99,7 @@ class SendGridProvider(HttpProvider):
     """
 
     name = "sendgrid"
+    signed_headers = ("x-twilio-email-event-webhook-timestamp",)
     capabilities = Capabilities(
         most_per_call=MOST_PERSONALIZATIONS, wants_raw=False, can_track=True, longest_hold=timedelta(hours=72),
         can_cancel=True, has_webhooks=True,

@@ -61,6 +61,7 @@ class SlackProvider(HttpProvider):
     """
 
     name = "slack"
+    signed_headers = ("x-slack-request-timestamp",)
     capabilities = Capabilities(channel="chat", dispatch_window=10, wants_raw=False, has_webhooks=True)
 
     def __init__(

@@ -51,6 +51,7 @@ class WebhookProvider(HttpProvider):
     """
 
     name = "webhook"
+    signed_headers = ("webhook-id", "webhook-timestamp")
     capabilities = Capabilities(channel="webhook", dispatch_window=100, wants_raw=False, has_webhooks=True)
 
     def __init__(self, url: str, secret: SecretStr, **options: Any) -> None:

@@ -100,22 +100,24 @@ class SeenCalls:
     def __init__(self, store: SeenStore, *, remembered: timedelta = REMEMBERED) -> None:
         self._store, self._remembered = store, remembered
 
-    def refuse_repeated(self, name: str, body: bytes, headers: Mapping[str, str], now: datetime) -> str:
+    def refuse_repeated(
+        self, reader: WebhookReader, body: bytes, headers: Mapping[str, str], now: datetime
+    ) -> str:
         """The call's key, for `note` once its rows are stored.
+
+        Only what is signed makes the key: whoever repeats a call may change anything else, the signature's form too.
 
         Raises:
             WebhookError: it was noted before (`replayed`).
         """
-        lower = lowered(headers)
-        digest = hashlib.sha256(name.encode() + b"\0")
-        # signed headers make two calls with the same body two calls
-        for header in sorted(lower):
-            if header.endswith(("-signature", "-timestamp", "webhook-id")):
-                digest.update(f"{header}={lower[header]}\0".encode())
+        values = lowered(headers)
+        digest = hashlib.sha256(reader.name.encode() + b"\0")
+        for header in reader.signed_headers:
+            digest.update(f"{header}={values.get(header, '')}\0".encode())
         digest.update(body)
         key = digest.hexdigest()
         if self._store.has(key, now):
-            raise WebhookError(f"This call of {name} was received before.", reason="replayed")
+            raise WebhookError(f"This call of {reader.name} was received before.", reason="replayed")
         return key
 
     def note(self, key: str, now: datetime) -> None:
@@ -151,7 +153,7 @@ def receive(
     """
     if not reader.verify_signature(body, headers, url=url, now=now):
         raise WebhookError(f"The signature of this call of {reader.name} is not good.", reason="forged")
-    key = seen.refuse_repeated(reader.name, body, headers, now)
+    key = seen.refuse_repeated(reader, body, headers, now)
     rows = reader.parse_webhook(body, headers, url=url, now=now)
     for row in rows:
         row["received_at"] = now

@@ -26,6 +26,7 @@ from senders.export import SETTLED_BY
 from senders.ledger import Ledger
 from senders.message import Address, EventType, Message, Status
 from senders.pipeline import SendSummary, send
+from senders.providers import get_provider
 from senders.providers.base import NotSupportedError, ProviderRefusedError, ProviderUnavailableError
 from senders.providers.sendgrid import SendGridProvider
 from senders.retries import RetryPolicy
@@ -350,6 +351,26 @@ def test_sends_from_several_threads_take_each_message_once(
     for thread in threads:
         thread.join()
     assert vendor.taken.total() == 200
+
+
+def test_worker_processes_share_the_work(settings: SenderSettings, vendor: VendorServer) -> None:
+    ready = settings.model_copy(
+        update={"provider": "sendgrid", "sendgrid_key": SecretStr("SG.key"), "sendgrid_url": vendor.url}
+    )
+    vendor.script = ["429", "ok", "reset_after"]
+    with Ledger.open(ready) as ledger, get_provider(ready) as provider:
+        summary = send(
+            plan(),
+            audience(60, rows=15),
+            settings=ready,
+            ledger=ledger,
+            provider=provider,
+            retry=QUICK,
+            workers=2,
+        )
+    assert (summary.sent, summary.unknown) == (45, 15)
+    assert vendor.taken.total() == 60
+    assert counts(ready) == {"sent": 45, "unknown": 15}
 
 
 # webhooks

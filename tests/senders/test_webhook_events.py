@@ -13,6 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from hypothesis import given
@@ -340,6 +341,32 @@ def test_a_call_is_taken_once_and_again_only_if_it_was_not_stored() -> None:
     with pytest.raises(WebhookError) as unreadable:
         receive(reader, bad, headers, seen=seen, now=NOW, url=url)
     assert unreadable.value.reason == "unreadable"
+
+
+def test_a_repeated_call_cannot_be_dressed_up_as_another() -> None:
+    case = json.loads((VENDORS / "sendgrid/signature_vector.json").read_text())
+    reader = SendGridProvider(SecretStr("k"), webhook_key=case["public_key"])
+    body, then = case["body"].encode(), datetime.fromtimestamp(int(case["timestamp"]), UTC)
+    headers = {
+        "X-Twilio-Email-Event-Webhook-Signature": case["signature"],
+        "X-Twilio-Email-Event-Webhook-Timestamp": case["timestamp"],
+    }
+    seen = SeenCalls(MemorySeenStore())
+    seen.note(receive(reader, body, headers, seen=seen, now=then).key, then)
+    # with (r, s) the pair (r, n - s) is a good signature of the same bytes
+    r, s = decode_dss_signature(base64.b64decode(case["signature"]))
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    other = base64.b64encode(encode_dss_signature(r, order - s)).decode()
+    for changed in (
+        headers,
+        {**headers, "X-Other-Signature": "1", "X-Other-Timestamp": "2"},
+        {name.lower(): value for name, value in headers.items()},
+        {**headers, "X-Twilio-Email-Event-Webhook-Signature": other},
+    ):
+        assert reader.verify_signature(body, changed, now=then)
+        with pytest.raises(WebhookError) as repeated:
+            receive(reader, body, changed, seen=seen, now=then)
+        assert repeated.value.reason == "replayed"
 
 
 def test_the_memory_of_calls_has_a_bound() -> None:
