@@ -209,7 +209,12 @@ class HttpProvider(Provider):
     def problem(self, message: Message) -> str:
         """Why a message cannot go, in words; empty if it can."""
         try:
-            mailbox(message.recipient.email)
+            for address in (
+                message.recipient,
+                message.sender,
+                *((message.reply_to,) if message.reply_to else ()),
+            ):
+                mailbox(address.email)
         except ValueError as error:
             return str(error)
         return ""
@@ -475,11 +480,15 @@ def seconds_until(epoch: str) -> float | None:
 
 
 def unique_recipients(messages: Iterable[Message], most: int) -> list[list[Message]]:
-    """Spread messages so that no group has an address twice (case does not count), nor more than `most`."""
+    """Spread messages so that no group has an address twice (case does not count), nor more than `most`.
+
+    Raises:
+        ValueError: an address is none; `HttpProvider.problem` finds those before.
+    """
     groups: list[list[Message]] = []
     counts: dict[str, int] = {}
     for message in messages:
-        key = message.recipient.email.lower()
+        key = mailbox(message.recipient.email).lower()
         layer = counts.get(key, 0)
         counts[key] = layer + 1
         while len(groups) <= layer:

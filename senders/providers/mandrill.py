@@ -17,6 +17,7 @@ import orjson
 from pydantic import SecretStr
 
 from senders.message import Delivery, EventType, Message, Reason, RejectReason, Status
+from senders.mime import mailbox
 from senders.providers.base import Capabilities, ProviderError
 from senders.providers.http import Call, HttpProvider, Verdict, json_object
 from senders.providers.webhooks import (
@@ -139,11 +140,13 @@ class MandrillProvider(HttpProvider):
         for message in batch:
             headers = dict(message.headers)
             if message.reply_to is not None:
-                headers["Reply-To"] = message.reply_to.email
+                headers["Reply-To"] = mailbox(message.reply_to.email)
             content: dict[str, Any] = {
-                "from_email": message.sender.email,
+                "from_email": mailbox(message.sender.email),
                 "from_name": message.sender.name,
-                "to": [{"email": message.recipient.email, "name": message.recipient.name, "type": "to"}],
+                "to": [
+                    {"email": mailbox(message.recipient.email), "name": message.recipient.name, "type": "to"}
+                ],
                 "subject": message.subject,
                 "html": message.html,
                 "text": message.text,

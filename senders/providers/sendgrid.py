@@ -19,6 +19,7 @@ import orjson
 from pydantic import SecretStr
 
 from senders.message import Address, Delivery, EventType, Message, RejectReason, Status
+from senders.mime import mailbox
 from senders.providers.base import Capabilities, ProviderRefusedError
 from senders.providers.batching import Shared, share
 from senders.providers.http import (
@@ -347,7 +348,8 @@ def _fields(response: httpx.Response) -> list[Any]:
 
 
 def _address(address: Address) -> dict[str, str]:
-    return {"email": address.email, "name": address.name} if address.name else {"email": address.email}
+    email = mailbox(address.email)
+    return {"email": email, "name": address.name} if address.name else {"email": email}
 
 
 def _personalization(message: Message, values: Mapping[str, str], batch_id: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import threading
 from collections import Counter
@@ -15,6 +16,9 @@ import polars as pl
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 from pydantic import SecretStr
 from sending import audience, plan, sender_settings, write_content
 from typer.testing import CliRunner
@@ -156,6 +160,18 @@ def test_what_arrives_is_what_was_handed_over(provider: SendGridProvider, fake: 
     for entry in batch:
         assert fake.mail[entry.message_id]["text/html"] == entry.html
         assert fake.mail[entry.message_id].get("text/plain", "") == entry.text
+
+
+def test_addresses_go_as_dns_knows_them(provider: SendGridProvider, fake: FakeSendGrid) -> None:
+    batch = [
+        message(1, recipient=Address("zoë@bücher.example"), sender=Address("shop@bücher.example")),
+        message(2, recipient=Address("ann@bücher.example"), reply_to=Address("nobody")),
+        message(3, recipient=Address("ann@bücher.example")),
+    ]
+    assert [d.status for d in provider.send(batch)] == [Status.SENT, Status.INVALID, Status.SENT]
+    assert {mail["email"] for mail in fake.mail.values()} == {
+        "zoë@xn--bcher-kva.example", "ann@xn--bcher-kva.example"
+    }  # fmt: skip
 
 
 def test_no_call_has_more_than_a_thousand_nor_an_address_twice(
@@ -351,6 +367,40 @@ def test_sends_from_several_threads_take_each_message_once(
     for thread in threads:
         thread.join()
     assert vendor.taken.total() == 200
+
+
+WORDS = st.sampled_from(
+    ["ok", "ok", "429", "html_403", "html_502", "reset_before", "reset_after", "html_200_after"]
+)
+
+
+@settings_of_hypothesis(max_examples=12)
+@given(runs=st.lists(st.lists(WORDS, max_size=4), min_size=1, max_size=3), rows=st.integers(5, 30))
+def test_whatever_happens_nothing_is_lost_and_nothing_goes_twice(
+    runs: list[list[str]], rows: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.mktemp("any")
+    write_content(home / "content")
+    ours, fake = sender_settings(home), FakeSendGrid()
+    with (
+        serve(fake, CHECKS) as server,
+        SendGridProvider(SecretStr("SG.key"), base_url=server.url) as provider,
+    ):
+        fake.server = server
+        for script in [*runs, []]:
+            server.script = list(script)
+            with contextlib.suppress(ProviderUnavailableError):
+                through(ours, provider, frames=audience(30, rows=rows))
+        # the last run went without trouble, so what is not sent by now is in doubt, and was tried once
+        found = counts(ours)
+        assert found["sent"] + found["unknown"] == found.total() == 30
+        assert found["sent"] <= server.taken.total() <= 30
+        attempts = Counter(
+            entry["custom_args"]["mailhouse_message_id"]
+            for request in server.requests
+            for entry in request.json["personalizations"]
+        )
+        assert len(attempts) == 30
 
 
 def test_worker_processes_share_the_work(settings: SenderSettings, vendor: VendorServer) -> None:
