@@ -131,6 +131,22 @@ def deadletters(
 
 
 @app.command()
+def cancel(
+    batch: Annotated[
+        str, typer.Argument(help="The batch that `mailhouse why` shows in the provider's reply.")
+    ],
+    provider: Annotated[str, typer.Option("--provider", "-p", help="Who holds it; else the settings'.")] = "",
+) -> None:
+    """Stop messages that a provider still holds back (`send.hold` of a campaign)."""
+    from senders.providers import get_provider
+    from senders.settings import SenderSettings
+
+    with get_provider(SenderSettings.load(), provider) as holder:
+        holder.cancel(batch)
+        console.print(f"{holder.name} has cancelled batch {batch}.", markup=False, soft_wrap=True)
+
+
+@app.command()
 def doctor() -> None:
     """Check every service and file, and say how to mend what is wrong."""
     from mailhouse.doctor import run
