@@ -147,7 +147,7 @@ class Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._done.wait(0.25):
+        while not self._done.wait(1.0):
             own = _pss(os.getpid())
             workers = [_pss(pid) for pid in _children(os.getpid()) if pid not in self.strangers]
             self.peak = max(self.peak, own + sum(workers))

@@ -210,17 +210,25 @@ def summary_counts(summary: SendSummary) -> dict[str, int]:
     return counts | {f"skipped_{reason}": number for reason, number in sorted(summary.skipped.items())}
 
 
-def throttled(report: Callable[[str], None], total: int, *, every: float = 5.0) -> Progress:
+def throttled(report: Callable[[str], None], total: int, *, seconds: float = 5.0) -> Progress:
     """A progress callback that says a line every so many seconds: done, rate, time left."""
+
+    def say(summary: SendSummary) -> None:
+        rate = summary.seen / summary.seconds if summary.seconds else 0.0
+        left = f"{(total - summary.seen) / rate:,.0f} s left" if rate else "no pace yet"
+        report(f"{summary.seen:,} of {total:,}, {summary.sent:,} sent, {rate:,.0f} a second, {left}")
+
+    return every(seconds, say)
+
+
+def every(seconds: float, progress: Progress) -> Progress:
+    """A progress callback that is called once in so many seconds at most, the first time after as many."""
     last = 0.0
 
     def on_progress(summary: SendSummary) -> None:
         nonlocal last
-        if summary.seconds - last < every:
-            return
-        last = summary.seconds
-        rate = summary.seen / summary.seconds if summary.seconds else 0.0
-        left = f"{(total - summary.seen) / rate:,.0f} s left" if rate else "no pace yet"
-        report(f"{summary.seen:,} of {total:,}, {summary.sent:,} sent, {rate:,.0f} a second, {left}")
+        if summary.seconds - last >= seconds:
+            last = summary.seconds
+            progress(summary)
 
     return on_progress

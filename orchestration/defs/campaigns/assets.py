@@ -7,15 +7,26 @@ without the checks.
 from collections.abc import Iterator
 
 import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
 
-from orchestration.lib.campaign_runs import CHECKS, deliver, export_ledger, prepare, summary_counts, throttled
+from orchestration.lib.campaign_runs import (
+    CHECKS,
+    deliver,
+    every,
+    export_ledger,
+    prepare,
+    summary_counts,
+    throttled,
+)
 from orchestration.lib.resources import counts_metadata, open_warehouse
+from senders.pipeline import SendSummary
 from senders.settings import SenderSettings
 
 GROUP = "campaigns"
 CAMPAIGNS = dg.DynamicPartitionsDefinition(name="campaign")
 AUDIENCES = dg.AssetKey("campaign_audiences")
 SENDS = dg.AssetKey("campaign_sends")
+OBSERVE_SECONDS = 15.0
 
 
 @dg.multi_asset(
@@ -78,8 +89,26 @@ def campaigns(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResul
         )
         prepared.require_passed()
 
-        sent = deliver(prepared, on_progress=throttled(context.log.info, summary.members))
+        def observe(so_far: SendSummary) -> None:
+            # shown beside the asset while the send goes on
+            context.log_event(
+                dg.AssetObservation(
+                    SENDS, partition=context.partition_key, metadata=_progress(so_far, summary.members)
+                )
+            )
+
+        line = throttled(context.log.info, summary.members)
+        seen = every(OBSERVE_SECONDS, observe)
+
+        def on_progress(so_far: SendSummary) -> None:
+            line(so_far)
+            seen(so_far)
+
+        sent = deliver(prepared, on_progress=on_progress)
         exported = export_ledger(settings, warehouse)
+    if sent.is_interrupted and _is_cancelled(context):
+        # a run that ends as cancelled is not launched again by the sensor; one that fails is
+        raise DagsterExecutionInterruptedError
     if sent.is_interrupted:
         raise dg.Failure(
             f"The send was interrupted after {sent.seen:,} of {summary.members:,}. Materialise it again to go on."
@@ -93,6 +122,25 @@ def campaigns(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResul
             **counts_metadata(summary_counts(sent)),
         },
     )
+
+
+def _progress(so_far: SendSummary, members: int) -> dict[str, dg.MetadataValue]:
+    rate = so_far.seen / so_far.seconds if so_far.seconds else 0.0
+    return {
+        "members": dg.MetadataValue.int(members),
+        "done": dg.MetadataValue.int(so_far.seen),
+        "sent": dg.MetadataValue.int(so_far.sent),
+        "skipped": dg.MetadataValue.int(sum(so_far.skipped.values())),
+        "failed": dg.MetadataValue.int(so_far.failed + so_far.rejected + so_far.invalid),
+        "rate_per_second": dg.MetadataValue.float(round(rate, 1)),
+        "seconds_left": dg.MetadataValue.float(round((members - so_far.seen) / rate, 1) if rate else -1.0),
+    }
+
+
+def _is_cancelled(context: dg.AssetExecutionContext) -> bool:
+    """Whether somebody cancels the run in the UI, rather than that the machine is shut down."""
+    run = context.instance.get_run_by_id(context.run.run_id)
+    return run is not None and run.status == dg.DagsterRunStatus.CANCELING
 
 
 @dg.asset(
