@@ -277,7 +277,8 @@ def render_batch(
         names = tuple(contacts)
         rows = (dict(zip(names, row, strict=True)) for row in zip(*contacts.values(), strict=True))
     else:
-        rows = contacts
+        # what a missing value means is known of dicts only
+        rows = (row if type(row) is dict else dict(row) for row in contacts)
     sent_at = now.replace(microsecond=0)
     done: list[bytes | RenderError] = []
     for contact, message_id, products, variant in zip(

@@ -26,6 +26,7 @@ from senders.wire import Ready
 __all__ = ["Click", "Links", "Tracking", "with_parameters"]
 
 _SIGNATURE = 16
+_LONGEST = 1500  # characters; encoded, and with what is not ASCII trebled, some 6,000
 _TARGETS_KEPT = 8192
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _WEB = re.compile(r"https?://[^/?#\s]", re.IGNORECASE)
@@ -138,8 +139,8 @@ class Links:
 
 
 def is_web(url: str) -> bool:
-    """Whether a URL is http or https with a host, so that clicks on it can be counted."""
-    return bool(_WEB.match(url)) and not _CONTROL.search(url)
+    """Whether a URL is http or https with a host, and short enough, so that clicks on it can be counted."""
+    return len(url) <= _LONGEST and bool(_WEB.match(url)) and not _CONTROL.search(url)
 
 
 def with_parameters(url: str, parameters: tuple[tuple[str, str], ...]) -> str:

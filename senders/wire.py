@@ -87,6 +87,8 @@ class _EncodedHtml(_Encoded):
 
 def _plain(value: str) -> bytes:
     """A value of which nothing need be encoded but what a line begins with."""
+    if len(value) <= QUOTED_LENGTH and value[0] not in ".F" and "  " not in value:
+        return value.encode("ascii") + b"=\r\n"
     pieces = [value[at : at + QUOTED_LENGTH] for at in range(0, len(value), QUOTED_LENGTH)]
     for piece in pieces:
         if piece[0] in ".F":

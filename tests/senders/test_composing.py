@@ -19,8 +19,8 @@ from sending import audience, plan, sender_settings, write_content
 
 from campaigns.identity import message_ids
 from senders.composing import Composer, Envelope, RecipientError, render_batch
-from senders.ledger import Ledger
 from senders.dkim import canonical_body
+from senders.ledger import Ledger
 from senders.links import Links, Tracking
 from senders.message import Address, Message
 from senders.mime import build, quoted

@@ -137,6 +137,17 @@ def test_only_our_own_links_resolve(index: int, rest: str) -> None:
         assert LINKS.resolve(changed) is None or changed == path
 
 
+def test_links_that_are_too_long_for_a_detour_stay(tmp_path: Path) -> None:
+    made = template(tmp_path, Tracking(clicks=True))
+    url = "https://shop.example/" + "é" * 1600
+    context = {
+        "contact": {"city": "York"}, "recommendations": [{"name": "Lamp", "url": url}], "now": NOW,
+        **dict.fromkeys(("unsubscribe_url", "preferences_url", "postal_address", "open_url"), "x"),
+        "click_url": "https://mail.example.com/c/t/", "_links": LINKS, "_tracking": made.source.tracking,
+    }  # fmt: skip
+    assert url in hrefs(made.render(context).html)
+
+
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
