@@ -27,6 +27,7 @@ Pieces = Callable[[tuple[bytes, ...]], None]
 
 _LINE_END = re.compile(r"\r\n?")
 _HARD = b"\r\n"
+_TAGS = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 _MARK = b"\0"  # stands in no encoded text
 _KEPT_LENGTH = 200
 _KEPT_VALUES = 16_384
@@ -235,6 +236,9 @@ class WirePart:
         source: the part with its merge tags.
         as_text: fills the part in as text; used where base64 is shorter, for nothing can be encoded beforehand then.
         is_trimmed: blank lines are joined to one and none stand at the ends, as `senders.rendering` does for text.
+
+    Attributes:
+        is_precompiled: its constant pieces are encoded; false where each message's part is made whole.
     """
 
     def __init__(
@@ -249,7 +253,8 @@ class WirePart:
         subtype = b"plain" if is_trimmed else b"html"
         head = b'Content-Type: text/%b; charset="utf-8"\r\nContent-Transfer-Encoding: %b\r\n\r\n'
         self._root = None
-        if prefers_base64(source):
+        self.is_precompiled = not prefers_base64(_TAGS.sub("", source))
+        if not self.is_precompiled:
             self._head, self._as_text = head % (subtype, b"base64"), as_text
             return
         self._head = head % (subtype, b"quoted-printable")
