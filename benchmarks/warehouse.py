@@ -43,8 +43,6 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from warehouse.embedded.launcher import free_port
-
 # the folder of this file has a name of ours in it: `import warehouse` must not find this very file
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -57,6 +55,7 @@ from benchmarks.lib.history import Shop
 from orchestration.lib.dbt_runs import prepare_project
 from warehouse.client import Warehouse
 from warehouse.embedded import launcher
+from warehouse.embedded.launcher import free_port
 from warehouse.errors import MailhouseError, WarehouseError
 from warehouse.schema import migrate
 from warehouse.settings import MailhouseSettings

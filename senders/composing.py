@@ -87,20 +87,25 @@ class Envelope:
         sender = sender_of(plan, settings)
         return cls(
             sender=sender,
-            constants={
-                "campaign": {
-                    "kind": plan.kind, "name": plan.name, "version": plan.version, "occurrence": plan.occurrence,
-                    "category": plan.category,
-                },
-                "postal_address": settings.postal_address,
-                "company_name": settings.company_name,
-            },
+            constants=constants_of(plan, settings),
             links=Links(settings.signing_key(), settings.base_url),
             is_marketing=plan.category == "marketing",
             reply_to=Address(plan.reply_to) if plan.reply_to else None,
             headers=identity_headers(plan, sender),
             signer=DkimSigner.from_settings(settings, sender.email),
-        )  # fmt: skip
+        )
+
+
+def constants_of(plan: SendPlan, settings: SenderSettings) -> dict[str, Any]:
+    """What merge tags may name that is the same for everybody."""
+    return {
+        "campaign": {
+            "kind": plan.kind, "name": plan.name, "version": plan.version, "occurrence": plan.occurrence,
+            "category": plan.category,
+        },
+        "postal_address": settings.postal_address,
+        "company_name": settings.company_name,
+    }  # fmt: skip
 
 
 def sender_of(plan: SendPlan, settings: SenderSettings) -> Address:

@@ -127,6 +127,23 @@ class Message:
     attachments: tuple[Attachment, ...] = ()
     signer: DkimSigner | None = field(default=None, repr=False)
 
+    @classmethod
+    def composed(
+        cls,
+        raw: bytes,
+        *,
+        message_id: str,
+        contact_id: int,
+        sender: Address,
+        recipient: Address,
+        subject: str,
+        sent_at: datetime,
+    ) -> Message:
+        """A message that is written already (`senders.composing`): `raw` is all there is of HTML and text."""
+        message = cls(message_id, contact_id, sender, recipient, subject, "", "", sent_at)
+        message.__dict__["raw"] = raw
+        return message
+
     @cached_property
     def raw(self) -> bytes:
         """The message as it goes over the wire: RFC 5322, CRLF line ends, 7-bit unless an address is not ASCII."""

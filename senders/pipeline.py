@@ -14,7 +14,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -22,34 +22,31 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from campaigns.identity import message_ids, occurrence_key
-from senders import mime
-from senders.composing import identity_headers, sender_of
-from senders.dkim import DkimSigner
 from senders.ledger import Cap, Claim, Ledger, LedgerError, Outcome, Run
 from senders.limits import rate_limit
 from senders.links import Links
-from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
+from senders.message import Reason, Status
 from senders.providers.base import Provider, ProviderError, ProviderUnavailableError
-from senders.rendering import PROFILE_COLUMNS, Recommendations, RenderError, Template, TemplateLibrary
+from senders.rendering import PROFILE_COLUMNS, Template, TemplateLibrary
 from senders.retries import RetryPolicy
 from senders.settings import SenderSettings, require_identity, require_rehearsal_safe
-from senders.tracking import link_context, tracking_of
-from warehouse.errors import InputError, SettingsError
+from senders.tracking import tracking_of
+from senders.workers import (
+    NOT_PROFILE,
+    Answer,
+    InProcess,
+    Processes,
+    Window,
+    Worker,
+    WorkerError,
+    Workers,
+    texts,
+)
+from warehouse.errors import InputError, MailhouseError, SettingsError
 
 if TYPE_CHECKING:
     from campaigns.specs import CampaignSpec
 
-#: Columns of an audience that are not the contact's profile.
-NOT_PROFILE = frozenset(
-    {
-        "skip_reason",
-        "consent_id",
-        "suppression_event_id",
-        "recommendations",
-        "recommendation_version",
-        "variant",
-    }
-)
 _REQUIRED = ("contact_id", "email", "skip_reason")
 
 
@@ -165,35 +162,6 @@ class SendSummary:
 Progress = Callable[[SendSummary], None]
 
 
-def render_context(
-    plan: SendPlan,
-    settings: SenderSettings,
-    contact: Mapping[str, Any],
-    recommendations: Sequence[Any],
-    now: datetime,
-    *,
-    variant: str = "",
-    links: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What merge tags of a message may name; the same for a message that is sent and for a preview of it.
-
-    Args:
-        links: from `senders.tracking.link_context`.
-    """
-    return {
-        "contact": contact,
-        "recommendations": Recommendations(recommendations),
-        "campaign": {
-            "kind": plan.kind, "name": plan.name, "version": plan.version,
-            "occurrence": plan.occurrence, "category": plan.category, "variant": variant,
-        },
-        **links,
-        "postal_address": settings.postal_address,
-        "company_name": settings.company_name,
-        "now": now,
-    }  # fmt: skip
-
-
 def send(
     plan: SendPlan,
     batches: Iterable[pl.DataFrame],
@@ -205,6 +173,7 @@ def send(
     templates: TemplateLibrary | None = None,
     retry: RetryPolicy | None = None,
     stop: threading.Event | None = None,
+    workers: int = 0,
 ) -> SendSummary:
     """Send one occurrence to its audience; safe to call again at any time.
 
@@ -216,10 +185,13 @@ def send(
             `campaigns.audience`. About 1,000 rows each.
         on_progress: called after each window with the running summary.
         templates: compiled templates; left out, those of `content_dir`, checked against the first batch's columns.
+        workers: processes that render and hand over, each with a provider of its own made from the settings by the
+            name of `provider`; 0 does it in this process, which is quicker for some thousands of messages.
 
     Raises:
         SettingsError, TemplateError: found before anything was claimed.
         ProviderError: the provider refuses us or stays away; what was not sent waits for a rerun.
+        WorkerError: worker processes die; what they held is of unknown outcome.
         LedgerError: the ledger cannot be written.
     """
     require_identity(settings, category=plan.category, from_email=plan.from_email)
@@ -245,12 +217,28 @@ def send(
     if plan.category == "marketing":
         template.require_marketing(plan.template)
     stop = stop or threading.Event()
-    sender = _Sender(plan, template, settings, ledger, provider, retry or RetryPolicy(), stop, on_progress)
-    with _signals(stop):
+    with _signals(stop), _workers(plan, settings, template, provider, workers) as lanes:
+        sender = _Sender(
+            plan, template, settings, ledger, provider, retry or RetryPolicy(), stop, on_progress, lanes
+        )
         return sender.run(itertools.chain([] if first is None else [first], frames))
 
 
+def _workers(
+    plan: SendPlan,
+    settings: SenderSettings,
+    template: Template,
+    provider: Provider,
+    count: int,
+) -> Workers:
+    # made in any case: what is wrong with the settings is found here
+    worker = Worker(plan, settings, template, provider)
+    return Processes(count, plan, settings, template, provider.name) if count > 0 else InProcess(worker)
+
+
 class _Sender:
+    """The coordinator of one send: it alone writes the ledger."""
+
     def __init__(
         self,
         plan: SendPlan,
@@ -261,11 +249,12 @@ class _Sender:
         retry: RetryPolicy,
         stop: threading.Event,
         on_progress: Progress | None,
+        workers: Workers,
     ) -> None:
-        self.plan, self.template, self.settings = plan, template, settings
+        self.plan, self.settings = plan, settings
         self.ledger, self.provider, self.retry, self.stop = ledger, provider, retry, stop
-        self.on_progress = on_progress
-        self.links = Links(settings.signing_key(), settings.base_url)
+        self.on_progress, self.workers = on_progress, workers
+        self.columns = needed_columns(template)
         self.limit = rate_limit(settings.rate_per_second, settings.rate_burst)
         self.window = provider.capabilities.dispatch_window
         if settings.rate_per_second:
@@ -276,11 +265,12 @@ class _Sender:
             self.cap = Cap(settings.default_cap_messages, timedelta(days=settings.default_cap_days))
         if plan.category != "marketing":
             self.cap = None
-        self.sender = sender_of(plan, settings)
-        self.reply_to = Address(plan.reply_to) if plan.reply_to else None
-        self.signer = DkimSigner.from_settings(settings, self.sender.email)
         self.summary = SendSummary()
         self.started = time.monotonic()
+        self.again: list[tuple[float, Window]] = []
+        # while the provider is away: how often it was in a row, and when it is asked again
+        self.absences, self.resumes_at = 0, 0.0
+        self.trouble: MailhouseError | None = None
         self.ledger_plan = {
             "kind": plan.kind, "name": plan.name, "version": plan.version, "occurrence": plan.occurrence,
             "channel": plan.channel, "provider": provider.name, "category": plan.category,
@@ -296,10 +286,18 @@ class _Sender:
         outcome = "failed"
         try:
             with _heartbeat(self.ledger, run, self.settings.claim_lease):
-                for frame in frames:
-                    if self.stop.is_set():
-                        break
-                    self.batch(run, frame)
+                try:
+                    for frame in frames:
+                        if self.is_over:
+                            break
+                        self.batch(run, frame)
+                    self.finish(run)
+                finally:
+                    # whatever ends this run, what is under way is recorded
+                    while self.workers.is_busy:
+                        self.collect(run, wait=True)
+                if self.trouble is not None:
+                    raise self.trouble
                 if not self.stop.is_set():
                     left = self.ledger.abandon(run, self.settings.now())
                     if left:
@@ -313,6 +311,11 @@ class _Sender:
         self.report()
         return self.summary
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more may begin."""
+        return self.stop.is_set() or self.trouble is not None
+
     def report(self) -> None:
         self.summary.seconds = time.monotonic() - self.started
         if self.on_progress is not None:
@@ -322,6 +325,7 @@ class _Sender:
         self.summary.skipped[reason] = self.summary.skipped.get(reason, 0) + number
 
     def batch(self, run: Run, frame: pl.DataFrame) -> None:
+        """Claim a batch of the audience and give out what may go."""
         _check_columns(frame)
         frame = frame.unique("contact_id", keep="first", maintain_order=True)
         contacts: list[int] = frame["contact_id"].to_list()
@@ -329,8 +333,8 @@ class _Sender:
         claimed = self.ledger.claim(
             run,
             Claim(
-                self.ledger_plan, ids, contacts, _texts(frame, "email"), _texts(frame, "skip_reason"),
-                self.details(frame), _texts(frame, "variant"),
+                self.ledger_plan, ids, contacts, texts(frame, "email"), texts(frame, "skip_reason"),
+                self.details(frame), texts(frame, "variant"),
             ),
             self.settings.now(),
             cap=self.cap,
@@ -339,25 +343,34 @@ class _Sender:
         for reason, number in claimed.skipped.items():
             self.skip(reason, number)
         positions = sorted(claimed.rows)
-        waiting: list[tuple[int, Message, int]] = []
-        again: float = 0.0
+        rows = frame.select([name for name in frame.columns if self.columns is None or name in self.columns])
         for start in range(0, len(positions), self.window):
-            if self.stop.is_set():
-                return
             part = positions[start : start + self.window]
-            rendered = self.render(
-                run, frame[part], [ids[at] for at in part], [claimed.rows[at] for at in part]
+            self.dispatch(
+                run, Window([claimed.rows[at] for at in part], [ids[at] for at in part], rows[part])
             )
-            later, pause = self.dispatch(run, [(row_id, message, 1) for row_id, message in rendered])
-            waiting += later
-            again = max(again, pause)
-        while waiting and not self.stop.wait(again):
-            part, waiting = waiting[: self.window], waiting[self.window :]
-            later, pause = self.dispatch(run, part)
-            waiting += later
-            again = pause if later else 0.0
+            if self.is_over:
+                return
+        self.retry_due(run)
         if not positions:
             self.report()
+
+    def finish(self, run: Run) -> None:
+        """Wait for what is under way and for what is to be tried again."""
+        while not self.is_over and (self.workers.is_busy or self.again):
+            self.collect(run, wait=True)
+            if self.again and not self.workers.is_busy:
+                self.stop.wait(max(0.0, min(due for due, _ in self.again) - time.monotonic()))
+            self.retry_due(run)
+
+    def retry_due(self, run: Run) -> None:
+        now = time.monotonic()
+        due = [window for moment, window in self.again if moment <= now]
+        self.again = [(moment, window) for moment, window in self.again if moment > now]
+        for window in due:
+            if self.is_over:
+                return
+            self.dispatch(run, window)
 
     def details(self, frame: pl.DataFrame) -> list[str]:
         """What explains each decision, as JSON, for `mailhouse why`."""
@@ -365,129 +378,86 @@ class _Sender:
         if self.cap is not None:
             constant["cap"] = {"messages": self.cap.messages, "seconds": int(self.cap.within.total_seconds())}
         names = ("consent_id", "suppression_event_id", "recommendation_version")
-        columns = [_texts(frame, name) for name in names]
+        columns = [texts(frame, name) for name in names]
         return [
             json.dumps({**constant, **{name: value for name, value in zip(names, row, strict=True) if value}})
             for row in zip(*columns, strict=True)
         ]
 
-    def render(
-        self, run: Run, frame: pl.DataFrame, ids: Sequence[str], row_ids: Sequence[int]
-    ) -> list[tuple[int, Message]]:
-        """Messages that can go; those that cannot are recorded with their reason."""
-        now = self.settings.now()
-        columns = [name for name in frame.columns if name not in NOT_PROFILE]
-        if self.template.columns is not None:
-            always = {"contact_id", "email", "first_name", "last_name"} | self.template.columns
-            columns = [name for name in columns if name in always]
-        recommendations = (
-            frame["recommendations"].to_list() if "recommendations" in frame.columns else [[]] * frame.height
-        )
-        variants = _texts(frame, "variant")
-        messages: list[tuple[int, Message]] = []
-        failures: list[Outcome] = []
-        for contact, items, variant, message_id, row_id in zip(
-            frame.select(columns).iter_rows(named=True), recommendations, variants, ids, row_ids, strict=True
-        ):
-            try:
-                message = self.message(contact, items or [], variant, message_id, now)
-                # made here, so that what cannot be written is known before the provider is called
-                _ = message.raw
-                messages.append((row_id, message))
-            except RenderError as error:
-                failures.append(Outcome(row_id, Status.FAILED, Reason.NOT_RENDERED, reply=str(error)))
-            except ValueError as error:
-                failures.append(Outcome(row_id, Status.INVALID, RejectReason.INVALID, reply=str(error)))
-        if failures:
-            self.ledger.fail_claimed(run, failures, now)
-            for failure in failures:
-                self.summary.count(failure.status)
-        return messages
+    def dispatch(self, run: Run, window: Window) -> None:
+        """Give a window out, as soon as somebody is free and the rate allows."""
+        while not self.workers.is_free and not self.is_over:
+            self.collect(run, wait=True)
+        self.stop.wait(max(0.0, self.resumes_at - time.monotonic()))
+        if self.is_over or not self.limit.take(len(window.row_ids), self.stop):
+            return
+        granted = self.ledger.dispatch(run, window.row_ids, self.settings.now())
+        if len(granted) < len(window.row_ids):
+            self.summary.already_claimed += len(window.row_ids) - len(granted)
+            window = window.only([at for at, row_id in enumerate(window.row_ids) if row_id in granted])
+        if window.row_ids:
+            self.workers.give(window)
+        self.collect(run, wait=False)
 
-    def message(
-        self, contact: dict[str, Any], items: list[Any], variant: str, message_id: str, now: datetime
-    ) -> Message:
-        plan, settings = self.plan, self.settings
-        links = link_context(
-            self.links, message_id, self.template.source.tracking, self.template.names | {"unsubscribe_url"}
-        )
-        rendered = self.template.render(
-            render_context(
-                plan, settings, contact, items, now, variant=variant, links=links,
-            )
-        )  # fmt: skip
-        headers = identity_headers(plan, self.sender)
-        if plan.category == "marketing":
-            headers = (
-                ("List-Unsubscribe", f"<{links['unsubscribe_url']}>"),
-                ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click"),
-                *headers,
-            )
-        names = (contact.get("first_name"), contact.get("last_name"))
-        return Message(
-            message_id=message_id,
-            contact_id=contact["contact_id"],
-            sender=self.sender,
-            recipient=Address(contact["email"], mime.one_line(" ".join(str(name) for name in names if name))),
-            subject=rendered.subject,
-            html=rendered.html,
-            text=rendered.text,
-            sent_at=now.replace(microsecond=0),
-            reply_to=self.reply_to,
-            headers=headers,
-            attachments=self.template.in_locale(contact.get("locale")).source.attachments,
-            signer=self.signer,
-        )
+    def collect(self, run: Run, *, wait: bool) -> None:
+        """Record what workers have done."""
+        for window, answer in self.workers.answers(wait=wait):
+            if answer.error is not None:
+                self.not_handed_over(run, window, answer.error)
+            else:
+                self.record(run, window, answer)
 
-    def dispatch(
-        self, run: Run, window: list[tuple[int, Message, int]]
-    ) -> tuple[list[tuple[int, Message, int]], float]:
-        """Send one window; returns what is to be tried again, and after how many seconds."""
-        for tries in itertools.count(1):
-            if not window or not self.limit.take(len(window), self.stop):
-                return [], 0.0
-            granted = self.ledger.dispatch(run, [row_id for row_id, _, _ in window], self.settings.now())
-            self.summary.already_claimed += len(window) - len(granted)
-            window = [entry for entry in window if entry[0] in granted]
-            try:
-                deliveries = self.provider.send([message for _, message, _ in window])
-            except ProviderError as error:
-                # nothing was handed over, so all of it may be tried again, now or by the next run
-                self.ledger.record(run, [], self.settings.now(), release=[row_id for row_id, _, _ in window])
-                pause = None
-                if isinstance(error, ProviderUnavailableError):
-                    pause = self.retry.wait(tries, error.retry_after)
-                if pause is None:
-                    raise
-                if self.stop.wait(pause):
-                    return [], 0.0
-                continue
-            return self.record(run, window, deliveries)
-        raise AssertionError("unreachable")
+    def not_handed_over(self, run: Run, window: Window, error: ProviderError) -> None:
+        """All of it may be tried again, now or by the next run."""
+        self.ledger.record(run, [], self.settings.now(), release=window.row_ids)
+        if not isinstance(error, ProviderUnavailableError):
+            self.trouble = self.trouble or error
+            return
+        now = time.monotonic()
+        # of windows that were under way together the first to come back speaks for all
+        if now >= self.resumes_at:
+            self.absences += 1
+            pause = self.retry.wait(self.absences, error.retry_after)
+            if pause is None:
+                self.trouble = self.trouble or error
+                return
+            self.resumes_at = now + pause
+        self.again.append((self.resumes_at, window))
 
-    def record(
-        self, run: Run, window: list[tuple[int, Message, int]], deliveries: Sequence[Delivery]
-    ) -> tuple[list[tuple[int, Message, int]], float]:
-        answers = {delivery.message_id: delivery for delivery in deliveries}
+    def record(self, run: Run, window: Window, answer: Answer) -> None:
+        self.absences = 0
         outcomes: list[Outcome] = []
-        later: list[tuple[int, Message, int]] = []
-        pause = 0.0
-        for row_id, message, tries in window:
-            delivery = answers.get(message.message_id)
-            if delivery is None:
-                delivery = Delivery(message.message_id, Status.UNKNOWN, reply="the provider gave no answer")
+        later: dict[float, list[int]] = {}
+        released: list[int] = []
+        for place, (row_id, delivery, subject) in enumerate(
+            zip(window.row_ids, answer.deliveries, answer.subjects, strict=True)
+        ):
             if delivery.is_transient:
-                wait = self.retry.wait(tries, delivery.retry_after)
+                wait = self.retry.wait(window.tries, delivery.retry_after)
                 if wait is not None and not self.stop.is_set():
-                    later.append((row_id, message, tries + 1))
-                    pause = max(pause, wait)
+                    later.setdefault(delivery.retry_after or 0.0, []).append(place)
+                    released.append(row_id)
                     continue
                 delivery = dataclasses.replace(delivery, status=Status.FAILED, reason=Reason.DEFERRED)
-            outcomes.append(Outcome.of(row_id, delivery, message.subject))
+            outcomes.append(Outcome.of(row_id, delivery, subject))
             self.summary.count(delivery.status)
-        self.ledger.record(run, outcomes, self.settings.now(), release=[row_id for row_id, _, _ in later])
+        self.ledger.record(run, outcomes, self.settings.now(), release=released)
+        for retry_after, places in later.items():
+            pause = self.retry.wait(window.tries, retry_after) or 0.0
+            self.again.append((time.monotonic() + pause, window.only(places, tries=window.tries + 1)))
+        if answer.defect:
+            self.trouble = self.trouble or WorkerError(
+                f"A sending process failed:\n{answer.defect}", fix="This is a defect of Mailhouse: report it."
+            )
         self.report()
-        return later, pause
+
+
+def needed_columns(template: Template) -> frozenset[str] | None:
+    """Columns of the audience that a worker reads; None for all."""
+    if template.columns is None:
+        return None
+    always = ("contact_id", "email", "first_name", "last_name", "locale", "recommendations", "variant")
+    return frozenset((*template.columns, *always))
 
 
 def _check_columns(frame: pl.DataFrame) -> None:
@@ -497,13 +467,6 @@ def _check_columns(frame: pl.DataFrame) -> None:
             f"The audience lacks the column {missing[0]}.",
             fix=f"An audience has {', '.join(_REQUIRED)} and the profile's columns; see campaigns.audience.",
         )
-
-
-def _texts(frame: pl.DataFrame, name: str) -> list[str]:
-    """A text column without NULLs; all empty if the frame does not have it."""
-    if name not in frame.columns:
-        return [""] * frame.height
-    return frame[name].cast(pl.String).fill_null("").to_list()
 
 
 @contextlib.contextmanager

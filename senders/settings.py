@@ -16,6 +16,7 @@ from warehouse.errors import SettingsError
 from warehouse.settings import MailhouseSettings
 
 _SECRET_BYTES = 32
+_WORTH_WORKERS = 5_000  # messages; a worker takes a second to start, in which one process sends as many
 
 
 class SenderSettings(MailhouseSettings):
@@ -32,6 +33,8 @@ class SenderSettings(MailhouseSettings):
         smtp_url: `smtp://user:password@host:port?tls=starttls` (`tls` is `none`, `starttls`, `implicit` or
             `opportunistic`; `smtps://` means implicit).
         smtp_connections: connections kept open to the SMTP server.
+        send_workers: processes that render and hand over messages of one campaign; 0 keeps to one process. Unset
+            means one for each core, for audiences that are worth starting them.
         rate_per_second: messages a second at most; 0 means no limit.
         rate_burst: messages that may go at once after a pause; 0 means one second's worth.
         default_cap_messages, default_cap_days: marketing messages one person gets at most within so many days,
@@ -58,7 +61,8 @@ class SenderSettings(MailhouseSettings):
     postal_address: str = ""
     provider: str = "maildir"
     smtp_url: SecretStr | None = None
-    smtp_connections: int = 4
+    smtp_connections: int = 10
+    send_workers: int | None = None
     rate_per_second: float = 0.0
     rate_burst: int = 0
     default_cap_messages: int = 0
@@ -93,6 +97,12 @@ class SenderSettings(MailhouseSettings):
     def maildir(self) -> Path:
         """Where the maildir provider delivers."""
         return self.home / "maildir"
+
+    def workers_for(self, messages: int) -> int:
+        """How many worker processes so many messages are worth."""
+        if messages < _WORTH_WORKERS:
+            return 0
+        return (os.cpu_count() or 1) if self.send_workers is None else self.send_workers
 
     @property
     def ledger_address(self) -> str:

@@ -186,6 +186,7 @@ def deliver(
             templates=prepared.templates,
             on_progress=on_progress,
             stop=stop,
+            workers=prepared.settings.workers_for(prepared.summary.sendable),
         )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import polars as pl
 
 from campaigns.specs import CampaignSpec
-from senders.pipeline import SendPlan, render_context
+from senders.pipeline import SendPlan
 from senders.rendering import Rendered, RenderError, TemplateLibrary
 from senders.settings import SenderSettings
+from senders.workers import render_context
 from warehouse.client import Warehouse
 from warehouse.errors import InputError
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import queue
 import re
+import selectors
 import socket
 import ssl
-import threading
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -32,6 +34,7 @@ _PORTS = {"none": 25, "starttls": 587, "implicit": 465, "opportunistic": 25}
 _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})\b")
 _LONGEST_LINE = 8192
 _MOST_LINES = 100
+_MOST_HANDSHAKES = 20
 _WINDOW = 100
 
 
@@ -247,97 +250,15 @@ class SmtpConnection:
             raise ProviderUnavailableError(message, fix="Try again later.")
         raise ProviderRefusedError(message, fix="Ask who runs the server; it does not want mail from here.")
 
-    def send(self, message: Message) -> Delivery:
-        """One message, one transaction. The connection may be closed afterwards (`is_open`)."""
-        try:
-            sender, recipient = mailbox(message.sender.email), mailbox(message.recipient.email)
-        except ValueError as error:
-            return Delivery(message.message_id, Status.INVALID, RejectReason.INVALID, reply=str(error))
-        content = message.raw
-        is_utf8 = not (sender.isascii() and recipient.isascii())
-        if is_utf8 and not {"SMTPUTF8", "8BITMIME"} <= self._features.keys():
-            return Delivery(
-                message.message_id,
-                Status.INVALID,
-                RejectReason.INVALID,
-                reply="the server takes no addresses that are not ASCII (SMTPUTF8)",
-            )
-        limit = self._features.get("SIZE", "")
-        if limit.isdigit() and 0 < int(limit) < len(content):
-            return Delivery(
-                message.message_id,
-                Status.REJECTED,
-                RejectReason.OTHER,
-                reply=f"{len(content)} bytes, and the server takes {limit}",
-            )
-        parameters = f" SIZE={len(content)}" if "SIZE" in self._features else ""
-        parameters += " BODY=8BITMIME SMTPUTF8" if is_utf8 else ""
-        try:
-            refusal = self._envelope(message, f"MAIL FROM:<{sender}>{parameters}", f"RCPT TO:<{recipient}>")
-            if refusal is not None:
-                return refusal
-            self._write(_stuffed(content) + b".\r\n")
-        except (_LostError, OSError) as error:
-            # the final dot never went out
-            self.close()
-            return _lost(message, f"connection lost before the end of the message: {error}")
-        try:
-            self._socket.settimeout(self.server.data_timeout)
-            reply = self._read()
-            self._socket.settimeout(self.server.timeout)
-        except (_LostError, OSError) as error:
-            self.close()
-            return Delivery(
-                message.message_id,
-                Status.UNKNOWN,
-                reply=f"connection lost after the end of the message: {error}",
-            )
-        self.sent += 1
-        if reply.code == 421:
-            self.close()
-        if 200 <= reply.code < 300:
-            return Delivery(
-                message.message_id,
-                Status.SENT,
-                provider_message_id=message.message_id,
-                reply=str(reply)[:500],
-            )
-        return _refused(message, reply)
+    @property
+    def features(self) -> Mapping[str, str]:
+        """Extensions that the server offers, with their parameters."""
+        return self._features
 
-    def _envelope(self, message: Message, mail: str, rcpt: str) -> Delivery | None:
-        """MAIL, RCPT and DATA; None if the server now waits for the message, otherwise why not."""
-        commands = [mail, rcpt, "DATA"]
-        replies: list[Reply] = []
-        if "PIPELINING" in self._features:
-            self._write("".join(command + "\r\n" for command in commands).encode())
-            for _ in commands:
-                replies.append(self._read())
-                if replies[-1].code == 421:
-                    break
-        else:
-            for command in commands:
-                replies.append(self._command(command))
-                if not replies[-1].is_ok:
-                    break
-        refusal = next((reply for reply in replies if not reply.is_ok), None)
-        if refusal is None and replies[-1].code == 354:
-            return None
-        if refusal is None:
-            raise _LostError(f"unexpected answer to DATA: {replies[-1]}")
-        if refusal.code == 421:
-            self.close()
-        elif len(replies) == 3 and replies[2].code == 354:
-            # it waits for data although nobody is to get it: an empty message ends that, then all begins anew
-            self._write(b".\r\n")
-            self._read()
-            self._command("RSET")
-        else:
-            self._command("RSET")
-        if refusal is replies[0] and not refusal.is_transient and refusal.code != 552:
-            return Delivery(
-                message.message_id, Status.FAILED, Reason.SENDER_REFUSED, reply=str(refusal)[:500]
-            )
-        return _refused(message, refusal)
+    @property
+    def socket(self) -> socket.socket:
+        """The socket, for whoever carries transactions over it."""
+        return self._socket
 
     @property
     def is_open(self) -> bool:
@@ -392,7 +313,7 @@ class SmtpProvider(Provider):
     """Send through one SMTP server.
 
     Args:
-        connections: at most so many at once; each has its own thread while a batch is sent.
+        connections: at most so many at once.
     """
 
     name = "smtp"
@@ -425,68 +346,56 @@ class SmtpProvider(Provider):
         """
         if self._refused is not None:
             raise self._refused
-        work = _Batch(batch)
-        threads = [
-            threading.Thread(target=self._work, args=(work,), name=f"smtp-{number}", daemon=True)
-            for number in range(min(self.connections, len(batch)) - 1)
-        ]
-        for thread in threads:
-            thread.start()
-        self._work(work)
-        for thread in threads:
-            thread.join()
-        if work.defect is not None:
-            raise work.defect
-        if not work.answers and work.error is not None:
-            raise work.error
+        transfer = _Transfer(batch, self.server)
+        with contextlib.closing(transfer.selector):
+            for connection in self._take(min(self.connections, transfer.left), transfer):
+                transfer.begin(connection)
+            while transfer.lanes:
+                transfer.turn()
+                # a connection that was lost is replaced while there is work for it
+                for _ in range(min(transfer.missing, transfer.left)):
+                    for connection in self._take(1, transfer):
+                        transfer.begin(connection)
+                transfer.missing = 0
+        self._idle += transfer.done
+        self._refused = transfer.refused
+        if transfer.error is not None and not transfer.answers:
+            raise transfer.error
         # what no connection took was certainly not handed over
+        why = str(transfer.error.message if transfer.error else "not tried")
         return [
-            work.answers.get(position)
-            or _lost(message, str(work.error.message if work.error else "not tried"))
-            for position, message in enumerate(batch)
+            transfer.answers.get(position) or _lost(message, why) for position, message in enumerate(batch)
         ]
 
-    def _work(self, work: _Batch) -> None:
-        connection: SmtpConnection | None = None
-        try:
-            while (position := work.take()) is not None:
-                message = work.batch[position]
-                if self._refused is not None:
-                    work.answers[position] = Delivery(
-                        message.message_id, Status.FAILED, Reason.SENDER_REFUSED, reply=self._refused.message
-                    )
-                    continue
-                for fresh in (False, True):
-                    if connection is None or not connection.is_open:
-                        connection = self._connect(fresh)
-                    was_used = connection.sent > 0
-                    delivery = connection.send(message)
-                    # a connection that was kept may have been closed at the other end meanwhile
-                    if not (delivery.is_transient and was_used and not connection.is_open):
-                        break
-                work.answers[position] = delivery
-                if delivery.reason == Reason.SENDER_REFUSED:
-                    self._refused = ProviderRefusedError(
-                        f"The SMTP server {self.server.label} refuses the sender {message.sender.email}: "
-                        f"{delivery.reply}",
-                        fix="Correct MAILHOUSE_FROM_EMAIL or the login in MAILHOUSE_SMTP_URL, then send again.",
-                    )
-        except (ProviderUnavailableError, ProviderRefusedError) as error:
-            # the others may still have their connections
-            work.error = work.error or error
-        except BaseException as error:  # noqa: BLE001  (raised again by `send`)
-            work.defect = error
-        finally:
-            if connection is not None and connection.is_open:
-                self._idle.append(connection)
+    def _take(self, count: int, transfer: _Transfer) -> list[SmtpConnection]:
+        """So many connections, kept ones first; fewer if the server gives no more: `transfer` has the reason."""
+        found = []
+        while self._idle and len(found) < count:
+            connection = self._idle.pop()
+            # one that is needed in place of another that was lost must be new: the server may have closed them all
+            if transfer.missing:
+                connection.quit()
+            elif connection.is_open:
+                found.append(connection)
+        missing = count - len(found)
+        if missing <= 0:
+            return found
 
-    def _connect(self, fresh: bool) -> SmtpConnection:
-        while self._idle and not fresh:
-            with contextlib.suppress(IndexError):
-                connection = self._idle.pop()
-                if connection.is_open:
-                    return connection
-        return SmtpConnection(self.server, self._context)
+        def connect(_: int) -> SmtpConnection | ProviderUnavailableError | ProviderRefusedError:
+            try:
+                return SmtpConnection(self.server, self._context)
+            except (ProviderUnavailableError, ProviderRefusedError) as error:
+                return error
+
+        # handshakes side by side: each is several round trips
+        with ThreadPoolExecutor(min(missing, _MOST_HANDSHAKES)) as pool:
+            made = list(pool.map(connect, range(missing))) if missing > 1 else [connect(0)]
+        for one in made:
+            if isinstance(one, SmtpConnection):
+                found.append(one)
+            else:
+                transfer.error = transfer.error or one
+        return found
 
     def close(self) -> None:
         """Say goodbye on all connections."""
@@ -494,23 +403,333 @@ class SmtpProvider(Provider):
             self._idle.pop().quit()
 
 
-class _Batch:
-    """A batch that several connections work on."""
+class _Lane:
+    """One connection while it carries messages.
 
-    def __init__(self, batch: Sequence[Message]) -> None:
-        self.batch = batch
+    Where the server takes commands in groups (PIPELINING), a message and the envelope of the next one are one write.
+
+    Attributes:
+        expected: what the answers still to come are answers to: `mail`, `rcpt`, `data`, `end` (of a message), `drop`
+            (the end of a message to nobody) or `rset`.
+        position: the message whose envelope is under way.
+        refusal: the first refusal in that envelope, and of which command.
+        ended: the message whose end the server has not answered.
+        unsent: bytes that the network has not taken yet.
+        before_end: how many of those come before and with the final dot of `ended`.
+    """
+
+    __slots__ = (
+        "before_end", "buffer", "connection", "deadline", "ended", "expected", "lines", "pipelines",
+        "position", "refusal", "socket", "unsent",
+    )  # fmt: skip
+
+    def __init__(self, connection: SmtpConnection) -> None:
+        self.connection = connection
+        self.socket = connection.socket
+        self.socket.setblocking(False)
+        self.pipelines = "PIPELINING" in connection.features
+        self.expected: deque[str] = deque()
+        self.position: int | None = None
+        self.refusal: tuple[str, Reply] | None = None
+        self.ended: int | None = None
+        self.unsent = b""
+        self.before_end = 0
+        self.buffer = b""
+        self.lines: list[str] = []
+        self.deadline = 0.0
+
+    def write(self, content: bytes) -> None:
+        """Hand bytes to the network, and keep what it does not take now."""
+        if self.unsent:
+            self.unsent += content
+        else:
+            self.unsent = content
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand over what was kept.
+
+        Raises:
+            OSError: the connection is gone.
+        """
+        while self.unsent:
+            try:
+                taken = self.socket.send(self.unsent)
+            except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                return
+            self.unsent = self.unsent[taken:]
+            self.before_end = max(0, self.before_end - taken)
+
+    def replies(self) -> Iterator[Reply]:
+        """Answers that have come.
+
+        Raises:
+            _LostError, OSError: the connection is gone, or talks no SMTP any more.
+        """
+        while True:
+            try:
+                received = self.socket.recv(65_536)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return
+            if not received:
+                raise _LostError("the server closed the connection")
+            *lines, self.buffer = (self.buffer + received).split(b"\n")
+            for line in lines:
+                code, mark = line[:3], line[3:4]
+                if len(code) < 3 or not code.isdigit() or mark not in (b"", b" ", b"-", b"\r"):
+                    raise _LostError("the answer is no SMTP")
+                self.lines.append(line[4:].decode("utf-8", "replace").strip())
+                if mark != b"-":
+                    text = " ".join(self.lines)
+                    self.lines.clear()
+                    yield Reply(int(code), text)
+                elif len(self.lines) > _MOST_LINES:
+                    raise _LostError("the answer does not end")
+            if len(self.buffer) > _LONGEST_LINE:
+                raise _LostError("the answer is too long")
+            if len(received) < 65_536 and not isinstance(self.socket, ssl.SSLSocket):
+                return
+
+
+class _Transfer:
+    """A batch on its way over several connections, in one thread.
+
+    Attributes:
+        answers: by position in the batch.
+        lanes: connections at work. `done`: those that have none left, still open. `missing`: lost since last asked.
+        left: messages that no connection has taken.
+        error: the first connection that could not be made. `refused`: the server does not want this sender.
+    """
+
+    def __init__(self, batch: Sequence[Message], server: SmtpServer) -> None:
+        self.batch, self.server = batch, server
         self.answers: dict[int, Delivery] = {}
+        self.lanes: set[_Lane] = set()
+        self.done: list[SmtpConnection] = []
+        self.missing = 0
         self.error: ProviderUnavailableError | ProviderRefusedError | None = None
-        self.defect: BaseException | None = None
-        self._positions: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for position in range(len(batch)):
-            self._positions.put(position)
+        self.refused: ProviderRefusedError | None = None
+        self.selector = selectors.DefaultSelector()
+        self._waiting = deque(range(len(batch)))
+        self._again: set[int] = set()
+        self._checked_at = time.monotonic()
 
-    def take(self) -> int | None:
-        """The next message that nobody works on."""
-        with contextlib.suppress(queue.Empty):
-            return self._positions.get_nowait()
-        return None
+    @property
+    def left(self) -> int:
+        return len(self._waiting)
+
+    def begin(self, connection: SmtpConnection) -> None:
+        """Put a connection to work."""
+        lane = _Lane(connection)
+        self.lanes.add(lane)
+        self.selector.register(lane.socket, selectors.EVENT_READ, lane)
+        self._guarded(lane, self._next_envelope)
+
+    def turn(self) -> None:
+        """Wait for the network once, and deal with what it has."""
+        for key, events in self.selector.select(1.0):
+            lane: _Lane = key.data
+            if events & selectors.EVENT_WRITE:
+                self._guarded(lane, self._flush)
+            if events & selectors.EVENT_READ and lane in self.lanes:
+                self._guarded(lane, self._read)
+        now = time.monotonic()
+        if now - self._checked_at >= 1:
+            self._checked_at = now
+            for lane in [lane for lane in self.lanes if lane.deadline < now]:
+                self._lose(lane, "the server does not answer in time")
+
+    def _guarded(self, lane: _Lane, act: Callable[[_Lane], None]) -> None:
+        try:
+            act(lane)
+        except (_LostError, OSError) as error:
+            self._lose(lane, str(error))
+
+    def _flush(self, lane: _Lane) -> None:
+        lane.flush()
+        if not lane.unsent:
+            self.selector.modify(lane.socket, selectors.EVENT_READ, lane)
+
+    def _write(self, lane: _Lane, content: bytes, *, is_end: bool = False) -> None:
+        was_empty = not lane.unsent
+        lane.deadline = time.monotonic() + (self.server.data_timeout if is_end else self.server.timeout)
+        lane.write(content)
+        if was_empty and lane.unsent:
+            self.selector.modify(lane.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, lane)
+
+    def _read(self, lane: _Lane) -> None:
+        for reply in lane.replies():
+            if not lane.expected:
+                raise _LostError(f"an answer that nobody asked for: {reply}")
+            self._answered(lane, lane.expected.popleft(), reply)
+            if lane not in self.lanes:
+                return
+
+    def _answered(self, lane: _Lane, command: str, reply: Reply) -> None:
+        if command == "end":
+            position, lane.ended = lane.ended, None
+            assert position is not None
+            lane.connection.sent += 1
+            message = self.batch[position]
+            if 200 <= reply.code < 300:
+                self.answers[position] = Delivery(
+                    message.message_id,
+                    Status.SENT,
+                    provider_message_id=message.message_id,
+                    reply=str(reply)[:500],
+                )
+            else:
+                self.answers[position] = _refused(message, reply)
+            if reply.code == 421:
+                self._lose(lane, str(reply))
+            elif lane.position is None:
+                self._next_envelope(lane)
+        elif reply.code == 421:
+            self._lose(lane, str(reply), reply)
+        elif command == "rset":
+            self._next_envelope(lane)
+        elif command != "drop":
+            self._answered_in_envelope(lane, command, reply)
+
+    def _answered_in_envelope(self, lane: _Lane, command: str, reply: Reply) -> None:
+        position = lane.position
+        assert position is not None
+        if not reply.is_ok and lane.refusal is None:
+            lane.refusal = (command, reply)
+        if command == "data" and lane.refusal is None and reply.code != 354:
+            raise _LostError(f"unexpected answer to DATA: {reply}")
+        if command == "data" and lane.refusal is None:
+            lane.position, lane.ended = None, position
+            content = _stuffed(self.batch[position].raw) + b".\r\n"
+            lane.expected.append("end")
+            lane.before_end = len(lane.unsent) + len(content)
+            following = self._envelope(lane) if lane.pipelines else b""
+            self._write(lane, content + following, is_end=True)
+            return
+        if lane.refusal is not None and (command == "data" or not lane.pipelines):
+            refused_at, refusal = lane.refusal
+            lane.position = lane.refusal = None
+            self._refuse(position, refused_at, refusal)
+            if command == "data" and reply.code == 354:
+                # it waits for data although nobody is to get it: an empty message ends that
+                lane.expected += ("drop", "rset")
+                self._write(lane, b".\r\nRSET\r\n")
+            else:
+                lane.expected.append("rset")
+                self._write(lane, b"RSET\r\n")
+        elif not lane.pipelines:
+            following, line = (
+                ("rcpt", self._recipient(position)) if command == "mail" else ("data", b"DATA\r\n")
+            )
+            lane.expected.append(following)
+            self._write(lane, line)
+
+    def _refuse(self, position: int, command: str, reply: Reply) -> None:
+        message = self.batch[position]
+        if command != "mail" or reply.is_transient or reply.code == 552:
+            self.answers[position] = _refused(message, reply)
+            return
+        self.answers[position] = Delivery(
+            message.message_id, Status.FAILED, Reason.SENDER_REFUSED, reply=str(reply)[:500]
+        )
+        self.refused = self.refused or ProviderRefusedError(
+            f"The SMTP server {self.server.label} refuses the sender {message.sender.email}: {reply}",
+            fix="Correct MAILHOUSE_FROM_EMAIL or the login in MAILHOUSE_SMTP_URL, then send again.",
+        )
+
+    def _next_envelope(self, lane: _Lane) -> None:
+        """Begin with the next message, or lay the connection aside."""
+        envelope = self._envelope(lane)
+        if envelope:
+            self._write(lane, envelope)
+        else:
+            self._release(lane)
+            self.done.append(lane.connection)
+
+    def _envelope(self, lane: _Lane) -> bytes:
+        """Commands that begin the next message; none if no message is left."""
+        while self._waiting:
+            position = self._waiting.popleft()
+            message = self.batch[position]
+            if self.refused is not None:
+                self.answers[position] = Delivery(
+                    message.message_id, Status.FAILED, Reason.SENDER_REFUSED, reply=self.refused.message
+                )
+                continue
+            parameters = self._parameters(message, lane.connection.features)
+            if isinstance(parameters, Delivery):
+                self.answers[position] = parameters
+                continue
+            lane.position = position
+            mail = f"MAIL FROM:<{mailbox(message.sender.email)}>{parameters}\r\n".encode()
+            if not lane.pipelines:
+                lane.expected.append("mail")
+                return mail
+            lane.expected += ("mail", "rcpt", "data")
+            return mail + self._recipient(position) + b"DATA\r\n"
+        return b""
+
+    def _recipient(self, position: int) -> bytes:
+        return f"RCPT TO:<{mailbox(self.batch[position].recipient.email)}>\r\n".encode()
+
+    def _parameters(self, message: Message, features: Mapping[str, str]) -> str | Delivery:
+        """Parameters of MAIL, or why this server cannot take the message."""
+        try:
+            sender, recipient = mailbox(message.sender.email), mailbox(message.recipient.email)
+        except ValueError as error:
+            return Delivery(message.message_id, Status.INVALID, RejectReason.INVALID, reply=str(error))
+        is_utf8 = not (sender.isascii() and recipient.isascii())
+        if is_utf8 and not {"SMTPUTF8", "8BITMIME"} <= features.keys():
+            return Delivery(
+                message.message_id,
+                Status.INVALID,
+                RejectReason.INVALID,
+                reply="the server takes no addresses that are not ASCII (SMTPUTF8)",
+            )
+        size, limit = len(message.raw), features.get("SIZE", "")
+        if limit.isdigit() and 0 < int(limit) < size:
+            return Delivery(
+                message.message_id,
+                Status.REJECTED,
+                RejectReason.OTHER,
+                reply=f"{size} bytes, and the server takes {limit}",
+            )
+        parameters = f" SIZE={size}" if "SIZE" in features else ""
+        return parameters + (" BODY=8BITMIME SMTPUTF8" if is_utf8 else "")
+
+    def _lose(self, lane: _Lane, why: str, reply: Reply | None = None) -> None:
+        """A connection is gone: say what became of its messages."""
+        self._release(lane)
+        lane.connection.close()
+        self.missing += 1
+        # a connection that was kept may have been closed at the other end meanwhile
+        was_used = lane.connection.sent > 0 or lane.ended is not None
+        for position, is_handed_over in (
+            (lane.ended, lane.before_end == 0),
+            (lane.position, False),
+        ):
+            if position is None:
+                continue
+            message = self.batch[position]
+            if is_handed_over:
+                self.answers[position] = Delivery(
+                    message.message_id,
+                    Status.UNKNOWN,
+                    reply=f"connection lost after the end of the message: {why}",
+                )
+            elif was_used and position not in self._again:
+                self._again.add(position)
+                self._waiting.appendleft(position)
+            elif reply is not None:
+                self.answers[position] = _refused(message, reply)
+            else:
+                self.answers[position] = _lost(
+                    message, f"connection lost before the end of the message: {why}"
+                )
+
+    def _release(self, lane: _Lane) -> None:
+        self.lanes.discard(lane)
+        self.selector.unregister(lane.socket)
 
 
 def _stuffed(content: bytes) -> bytes:

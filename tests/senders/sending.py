@@ -104,7 +104,8 @@ def recipients(folder: Path) -> list[str]:
 
 if __name__ == "__main__":
     home, people, smtp_url = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    workers = int(sys.argv[4]) if len(sys.argv) > 4 else 0
     more = {"provider": "smtp", "smtp_url": smtp_url} if smtp_url else {}
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    send_all(sender_settings(home, **more), people, rows=250)
+    send_all(sender_settings(home, **more), people, rows=250, workers=workers)

@@ -116,6 +116,14 @@ def test_messages_arrive_as_they_were_made(serve: Callable[..., tuple[Sink, int]
     assert 1 <= len(sink.sessions) <= 4
 
 
+def test_large_messages_go_out_in_pieces(serve: Callable[..., tuple[Sink, int]]) -> None:
+    sink, port = serve()
+    batch = [message(f"p{n}@example.com", n, text=f"{n} and more " * 300_000) for n in range(3)]
+    with provider(port, connections=2) as smtp:
+        assert {answer.status for answer in smtp.send(batch)} == {Status.SENT}
+    assert sorted(sink.taken) == sorted((one.recipient.email, one.raw) for one in batch)
+
+
 def test_refusals_by_recipient_and_by_content(serve: Callable[..., tuple[Sink, int]]) -> None:
     sink, port = serve()
     people = ["a@example.com", "nobody@example.com", "spam@example.com", "full@example.com", "later@example.com",

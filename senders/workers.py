@@ -1,0 +1,435 @@
+"""Render messages and hand them to the provider: in this process, or in several that do nothing else.
+
+The coordinator (`senders.pipeline`) owns the ledger. It gives out windows of messages that the ledger has let go, and
+takes back what became of each. A worker process does not outlive the coordinator; of a worker that dies, the windows it
+held are of unknown outcome.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import traceback
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any, Self
+
+import polars as pl
+
+from senders.composing import Composer, Envelope, RecipientError, constants_of, render_batch
+from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
+from senders.providers.base import Provider, ProviderError
+from senders.rendering import Recommendations, RenderError, Template
+from senders.settings import SenderSettings
+from warehouse.errors import MailhouseError
+from warehouse.settings import PROJECT_ROOT
+
+if TYPE_CHECKING:
+    from senders.pipeline import SendPlan
+
+#: Columns of an audience that are not the contact's profile.
+NOT_PROFILE = frozenset(
+    {
+        "skip_reason",
+        "consent_id",
+        "suppression_event_id",
+        "recommendations",
+        "recommendation_version",
+        "variant",
+    }
+)
+#: Windows that a worker is given at once: one at hand, one to go on with.
+_AHEAD = 2
+_MOST_DEATHS = 3
+_PR_SET_PDEATHSIG = 1
+
+
+class WorkerError(MailhouseError):
+    """Worker processes die or do not start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Messages that go out together.
+
+    Attributes:
+        row_ids: rows of the ledger.
+        message_ids: of the same messages.
+        rows: of the audience, in that order.
+        tries: how often they have been handed over, this time included.
+    """
+
+    row_ids: Sequence[int]
+    message_ids: Sequence[str]
+    rows: pl.DataFrame
+    tries: int = 1
+
+    def only(self, positions: Sequence[int], *, tries: int | None = None) -> Window:
+        """Some of the messages."""
+        return Window(
+            [self.row_ids[at] for at in positions],
+            [self.message_ids[at] for at in positions],
+            self.rows[list(positions)],
+            self.tries if tries is None else tries,
+        )
+
+
+@dataclass(slots=True)
+class Answer:
+    """What became of a window: a delivery and a subject for each message, or why none was handed over.
+
+    Attributes:
+        error: the provider refused or did not answer; nothing of the window was handed over.
+        defect: what went wrong in a worker's own code; the deliveries are `unknown`.
+    """
+
+    deliveries: list[Delivery] = field(default_factory=list)
+    subjects: list[str] = field(default_factory=list)
+    error: ProviderError | None = None
+    defect: str = ""
+
+
+def render_context(
+    plan: SendPlan,
+    settings: SenderSettings,
+    contact: Mapping[str, Any],
+    recommendations: Sequence[Any],
+    now: datetime,
+    *,
+    variant: str = "",
+    links: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What merge tags of a message may name; a preview's is the same as that of a message that is sent.
+
+    Args:
+        links: from `senders.tracking.link_context`.
+    """
+    constants = constants_of(plan, settings)
+    return {
+        **constants,
+        "campaign": {**constants["campaign"], "variant": variant},
+        "contact": contact,
+        "recommendations": Recommendations(recommendations),
+        "now": now,
+        **links,
+    }
+
+
+class Worker:
+    """Renders windows and hands them over.
+
+    Raises:
+        SettingsError: the sender address or a key cannot be used.
+    """
+
+    def __init__(
+        self, plan: SendPlan, settings: SenderSettings, template: Template, provider: Provider
+    ) -> None:
+        self.settings, self.template, self.provider = settings, template, provider
+        self._envelope = Envelope.of(plan, settings)
+        self._composer = Composer(template, self._envelope)
+
+    def work(self, window: Window) -> Answer:
+        """Render a window and hand over what could be rendered."""
+        made = self._messages(window)
+        messages = [one for one in made if isinstance(one, Message)]
+        found = {one.message_id: one for one in made if isinstance(one, Delivery)}
+        if messages:
+            try:
+                found |= {delivery.message_id: delivery for delivery in self.provider.send(messages)}
+            except ProviderError as error:
+                return Answer(error=error)
+        return Answer(
+            [
+                found.get(message_id)
+                or Delivery(message_id, Status.UNKNOWN, reply="the provider gave no answer")
+                for message_id in window.message_ids
+            ],
+            [one.subject if isinstance(one, Message) else "" for one in made],
+        )
+
+    def _messages(self, window: Window) -> list[Message | Delivery]:
+        """A message for each row, or why there is none."""
+        now = self.settings.now()
+        frame = window.rows
+        columns = [name for name in frame.columns if name not in NOT_PROFILE]
+        if self.template.columns is not None:
+            always = {"contact_id", "email", "first_name", "last_name", "locale"} | self.template.columns
+            columns = [name for name in columns if name in always]
+        contacts = frame.select(columns).to_dicts()
+        recommendations = frame["recommendations"].to_list() if "recommendations" in frame.columns else None
+        subjects: list[str] = []
+        # made before the provider is called, so that what cannot be written is known by then
+        raws = render_batch(
+            self._composer,
+            contacts,
+            window.message_ids,
+            now,
+            recommendations=recommendations,
+            variants=texts(frame, "variant"),
+            subjects=subjects,
+        )
+        sent_at = now.replace(microsecond=0)
+        made: list[Message | Delivery] = []
+        for contact, message_id, raw, subject in zip(
+            contacts, window.message_ids, raws, subjects, strict=True
+        ):
+            if isinstance(raw, RecipientError):
+                made.append(Delivery(message_id, Status.INVALID, RejectReason.INVALID, reply=str(raw)))
+            elif isinstance(raw, RenderError):
+                made.append(Delivery(message_id, Status.FAILED, Reason.NOT_RENDERED, reply=str(raw)))
+            else:
+                made.append(
+                    Message.composed(
+                        raw,
+                        message_id=message_id,
+                        contact_id=contact["contact_id"],
+                        sender=self._envelope.sender,
+                        recipient=Address(contact["email"]),
+                        subject=subject,
+                        sent_at=sent_at,
+                    )
+                )
+        return made
+
+
+def texts(frame: pl.DataFrame, name: str) -> list[str]:
+    """A text column without NULLs; all empty if the frame does not have it."""
+    if name not in frame.columns:
+        return [""] * frame.height
+    return frame[name].cast(pl.String).fill_null("").to_list()
+
+
+class Workers(ABC):
+    """Whoever takes windows and answers for them, in any order."""
+
+    @property
+    @abstractmethod
+    def is_free(self) -> bool:
+        """Whether another window is welcome."""
+
+    @property
+    @abstractmethod
+    def is_busy(self) -> bool:
+        """Whether an answer is still to come."""
+
+    @abstractmethod
+    def give(self, window: Window) -> None:
+        """Hand a window over; one at most while `is_free` is false."""
+
+    @abstractmethod
+    def answers(self, *, wait: bool) -> list[tuple[Window, Answer]]:
+        """Windows that are done.
+
+        Args:
+            wait: until there is one, if any is under way.
+        """
+
+    def close(self) -> None:  # noqa: B027  (nothing to end in this process)
+        """End the processes."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class InProcess(Workers):
+    """This process, one window at a time."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._done: list[tuple[Window, Answer]] = []
+
+    @property
+    def is_free(self) -> bool:
+        return not self._done
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._done)
+
+    def give(self, window: Window) -> None:
+        self._done.append((window, self._worker.work(window)))
+
+    def answers(self, *, wait: bool) -> list[tuple[Window, Answer]]:
+        del wait
+        done, self._done = self._done, []
+        return done
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What a worker process must know."""
+
+    plan: SendPlan
+    settings: SenderSettings
+    template: Template
+    provider: str
+
+
+class _Process:
+    """One worker process and the windows it holds, oldest first."""
+
+    def __init__(self, job: _Job) -> None:
+        self.pipe, far = multiprocessing.Pipe()
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "senders.workers", str(far.fileno()), str(os.getpid())],
+                pass_fds=(far.fileno(),),
+                cwd=PROJECT_ROOT,
+                stdin=subprocess.DEVNULL,
+            )
+        finally:
+            far.close()
+        self.held: deque[Window] = deque()
+        self.pipe.send_bytes(pickle.dumps(job))
+
+    def close(self) -> None:
+        self.pipe.close()
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Processes(Workers):
+    """Worker processes, each with a provider and templates of its own.
+
+    Args:
+        count: how many; the provider's connections are shared out among them.
+        provider: its name; each process makes one of its own.
+
+    Raises:
+        WorkerError: they die one after the other.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        plan: SendPlan,
+        settings: SenderSettings,
+        template: Template,
+        provider: str,
+    ) -> None:
+        share = max(1, settings.smtp_connections // count)
+        own = settings.model_copy(update={"smtp_connections": share})
+        self._job = _Job(plan, own, template, provider)
+        self.processes = [_Process(self._job) for _ in range(count)]
+        self._deaths = 0
+
+    @property
+    def is_free(self) -> bool:
+        return not self.processes or any(len(one.held) < _AHEAD for one in self.processes)
+
+    @property
+    def is_busy(self) -> bool:
+        return any(one.held for one in self.processes)
+
+    def give(self, window: Window) -> None:
+        if not self.processes:
+            raise WorkerError(
+                f"{self._deaths} sending processes died one after the other.",
+                fix="Look into the system's log (memory?), then send again; it goes on where it stopped.",
+            )
+        process = min(self.processes, key=lambda one: len(one.held))
+        process.held.append(window)
+        # if it has died, the answer says so
+        with contextlib.suppress(OSError):
+            process.pipe.send_bytes(pickle.dumps((window.message_ids, _packed(window.rows))))
+
+    def answers(self, *, wait: bool) -> list[tuple[Window, Answer]]:
+        busy = {one.pipe: one for one in self.processes if one.held}
+        done: list[tuple[Window, Answer]] = []
+        ready = multiprocessing.connection.wait(list(busy), None if wait else 0)
+        for pipe in ready:
+            process = busy[pipe]  # pyright: ignore[reportArgumentType]
+            try:
+                received = process.pipe.recv_bytes()
+            except (EOFError, OSError):
+                done += self._died(process)
+            else:
+                done.append((process.held.popleft(), pickle.loads(received)))  # noqa: S301 - our own process
+        return done
+
+    def _died(self, process: _Process) -> list[tuple[Window, Answer]]:
+        """Its windows, of unknown outcome; another process takes its place."""
+        self.processes.remove(process)
+        process.close()
+        self._deaths += 1
+        if self._deaths <= _MOST_DEATHS:
+            self.processes.append(_Process(self._job))
+        how = f"the sending process ended with code {process.process.returncode}"
+        return [(window, _unknown(window.message_ids, how)) for window in process.held]
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.close()
+
+
+def _packed(rows: pl.DataFrame) -> bytes:
+    """A frame to be sent: an Arrow stream of these rows alone.
+
+    The newest layout of text in Arrow, and with it pickle, would send the text of all rows of which these were cut.
+    """
+    stream = io.BytesIO()
+    rows.write_ipc_stream(stream, compat_level=pl.CompatLevel.oldest())
+    return stream.getvalue()
+
+
+def _unknown(message_ids: Sequence[str], how: str) -> Answer:
+    deliveries = [Delivery(message_id, Status.UNKNOWN, reply=how) for message_id in message_ids]
+    return Answer(deliveries, [""] * len(deliveries))
+
+
+def _serve(pipe: Connection, parent: int) -> None:
+    """Work on windows until the pipe closes."""
+    from senders.providers import get_provider
+
+    job: _Job = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from the process that started this one
+    with get_provider(job.settings, job.provider) as provider:
+        worker = Worker(job.plan, job.settings, job.template, provider)
+        while True:
+            message_ids, packed = pickle.loads(pipe.recv_bytes())  # noqa: S301
+            if os.getppid() != parent:
+                return
+            try:
+                answer = worker.work(Window([], message_ids, pl.read_ipc_stream(packed)))
+            except Exception:  # noqa: BLE001  (the coordinator records the window, then stops)
+                answer = _unknown(message_ids, "a defect of the sending process")
+                answer.defect = traceback.format_exc()
+            pipe.send_bytes(pickle.dumps(answer))
+
+
+def main() -> None:
+    """A worker process: windows come through the pipe whose descriptor is given; the second argument is its parent."""
+    pipe, parent = int(sys.argv[1]), int(sys.argv[2])
+    # whoever stops the coordinator with Ctrl-C stops us through it, after the window at hand
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    # but if it is killed, so are we: the next run takes for settled what no living process can still send
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        _serve(Connection(pipe), parent)
+
+
+if __name__ == "__main__":
+    # under its own name, so that what is pickled here is known there
+    from senders import workers
+
+    workers.main()
