@@ -222,7 +222,7 @@ def test_blank_lines_are_joined_as_in_text(values: list[str]) -> None:
     text = environment.from_string(source).render(v=values)
     text = re.sub(r"\n[ \n]*\n[ \n]*\n", "\n\n", text).strip() + "\n"
     out: list[bytes] = []
-    part = WirePart(wire_environment(environment), source, lambda _: "", is_trimmed=True)
+    part = WirePart(wire_environment(environment), source, lambda _: text, is_trimmed=True)
     part.write({"v": values}, out)
     decoded = email.message_from_bytes(b"".join(out)).get_payload(decode=True)
     assert isinstance(decoded, bytes)
