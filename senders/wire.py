@@ -61,6 +61,12 @@ class Ready(str):
         made.encoded = _plain(text)
         return made
 
+    def joined(self, other: Ready) -> Ready:
+        """Both, one after the other, without encoding them anew."""
+        made = super().__new__(Ready, self + other)
+        made.encoded = self.encoded + other.encoded
+        return made
+
     def __reduce__(self) -> tuple[type[Ready], tuple[str]]:
         return Ready, (str(self),)
 
@@ -197,13 +203,35 @@ class _WireGenerator(CodeGenerator):
             self.write("),))")
 
     def visit_Getattr(self, node: nodes.Getattr, frame: Frame) -> None:  # noqa: N802
-        # `senders.rendering`'s sandbox, for the case that nearly always is: a field of a dict that has a value
+        self._field(node, frame)
+        self.write(f"environment.getattr(_record, {node.attr!r}))")
+
+    def visit_Filter(self, node: nodes.Filter, frame: Frame) -> None:  # noqa: N802
+        is_plain = len(node.args) <= 1 and not (node.kwargs or node.dyn_args or node.dyn_kwargs)
+        if node.name not in ("default", "d") or not is_plain or not isinstance(node.node, nodes.Getattr):
+            super().visit_Filter(node, frame)
+            return
+        # `contact.city | default('your town')`: a field that has no value is its default, without a call
+        self._field(node.node, frame)
+        self.write("(")
+        if node.args:
+            self.visit(node.args[0], frame)
+        else:
+            self.write("''")
+        self.write(f") if type(_record) is dict else {self.filters[node.name]}(")
+        self.write(f"environment.getattr(_record, {node.node.attr!r}), ")
+        for argument in node.args:
+            self.visit(argument, frame)
+        self.write("))")
+
+    def _field(self, node: nodes.Getattr, frame: Frame) -> None:
+        """The case that nearly always is in `senders.rendering`'s sandbox: a field of a dict, if it has a value."""
         self.write("(_field if type(_record := ")
         self.visit(node.node, frame)
         name = repr(node.attr)
+        # a comparison with a Decimal costs much; what is true is no empty text
         self.write(
-            f") is dict and (_field := _record.get({name})) is not None and _field != ''"
-            f" else environment.getattr(_record, {name}))"
+            f") is dict and (_field := _record.get({name})) is not None and (_field or _field != '') else "
         )
 
 

@@ -21,6 +21,7 @@ from senders.pipeline import SendPlan
 from senders.rendering import Template, TemplateLibrary
 from senders.settings import SenderSettings
 from senders.tracking import tracking_of
+from senders.wire import Ready
 
 LINKS = Links(b"k" * 32, "https://mail.example.com/")
 ID = "0b6f0c5e-7a0e-5b0e-8a53-2d6a3c1c7d10"
@@ -143,7 +144,7 @@ def test_links_that_are_too_long_for_a_detour_stay(tmp_path: Path) -> None:
     context = {
         "contact": {"city": "York"}, "recommendations": [{"name": "Lamp", "url": url}], "now": NOW,
         **dict.fromkeys(("unsubscribe_url", "preferences_url", "postal_address", "open_url"), "x"),
-        "click_url": "https://mail.example.com/c/t/", "_links": LINKS, "_tracking": made.source.tracking,
+        "click_url": Ready("https://mail.example.com/c/t/"), "_links": LINKS, "_tracking": made.source.tracking,
     }  # fmt: skip
     assert url in hrefs(made.render(context).html)
 
