@@ -43,6 +43,7 @@ _SPACES = tuple(
         if chr(code).isspace() and chr(code) != "\n"
     ]
 )
+_WHITE = b" \t\r\n"
 _BLANK_LINES = re.compile(rb"\r\n(?<!=\r\n)(?:(?:=\r\n|=20| )*\r\n(?<!=\r\n)){2,}")
 
 
@@ -63,7 +64,7 @@ class Ready(str):
 
     def joined(self, other: Ready) -> Ready:
         """Both, one after the other, without encoding them anew."""
-        made = super().__new__(Ready, self + other)
+        made = str.__new__(Ready, self + other)
         made.encoded = self.encoded + other.encoded
         return made
 
@@ -334,12 +335,13 @@ def trimmed(content: bytes) -> bytes:
         or content.count(b"\r\n\r\n\r\n") != content.count(b"=\r\n\r\n\r\n")
     ):
         content = _BLANK_LINES.sub(b"\r\n\r\n", content.replace(_MARK, b""))
-    content = content.strip(b" \t\r\n")
+    content = content.strip(_WHITE)
     # what is left at the ends is a soft break or an encoded space, rarely
-    while content.startswith(_SPACES):
-        content = content[next(len(space) for space in _SPACES if content.startswith(space)) :]
+    while content[:1] == b"=" and content.startswith(_SPACES):
+        content = content[next(len(space) for space in _SPACES if content.startswith(space)) :].lstrip(_WHITE)
     # an equals sign of the text's own would be =3D
-    content = content.rstrip(b" \t\r\n=")
-    while content.endswith(_SPACES):
-        content = content[: -next(len(space) for space in _SPACES if content.endswith(space))]
+    content = content.rstrip(_WHITE + b"=")
+    while content[-3:-2] == b"=" and content.endswith(_SPACES):
+        end = next(len(space) for space in _SPACES if content.endswith(space))
+        content = content[:-end].rstrip(_WHITE + b"=")
     return content + _HARD
