@@ -19,7 +19,7 @@ from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from campaigns.predicates import Predicate, parse_predicate
-from warehouse.errors import InputError
+from warehouse.errors import InputError, SettingsError
 from warehouse.yaml_specs import (
     Document,
     Duration,
@@ -212,7 +212,9 @@ class Utm(Spec):
 class SendSpec(Spec):
     """What is sent, and from whom."""
 
-    channel: Literal["email"] = Field("email", description="email")
+    channel: Literal["email", "journey", "video", "sms", "push", "chat", "webhook"] = Field(
+        "email", description="email, journey, video, sms, push, chat or webhook"
+    )
     template: Name = Field(description="name of a file in content/templates, without .mjml")
     category: Literal["marketing", "transactional"] = Field(description="marketing or transactional")
     subject: Line = Field(description="one line; merge tags such as {{ contact.first_name }} are filled in")
@@ -227,6 +229,9 @@ class SendSpec(Spec):
     utm: Utm | None = Field(None, description="source, medium, campaign, term, content")
     attachments: list[Line] = Field([], description="names of files in content/attachments")
     recommendations: int = Field(0, ge=0, le=20, description="how many recommended products, 0 to 20")
+    provider_tracking: bool = Field(False, description="whether the provider counts opens and clicks")
+    hold: Duration | None = Field(None, description="how long the provider holds messages back, such as 1h")
+    cancellable: bool = Field(False, description="whether what is held back can be cancelled")
 
 
 class CampaignSpec(Spec):
@@ -277,14 +282,17 @@ def check_references(
     templates: Collection[str],
     segments: Collection[str],
     profile_columns: Collection[str] | None = None,
+    *,
+    provider: str = "",
 ) -> None:
-    """Check that what campaigns name exists.
+    """Check that what campaigns name exists, and that their providers can do what they ask.
 
     Args:
         specs: from `load_campaigns`.
         templates: names of the templates there are.
         segments: names of the segments there are.
         profile_columns: columns of `marts.contact_profiles`; None leaves conditions to the warehouse.
+        provider: the settings' provider, for campaigns that name none; empty leaves those unchecked.
 
     Raises:
         InputError: names file and line of each name that leads nowhere, and the nearest right one.
@@ -305,10 +313,33 @@ def check_references(
                 hint = nearest(name, sorted(known)) or f"There is none yet: add one to {folder}."
                 what = f"{'.'.join(location)}: there is no {kind} {name!r} in {folder}."
                 problems.append(Problem(spec.place(*location), what, hint))
+        problems.extend(_provider_problems(spec, provider))
         if profile_columns is not None:
             problems.extend(_predicate_problems(spec, profile_columns))
     if problems:
         raise problems_error(problems)
+
+
+def _provider_problems(spec: CampaignSpec, provider: str) -> list[Problem]:
+    # senders.pipeline knows campaigns, so this one way is left to the moment it is needed
+    from senders.providers import get_capabilities
+    from senders.providers.base import Needs, require_capabilities
+
+    send = spec.send
+    name = send.provider or provider
+    if not name:
+        return []
+    needs = Needs(
+        channel=send.channel, category=send.category, has_attachments=bool(send.attachments),
+        is_tracked=send.provider_tracking, hold=send.hold or timedelta(0),
+        is_cancellable=send.cancellable,
+    )  # fmt: skip
+    try:
+        require_capabilities(name, get_capabilities(name), needs)
+    except SettingsError as error:
+        place = spec.place("send", "provider") if send.provider else spec.place("send")
+        return [Problem(place, f"send: {error.message}", error.fix)]
+    return []
 
 
 def _predicate_problems(spec: CampaignSpec, columns: Collection[str] | None) -> list[Problem]:

@@ -5,10 +5,12 @@
     GET, POST /preferences/TOKEN   the same page, from the link to preferences
     GET  /c/TOKEN/INDEX/TARGET leads on to the link's address, having stored `clicked`
     GET  /o/TOKEN.gif          a picture of one pixel, having stored `opened`
+    POST /webhooks/PROVIDER    stores what a provider reports about messages; GET answers its check of the address
     GET  /healthz              200 if ledger and warehouse answer, 503 if not
 
-A token that we did not make gets 404 and no reason. A POST is answered with 200 only when the event is stored.
-A click leads on whether or not it could be stored: the person is not to suffer for our warehouse.
+A token that we did not make gets 404 and no reason, and so does a provider that is not set up. A POST is answered with
+200 only when the event is stored. A click leads on whether or not it could be stored: the person is not to suffer for
+our warehouse.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from urllib.parse import parse_qs, quote
 from gateway.clicks import PIXEL, Clicks
 from gateway.pages import confirm_page, done_page, refused_page, unstored_page
 from gateway.unsubscribes import NotStoredError, Unsubscribes
+from gateway.webhooks import Webhooks, answer_body
 from senders.ledger import LedgerError
 from warehouse.errors import WarehouseError
 
@@ -37,7 +40,10 @@ _LINK = re.compile(r"/(unsubscribe|preferences)/([A-Za-z0-9_-]{1,100})/?")
 _CLICK = re.compile(r"/c/([A-Za-z0-9_-]{43}/[0-9]{1,5}/[A-Za-z0-9_-]{1,8000})")
 _OPEN = re.compile(r"/o/([A-Za-z0-9_-]{43})\.gif")
 _STORE_SECONDS = 2.0  # how long a person who clicked waits for the warehouse at most
+_WEBHOOK = re.compile(r"/webhooks/([a-z0-9_]{1,40})/?")
 _LONGEST_BODY = 16_384
+# a thousand events of the wordiest provider
+_LONGEST_WEBHOOK = 16 << 20
 _HEADERS = [
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
@@ -60,8 +66,8 @@ class _TooLongError(Exception):
 class Gateway:
     """The application; `python -m gateway` serves it."""
 
-    def __init__(self, unsubscribes: Unsubscribes, clicks: Clicks) -> None:
-        self.unsubscribes, self.clicks = unsubscribes, clicks
+    def __init__(self, unsubscribes: Unsubscribes, clicks: Clicks, webhooks: Webhooks) -> None:
+        self.unsubscribes, self.clicks, self.webhooks = unsubscribes, clicks, webhooks
         self._storing: set[asyncio.Future[None]] = set()
         self.company = unsubscribes.settings.company_name
 
@@ -81,6 +87,8 @@ class Gateway:
             await self._click(method, click[1], scope, send)
         elif opened := _OPEN.fullmatch(path):
             await self._open(method, opened[1], scope, send)
+        elif webhook := _WEBHOOK.fullmatch(path):
+            await self._webhook(method, webhook[1], scope, receive, send)
         else:
             await _not_found(method, send)
 
@@ -151,6 +159,31 @@ class Gateway:
         body = b"" if method == "HEAD" else json.dumps(states).encode()
         await _answer(send, 200 if is_well else 503, body, content_type=b"application/json")
 
+    async def _webhook(self, method: str, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        if method not in ("GET", "HEAD", "POST"):
+            await _not_allowed(send, b"GET, HEAD, POST")
+            return
+        if not await asyncio.to_thread(self.webhooks.knows, name):
+            await _not_found(method, send)
+            return
+        if method != "POST":
+            await _answer(send, 200, b"" if method == "HEAD" else b"{}", content_type=b"application/json")
+            return
+        try:
+            body = await _body(receive, _LONGEST_WEBHOOK)
+        except _TooLongError:
+            await _answer(send, 413, answer_body("too long"), content_type=b"application/json")
+            return
+        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+        query = scope["query_string"].decode("latin-1")
+        # the address as the provider was told it: some sign that
+        target = scope.get("raw_path", scope["path"].encode()).decode("latin-1") + (
+            f"?{query}" if query else ""
+        )
+        status, word = await asyncio.to_thread(self.webhooks.take, name, body, headers, target)
+        extra = [(b"retry-after", b"60")] if status == 503 else None
+        await _answer(send, status, answer_body(word), content_type=b"application/json", extra=extra)
+
     async def _link(
         self, method: str, purpose: str, token: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
@@ -218,15 +251,15 @@ async def _not_allowed(send: Send, allowed: bytes) -> None:
     await _answer(send, 405, page, extra=[(b"allow", allowed)])
 
 
-async def _body(receive: Receive) -> bytes:
-    body = b""
+async def _body(receive: Receive, longest: int = _LONGEST_BODY) -> bytes:
+    body = bytearray()
     while True:
         message = await receive()
         body += message.get("body", b"")
-        if len(body) > _LONGEST_BODY:
+        if len(body) > longest:
             raise _TooLongError
         if not message.get("more_body"):
-            return body
+            return bytes(body)
 
 
 def _header(scope: Scope, name: bytes) -> str:

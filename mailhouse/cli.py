@@ -100,6 +100,53 @@ def why(message_id: Annotated[str, typer.Argument(help="The id of a message, sen
 
 
 @app.command()
+def deadletters(
+    campaign: Annotated[str, typer.Option("--campaign", "-c", help="Only those of this campaign.")] = "",
+    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="At most so many.")] = 100,
+    retry: Annotated[bool, typer.Option("--retry", help="Let the next run try them once more.")] = False,
+) -> None:
+    """List messages that failed for good or too often, newest first, and why."""
+    from senders.ledger import Ledger
+    from senders.settings import SenderSettings
+
+    settings = SenderSettings.load()
+    with Ledger.open(settings) as ledger:
+        letters = ledger.dead_letters(limit, name=campaign)
+        revived = ledger.revive([letter["message_id"] for letter in letters], settings.now()) if retry else 0
+    for letter in letters:
+        reason = f" ({letter['reason']})" if letter["reason"] else ""
+        tries = f", put off {letter['tries']} times" if letter["tries"] else ""
+        words = f": {letter['provider_reply']}" if letter["provider_reply"] else ""
+        console.print(
+            f"{letter['changed_at']:%Y-%m-%d %H:%M}  {letter['message_id']}  {letter['email']}  {letter['name']}  "
+            f"{letter['status']}{reason}{tries}{words}",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    if not letters:
+        console.print("There are no dead letters.")
+    elif retry:
+        console.print(f"{revived:,} will be tried once more by the next run of their campaign.")
+    elif len(letters) == limit:
+        console.print(f"These are the newest {limit:,}; --limit shows more.")
+
+
+@app.command()
+def cancel(
+    batch: Annotated[
+        str, typer.Argument(help="The batch that `mailhouse why` shows in the provider's reply.")
+    ],
+    provider: Annotated[str, typer.Option("--provider", "-p", help="Who holds it; else the settings'.")] = "",
+) -> None:
+    """Stop messages that a provider still holds back (`send.hold` of a campaign)."""
+    from senders.providers import get_provider
+    from senders.settings import SenderSettings
+
+    with get_provider(SenderSettings.load(), provider) as holder:
+        holder.cancel(batch)
+        console.print(f"{holder.name} has cancelled batch {batch}.", markup=False, soft_wrap=True)
+
+
+@app.command()
 def doctor() -> None:
     """Check every service and file, and say how to mend what is wrong."""
     from mailhouse.doctor import run

@@ -144,7 +144,8 @@ def _campaigns(settings: SenderSettings) -> Finding:
 
     specs = load_campaigns(settings.content_dir)
     templates = TemplateLibrary.load(settings.content_dir / "templates").names()
-    check_references(specs, templates, [path.stem for path in SEGMENTS_DIR.glob("*.sql")])
+    segments = [path.stem for path in SEGMENTS_DIR.glob("*.sql")]
+    check_references(specs, templates, segments, provider=settings.provider)
     return Finding("campaigns", Verdict.OK, f"{len(specs)} campaigns")
 
 

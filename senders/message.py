@@ -89,10 +89,12 @@ class Reason(StrEnum):
     NOT_RENDERED = "not_rendered"
     SENDER_REFUSED = "sender_refused"
     CRASHED = "crashed"
+    REVIVED = "revived"
+    WARM_UP = "warm_up"
 
 
 #: Reasons of a `failed` message that certainly never reached the provider's queue: a rerun may claim it again.
-RETRYABLE = (Reason.DEFERRED, Reason.NOT_RENDERED, Reason.SENDER_REFUSED)
+RETRYABLE = (Reason.DEFERRED, Reason.NOT_RENDERED, Reason.SENDER_REFUSED, Reason.REVIVED, Reason.WARM_UP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,9 @@ class Message:
         headers: further header fields in order, unfolded and unencoded (List-Unsubscribe and the like).
         signer: signs `raw`, if we and not the provider are to.
         sent_at: the Date header.
+        address: where it goes on a channel other than mail: telephone number, device token.
+        deliver_at: the provider holds it back until then; None means no longer than it takes.
+        is_tracked: the provider shall count opens and clicks.
     """
 
     message_id: str
@@ -126,6 +131,9 @@ class Message:
     headers: tuple[tuple[str, str], ...] = ()
     attachments: tuple[Attachment, ...] = ()
     signer: DkimSigner | None = field(default=None, repr=False)
+    address: str = ""
+    deliver_at: datetime | None = None
+    is_tracked: bool = False
 
     @classmethod
     def composed(

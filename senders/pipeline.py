@@ -14,7 +14,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,17 @@ import polars as pl
 
 from campaigns.identity import message_ids, occurrence_key
 from senders.ledger import Cap, Claim, Ledger, LedgerError, Outcome, Run
-from senders.limits import rate_limit
+from senders.limits import CircuitBreaker, DailyAllowance, LimitsSpec, Throttle
 from senders.links import Links
-from senders.message import Reason, Status
-from senders.providers.base import Provider, ProviderError, ProviderUnavailableError
+from senders.message import Delivery, Reason, Status
+from senders.providers.base import (
+    ADDRESS_COLUMNS,
+    Needs,
+    Provider,
+    ProviderError,
+    ProviderUnavailableError,
+    require_capabilities,
+)
 from senders.rendering import PROFILE_COLUMNS, Template, TemplateLibrary
 from senders.retries import RetryPolicy
 from senders.settings import SenderSettings, require_identity, require_rehearsal_safe
@@ -42,7 +49,7 @@ from senders.workers import (
     Workers,
     texts,
 )
-from warehouse.errors import InputError, MailhouseError, SettingsError
+from warehouse.errors import InputError, MailhouseError
 
 if TYPE_CHECKING:
     from campaigns.specs import CampaignSpec
@@ -62,6 +69,8 @@ class SendPlan:
         from_email, from_name, reply_to: empty takes those of the settings.
         attachments: names of files in `content/attachments`.
         track_clicks, track_opens, utm: None takes what the settings say for the category.
+        is_tracked: the provider counts opens and clicks.
+        hold: the provider holds each message back for so long; `is_cancellable` until then.
     """
 
     name: str
@@ -86,6 +95,16 @@ class SendPlan:
     track_opens: bool | None = None
     utm: Mapping[str, str] | None = None
     attachments: tuple[str, ...] = ()
+    is_tracked: bool = False
+    hold: timedelta = timedelta(0)
+    is_cancellable: bool = False
+
+    def needs(self) -> Needs:
+        """What this asks of its provider."""
+        return Needs(
+            channel=self.channel, category=self.category, has_attachments=bool(self.attachments),
+            is_tracked=self.is_tracked, hold=self.hold, is_cancellable=self.is_cancellable,
+        )  # fmt: skip
 
     @classmethod
     def from_campaign(
@@ -115,6 +134,9 @@ class SendPlan:
             track_clicks=send.track.clicks if send.track else None,
             track_opens=send.track.opens if send.track else None,
             utm={"campaign": spec.campaign, **send.utm.model_dump(exclude_none=True)} if send.utm else None,
+            is_tracked=send.provider_tracking,
+            hold=send.hold or timedelta(0),
+            is_cancellable=send.cancellable,
         )
 
 
@@ -196,16 +218,13 @@ def send(
     """
     require_identity(settings, category=plan.category, from_email=plan.from_email)
     require_rehearsal_safe(settings, reaches_people=provider.capabilities.reaches_people)
-    if plan.channel != provider.capabilities.channel:
-        raise SettingsError(
-            f"Provider {provider.name} sends {provider.capabilities.channel}, and {plan.name} is {plan.channel}.",
-            fix="Name another provider in the campaign.",
-        )
+    require_capabilities(provider.name, provider.capabilities, plan.needs(), place=plan.place)
     frames = iter(batches)
     first = next(frames, None)
     columns = [name for name in first.columns if name not in NOT_PROFILE] if first is not None else []
     if first is not None:
         _check_columns(first)
+        _check_address(first, plan.channel)
     if templates is None:
         folder = settings.content_dir / "templates"
         templates = TemplateLibrary.load(folder, columns or PROFILE_COLUMNS, assets_url=settings.assets_url)
@@ -254,12 +273,15 @@ class _Sender:
         self.plan, self.settings = plan, settings
         self.ledger, self.provider, self.retry, self.stop = ledger, provider, retry, stop
         self.on_progress, self.workers = on_progress, workers
-        self.columns = needed_columns(template)
-        self.limit = rate_limit(settings.rate_per_second, settings.rate_burst)
+        self.columns = needed_columns(template, plan.channel)
+        self.limit = Throttle.of(settings, provider.name, plan.name)
+        ladder = LimitsSpec.load(settings.content_dir).warm_up.get(provider.name)
+        self.allowance = DailyAllowance(ledger, provider.name, ladder)
+        self.breaker = CircuitBreaker()
         self.window = provider.capabilities.dispatch_window
-        if settings.rate_per_second:
+        if self.limit.per_second:
             # never more under way than may go in a second
-            self.window = max(1, min(self.window, int(settings.rate_per_second)))
+            self.window = max(1, min(self.window, int(self.limit.per_second)))
         self.cap = plan.cap
         if self.cap is None and settings.default_cap_messages:
             self.cap = Cap(settings.default_cap_messages, timedelta(days=settings.default_cap_days))
@@ -388,8 +410,9 @@ class _Sender:
         """Give a window out, as soon as somebody is free and the rate allows."""
         while not self.workers.is_free and not self.is_over:
             self.collect(run, wait=True)
-        self.stop.wait(max(0.0, self.resumes_at - time.monotonic()))
-        if self.is_over or not self.limit.take(len(window.row_ids), self.stop):
+        self.stop.wait(max(0.0, self.resumes_at - time.monotonic(), self.breaker.wait))
+        window = self.allowed_today(run, window)
+        if self.is_over or not window.row_ids or not self.limit.take(texts(window.rows, "email"), self.stop):
             return
         granted = self.ledger.dispatch(run, window.row_ids, self.settings.now())
         if len(granted) < len(window.row_ids):
@@ -398,6 +421,22 @@ class _Sender:
         if window.row_ids:
             self.workers.give(window)
         self.collect(run, wait=False)
+
+    def allowed_today(self, run: Run, window: Window) -> Window:
+        """What the warm-up ladder lets go today; the rest is put down to be tried by a later run."""
+        if self.is_over or window.tries > 1:
+            return window
+        now = self.settings.now()
+        number = self.allowance.take(len(window.row_ids), now)
+        rest = window.row_ids[number:]
+        if rest:
+            reply = "the warm-up's limit of the day was reached"
+            failures = [Outcome(row_id, Status.FAILED, Reason.WARM_UP, reply=reply) for row_id in rest]
+            self.ledger.fail_claimed(run, failures, now)
+            for failure in failures:
+                self.summary.count(failure.status)
+            window = window.only(range(number))
+        return window
 
     def collect(self, run: Run, *, wait: bool) -> None:
         """Record what workers have done."""
@@ -424,8 +463,24 @@ class _Sender:
             self.resumes_at = now + pause
         self.again.append((self.resumes_at, window))
 
+    def judge(self, deliveries: Sequence[Delivery]) -> None:
+        """A provider that puts everything off is left alone for a while, and for this run if it goes on."""
+        put_off = [delivery for delivery in deliveries if delivery.is_transient]
+        if not deliveries or len(put_off) < len(deliveries):
+            self.breaker.succeeded()
+            return
+        asked = max((delivery.retry_after or 0.0 for delivery in put_off), default=0.0)
+        self.breaker.failed(asked)
+        if self.breaker.wait > self.retry.patience:
+            self.trouble = self.trouble or ProviderUnavailableError(
+                f"The provider {self.provider.name} puts everything off: {put_off[-1].reply[:200]}",
+                fix="Nothing is lost: the rest goes when the campaign is sent again.",
+                retry_after=asked or None,
+            )
+
     def record(self, run: Run, window: Window, answer: Answer) -> None:
         self.absences = 0
+        self.judge(answer.deliveries)
         outcomes: list[Outcome] = []
         later: dict[float, list[int]] = {}
         released: list[int] = []
@@ -452,12 +507,13 @@ class _Sender:
         self.report()
 
 
-def needed_columns(template: Template) -> frozenset[str] | None:
+def needed_columns(template: Template, channel: str) -> frozenset[str] | None:
     """Columns of the audience that a worker reads; None for all."""
     if template.columns is None:
         return None
     always = ("contact_id", "email", "first_name", "last_name", "locale", "recommendations", "variant")
-    return frozenset((*template.columns, *always))
+    address = ADDRESS_COLUMNS.get(channel)
+    return frozenset((*template.columns, *always, *((address,) if address else ())))
 
 
 def _check_columns(frame: pl.DataFrame) -> None:
@@ -466,6 +522,15 @@ def _check_columns(frame: pl.DataFrame) -> None:
         raise InputError(
             f"The audience lacks the column {missing[0]}.",
             fix=f"An audience has {', '.join(_REQUIRED)} and the profile's columns; see campaigns.audience.",
+        )
+
+
+def _check_address(frame: pl.DataFrame, channel: str) -> None:
+    column = ADDRESS_COLUMNS.get(channel)
+    if column is not None and column not in frame.columns:
+        raise InputError(
+            f"Messages by {channel} go to the column {column}, and contacts have no such column.",
+            fix=f"Add {column} to the contacts' profile (marts.contact_profiles), or use another channel.",
         )
 
 

@@ -35,8 +35,25 @@ class SenderSettings(MailhouseSettings):
         smtp_connections: connections kept open to the SMTP server.
         send_workers: processes that render and hand over messages of one campaign; 0 keeps to one process. Unset
             means one for each core, for audiences that are worth starting them.
+        http_connections: connections kept open to a provider that speaks HTTP; so many calls are under way at once.
+        sendgrid_key, sendgrid_url: API key with the permission Mail Send; the EU has its own address.
+        sendgrid_webhook_key: the public key that checks its Event Webhook.
+        mandrill_key, mandrill_webhook_key: API key of Mailchimp Transactional, and its webhook's key.
+        mailchimp_key, mailchimp_audience: API key, and id of the audience.
+        mailchimp_journey, mailchimp_step: numbers of a customer journey and of its step that starts by API.
+        mailchimp_webhook_secret: signing secret of its webhooks, where Mailchimp shows one.
+        bombbomb_token, bombbomb_video, bombbomb_template: key or access token, id of the video, id of a template.
+        bombbomb_client_id, bombbomb_client_secret: OAuth client, if the token is a refresh token.
+        twilio_account, twilio_token, twilio_from: account SID, auth token, and number or messaging service.
+        fcm_credentials: key file of a Firebase service account.
+        slack_url, slack_signing_secret: address of an incoming webhook, and the app's signing secret.
+        webhook_url, webhook_secret: where the provider `webhook` posts messages, and `whsec_...` that signs them.
+        amazon_ses_topic: ARN of the SNS topic that reports events of Amazon SES.
+        webhook_url_secret: ends the address that is told to vendors who sign nothing: `.../webhooks/NAME?secret=...`.
         rate_per_second: messages a second at most; 0 means no limit.
         rate_burst: messages that may go at once after a pause; 0 means one second's worth.
+        redis_url: `redis://user:password@host:port/database`: rate limits are shared by all senders; unset, each
+            process keeps its own.
         default_cap_messages, default_cap_days: marketing messages one person gets at most within so many days,
             where the campaign states no cap; 0 messages means no cap.
         track_clicks, track_opens: categories whose links lead through the gateway, and whose HTML has a pixel that
@@ -63,8 +80,35 @@ class SenderSettings(MailhouseSettings):
     smtp_url: SecretStr | None = None
     smtp_connections: int = 10
     send_workers: int | None = None
+    http_connections: int = 4
+    sendgrid_key: SecretStr | None = None
+    sendgrid_url: str = "https://api.sendgrid.com"
+    sendgrid_webhook_key: str = ""
+    mandrill_key: SecretStr | None = None
+    mandrill_webhook_key: SecretStr | None = None
+    mailchimp_key: SecretStr | None = None
+    mailchimp_audience: str = ""
+    mailchimp_journey: int = 0
+    mailchimp_step: int = 0
+    mailchimp_webhook_secret: SecretStr | None = None
+    bombbomb_token: SecretStr | None = None
+    bombbomb_video: str = ""
+    bombbomb_template: str = ""
+    bombbomb_client_id: str = ""
+    bombbomb_client_secret: SecretStr | None = None
+    twilio_account: str = ""
+    twilio_token: SecretStr | None = None
+    twilio_from: str = ""
+    fcm_credentials: Path | None = None
+    slack_url: SecretStr | None = None
+    slack_signing_secret: SecretStr | None = None
+    webhook_url: str = ""
+    webhook_secret: SecretStr | None = None
+    amazon_ses_topic: str = ""
+    webhook_url_secret: SecretStr | None = None
     rate_per_second: float = 0.0
     rate_burst: int = 0
+    redis_url: SecretStr | None = None
     default_cap_messages: int = 0
     default_cap_days: float = 7.0
     track_clicks: str = ""

@@ -100,7 +100,7 @@ def campaign_named(settings: SenderSettings, name: str) -> CampaignSpec:
         )
     templates = TemplateLibrary.load(settings.content_dir / "templates").names()
     segments = [path.stem for path in SEGMENTS_DIR.glob("*.sql")]
-    check_references({name: specs[name]}, templates, segments)
+    check_references({name: specs[name]}, templates, segments, provider=settings.provider)
     return specs[name]
 
 

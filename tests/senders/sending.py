@@ -86,6 +86,15 @@ def audience(
         )  # fmt: skip
 
 
+def people(number: int) -> pl.DataFrame:
+    """An audience that can be reached on every channel."""
+    frame = pl.concat(list(audience(number)))
+    return frame.with_columns(
+        phone=pl.format("+4477009{}", pl.col("contact_id").cast(pl.String).str.zfill(5)),
+        push_token=pl.format("token-{}", "contact_id"),
+    )
+
+
 def send_all(settings: SenderSettings, people: int, **more: object) -> SendSummary:
     """Send the plan to an audience through the settings' provider."""
     with Ledger.open(settings) as ledger, get_provider(settings) as provider:
@@ -105,7 +114,9 @@ def recipients(folder: Path) -> list[str]:
 if __name__ == "__main__":
     home, people, smtp_url = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     workers = int(sys.argv[4]) if len(sys.argv) > 4 else 0
-    more = {"provider": "smtp", "smtp_url": smtp_url} if smtp_url else {}
+    more: dict[str, object] = {"provider": "smtp", "smtp_url": smtp_url} if smtp_url else {}
+    if len(sys.argv) > 5 and sys.argv[5]:
+        more["ledger_url"] = sys.argv[5]
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     send_all(sender_settings(home, **more), people, rows=250, workers=workers)
