@@ -61,6 +61,7 @@ def diagnose(settings: SenderSettings, command: CommandSettings) -> list[Finding
         "sources": lambda: _sources(settings),
         "campaigns": lambda: _campaigns(settings),
         "templates": lambda: _templates(settings),
+        "assets": lambda: _assets(settings),
         "ledger": lambda: _ledger(settings),
         "provider": lambda: _provider(settings),
         "gateway": lambda: _gateway(settings, command),
@@ -156,6 +157,31 @@ def _templates(settings: SenderSettings) -> Finding:
     if problems:
         raise problems[0].error(len(problems) - 1)
     return Finding("templates", Verdict.OK, f"{len(library.names())} templates compile")
+
+
+def _assets(settings: SenderSettings) -> Finding:
+    from senders.assets import Assets, unpublished
+
+    assets = Assets(settings.content_dir / "assets", settings.assets_url)
+    count = len(list(assets.names()))
+    if not count:
+        return Finding("assets", Verdict.OK, "none")
+    if not (settings.assets_store and settings.assets_url):
+        return Finding(
+            "assets",
+            Verdict.NOTE,
+            f"{count}, and no place to publish them to",
+            "Set MAILHOUSE_ASSETS_STORE and MAILHOUSE_ASSETS_URL if templates show them.",
+        )
+    missing = unpublished(assets, settings.assets_store)
+    if missing:
+        return Finding(
+            "assets",
+            Verdict.NOTE,
+            f"{len(missing)} of {count} are not published as they are now, such as {missing[0]}",
+            "Run `mailhouse assets publish` before you send.",
+        )
+    return Finding("assets", Verdict.OK, f"{count}, all published")
 
 
 def _ledger(settings: SenderSettings) -> Finding:

@@ -9,6 +9,7 @@ S3 (`s3://bucket/mail`), Google Cloud Storage (`gs://bucket/mail`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
-import fsspec
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
 
 from senders.merge_tags import TemplateError
 from warehouse.errors import MailhouseError
@@ -97,28 +99,47 @@ def publish(assets: Assets, store: str) -> tuple[list[str], int]:
         raise PublishError(
             f"There are no assets in {assets.folder}.", fix="Put the pictures that templates show there."
         )
-    new: list[str] = []
-    try:
-        system, root = fsspec.core.url_to_fs(store)
-        present = set(system.find(root)) if system.exists(root) else set()
-        for name in names:
-            published = assets.published_name(name)
-            target = f"{str(root).rstrip('/')}/{published}"
-            if target in present:
-                continue
+    with _reaching(store):
+        system, root, missing = _missing(assets, store)
+        for name, published in missing.items():
+            target = f"{root}/{published}"
             system.makedirs(target.rpartition("/")[0], exist_ok=True)
             # under another name first: nobody may be served half a file
             partial = f"{target}.part"
             system.pipe_file(partial, (assets.folder / name).read_bytes())
             system.mv(partial, target)
-            new.append(published)
+    return list(missing.values()), len(names) - len(missing)
+
+
+def unpublished(assets: Assets, store: str) -> list[str]:
+    """Names of assets that the store does not have as they are now.
+
+    Raises:
+        PublishError: the store cannot be reached.
+    """
+    with _reaching(store):
+        return list(_missing(assets, store)[2])
+
+
+def _missing(assets: Assets, store: str) -> tuple[AbstractFileSystem, str, dict[str, str]]:
+    """The store, its root, and what it lacks: from name to published name."""
+    system, path = url_to_fs(store)
+    root = str(path).rstrip("/")
+    present = set(system.find(root)) if system.exists(root) else set()
+    names = {name: assets.published_name(name) for name in assets.names()}
+    return system, root, {name: made for name, made in names.items() if f"{root}/{made}" not in present}
+
+
+@contextlib.contextmanager
+def _reaching(store: str) -> Iterator[None]:
+    try:
+        yield
     except ImportError as error:
         raise PublishError(
             f"{store}: {error}.", fix="Install s3fs for S3, gcsfs for Google Cloud Storage."
         ) from None
     except (OSError, ValueError) as error:
         raise PublishError(
-            f"Assets cannot be put into {store}: {error}.",
+            f"The store of assets {store} cannot be used: {error}.",
             fix="Check MAILHOUSE_ASSETS_STORE and the permissions.",
         ) from error
-    return new, len(names) - len(new)

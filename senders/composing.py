@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Composer", "Envelope", "RecipientError", "keep_heap", "render_batch"]
 
+_log = logging.getLogger("mailhouse.composing")
 _NO_RECOMMENDATIONS: Sequence[Any] = ()
 _HTML_BOUNDARY = b"\r\n--%b\r\n" % BOUNDARY.encode()
 
@@ -163,7 +165,12 @@ class Composer:
         }
         # compiled now: whoever measures or forks wants it done
         for locale in self._attached:
-            _ = self.template.in_locale(locale).wire_parts
+            for kind, part in zip(("text", "HTML"), self.template.in_locale(locale).wire_parts, strict=True):
+                if not part.is_precompiled:
+                    _log.info(
+                        "%s%s: the %s part is mostly not ASCII: it goes as base64 and is made whole for each message",
+                        self.template.name, f" in {locale}" if locale else "", kind,
+                    )  # fmt: skip
 
     def context(
         self,
@@ -282,7 +289,8 @@ def render_batch(
         names = tuple(contacts)
         rows = (dict(zip(names, row, strict=True)) for row in zip(*contacts.values(), strict=True))
     else:
-        rows = contacts
+        # what a missing value means is known of dicts only
+        rows = (row if type(row) is dict else dict(row) for row in contacts)
     sent_at = now.replace(microsecond=0)
     done: list[bytes | RenderError] = []
     for contact, message_id, products, variant in zip(

@@ -132,7 +132,9 @@ def _in_locale(function: Callable[..., str]) -> Callable[..., str]:
     @pass_context
     @functools.wraps(function)
     def call(context: Context, value: Any, *arguments: Any, **named: Any) -> str:
-        named.setdefault("locale", context.get("locale") or "")
+        locale = context.parent.get("locale")
+        if locale and "locale" not in named:
+            named["locale"] = locale
         return function(value, *arguments, **named)
 
     return call

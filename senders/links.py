@@ -18,6 +18,7 @@ import hmac
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from urllib.parse import quote, urlsplit
 
 from senders.unsubscribe import LinkKey, verify_token
@@ -26,6 +27,7 @@ from senders.wire import Ready
 __all__ = ["Click", "Links", "Tracking", "with_parameters"]
 
 _SIGNATURE = 16
+_LONGEST = 1500  # characters; encoded, and with what is not ASCII trebled, some 6,000
 _TARGETS_KEPT = 8192
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _WEB = re.compile(r"https?://[^/?#\s]", re.IGNORECASE)
@@ -47,7 +49,7 @@ class Tracking:
     opens: bool = False
     utm: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def parameters(self) -> tuple[tuple[str, str], ...]:
         """The UTM parameters with their whole names, in the usual order."""
         return tuple((f"utm_{name}", self.utm[name]) for name in UTM_NAMES if self.utm.get(name))
@@ -78,7 +80,7 @@ class Links:
     def __init__(self, key: bytes, base_url: str) -> None:
         self.base_url = base_url.rstrip("/")
         self._key = LinkKey(key)
-        self._targets: dict[tuple[int, str], str] = {}
+        self._targets: dict[tuple[int, str, tuple[tuple[str, str], ...]], Ready | None] = {}
 
     def __reduce__(self) -> tuple[type[Links], tuple[bytes, str]]:
         return Links, (self._key.key, self.base_url)
@@ -96,17 +98,22 @@ class Links:
         token = self._key.token(message_id, "track")
         return Ready(f"{self.base_url}/c/{token}/"), Ready(f"{self.base_url}/o/{token}.gif")
 
-    def target(self, index: int, url: str) -> str:
+    def target(self, index: int, url: str) -> Ready:
         """The part of a tracked link behind the token: number, signature and address."""
-        made = self._targets.get((index, url))
-        if made is None:
-            content = url.encode()
-            blob = self._key.sign("click", b"%d:" % index + content) + content
-            encoded = binascii.b2a_base64(blob, newline=False).translate(_URL_SAFE).rstrip(b"=").decode()
-            made = f"{index}/{encoded}"
-            if len(self._targets) >= _TARGETS_KEPT:
-                self._targets.clear()
-            self._targets[index, url] = made
+        content = url.encode()
+        blob = self._key.sign("click", b"%d:" % index + content) + content
+        encoded = binascii.b2a_base64(blob, newline=False).translate(_URL_SAFE).rstrip(b"=").decode()
+        return Ready(f"{index}/{encoded}")
+
+    def target_with(self, index: int, url: str, parameters: tuple[tuple[str, str], ...]) -> Ready | None:
+        """The same of an address with more parameters, kept for the next message; None if clicks cannot be counted."""
+        key = (index, url, parameters)
+        if key in self._targets:
+            return self._targets[key]
+        made = self.target(index, with_parameters(url, parameters)) if is_web(url) else None
+        if len(self._targets) >= _TARGETS_KEPT:
+            self._targets.clear()
+        self._targets[key] = made
         return made
 
     def resolve(self, path: str) -> Click | None:
@@ -138,8 +145,8 @@ class Links:
 
 
 def is_web(url: str) -> bool:
-    """Whether a URL is http or https with a host, so that clicks on it can be counted."""
-    return bool(_WEB.match(url)) and not _CONTROL.search(url)
+    """Whether a URL is http or https with a host, and short enough, so that clicks on it can be counted."""
+    return len(url) <= _LONGEST and bool(_WEB.match(url)) and not _CONTROL.search(url)
 
 
 def with_parameters(url: str, parameters: tuple[tuple[str, str], ...]) -> str:

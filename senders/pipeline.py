@@ -235,6 +235,10 @@ def send(
     )  # fmt: skip
     if plan.category == "marketing":
         template.require_marketing(plan.template)
+    if any(one.attachments for one in (template.source, *template.source.translations)):
+        # the template's own are known only now
+        needs = dataclasses.replace(plan.needs(), has_attachments=True)
+        require_capabilities(provider.name, provider.capabilities, needs, place=plan.place or plan.template)
     stop = stop or threading.Event()
     with _signals(stop), _workers(plan, settings, template, provider, workers) as lanes:
         sender = _Sender(

@@ -95,10 +95,9 @@ def _expression(parts: list[LinkPart]) -> str | None:
 def tracked(context: Context, url: Any, index: int) -> str:
     """A link that leads through the gateway; what is no web address stays as it is."""
     link = str(url)
-    if not is_web(link):
-        return link
-    links, tracking, start = context["_links"], context["_tracking"], context["click_url"]
-    return start + links.target(index, with_parameters(link, tracking.parameters))
+    given = context.parent
+    target = given["_links"].target_with(index, link, given["_tracking"].parameters)
+    return link if target is None else given["click_url"].joined(target)
 
 
 @pass_context

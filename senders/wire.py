@@ -27,6 +27,7 @@ Pieces = Callable[[tuple[bytes, ...]], None]
 
 _LINE_END = re.compile(r"\r\n?")
 _HARD = b"\r\n"
+_TAGS = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 _MARK = b"\0"  # stands in no encoded text
 _KEPT_LENGTH = 200
 _KEPT_VALUES = 16_384
@@ -42,6 +43,7 @@ _SPACES = tuple(
         if chr(code).isspace() and chr(code) != "\n"
     ]
 )
+_WHITE = b" \t\r\n"
 _BLANK_LINES = re.compile(rb"\r\n(?<!=\r\n)(?:(?:=\r\n|=20| )*\r\n(?<!=\r\n)){2,}")
 
 
@@ -58,6 +60,12 @@ class Ready(str):
     def __new__(cls, text: str) -> Ready:
         made = super().__new__(cls, text)
         made.encoded = _plain(text)
+        return made
+
+    def joined(self, other: Ready) -> Ready:
+        """Both, one after the other, without encoding them anew."""
+        made = str.__new__(Ready, self + other)
+        made.encoded = self.encoded + other.encoded
         return made
 
     def __reduce__(self) -> tuple[type[Ready], tuple[str]]:
@@ -87,6 +95,8 @@ class _EncodedHtml(_Encoded):
 
 def _plain(value: str) -> bytes:
     """A value of which nothing need be encoded but what a line begins with."""
+    if len(value) <= QUOTED_LENGTH and value[0] not in ".F" and "  " not in value:
+        return value.encode("ascii") + b"=\r\n"
     pieces = [value[at : at + QUOTED_LENGTH] for at in range(0, len(value), QUOTED_LENGTH)]
     for piece in pieces:
         if piece[0] in ".F":
@@ -194,13 +204,35 @@ class _WireGenerator(CodeGenerator):
             self.write("),))")
 
     def visit_Getattr(self, node: nodes.Getattr, frame: Frame) -> None:  # noqa: N802
-        # `senders.rendering`'s sandbox, for the case that nearly always is: a field of a dict that has a value
+        self._field(node, frame)
+        self.write(f"environment.getattr(_record, {node.attr!r}))")
+
+    def visit_Filter(self, node: nodes.Filter, frame: Frame) -> None:  # noqa: N802
+        is_plain = len(node.args) <= 1 and not (node.kwargs or node.dyn_args or node.dyn_kwargs)
+        if node.name not in ("default", "d") or not is_plain or not isinstance(node.node, nodes.Getattr):
+            super().visit_Filter(node, frame)
+            return
+        # `contact.city | default('your town')`: a field that has no value is its default, without a call
+        self._field(node.node, frame)
+        self.write("(")
+        if node.args:
+            self.visit(node.args[0], frame)
+        else:
+            self.write("''")
+        self.write(f") if type(_record) is dict else {self.filters[node.name]}(")
+        self.write(f"environment.getattr(_record, {node.node.attr!r}), ")
+        for argument in node.args:
+            self.visit(argument, frame)
+        self.write("))")
+
+    def _field(self, node: nodes.Getattr, frame: Frame) -> None:
+        """The case that nearly always is in `senders.rendering`'s sandbox: a field of a dict, if it has a value."""
         self.write("(_field if type(_record := ")
         self.visit(node.node, frame)
         name = repr(node.attr)
+        # a comparison with a Decimal costs much; what is true is no empty text
         self.write(
-            f") is dict and (_field := _record.get({name})) is not None and _field != ''"
-            f" else environment.getattr(_record, {name}))"
+            f") is dict and (_field := _record.get({name})) is not None and (_field or _field != '') else "
         )
 
 
@@ -233,6 +265,9 @@ class WirePart:
         source: the part with its merge tags.
         as_text: fills the part in as text; used where base64 is shorter, for nothing can be encoded beforehand then.
         is_trimmed: blank lines are joined to one and none stand at the ends, as `senders.rendering` does for text.
+
+    Attributes:
+        is_precompiled: its constant pieces are encoded; false where each message's part is made whole.
     """
 
     def __init__(
@@ -247,7 +282,8 @@ class WirePart:
         subtype = b"plain" if is_trimmed else b"html"
         head = b'Content-Type: text/%b; charset="utf-8"\r\nContent-Transfer-Encoding: %b\r\n\r\n'
         self._root = None
-        if prefers_base64(source):
+        self.is_precompiled = not prefers_base64(_TAGS.sub("", source))
+        if not self.is_precompiled:
             self._head, self._as_text = head % (subtype, b"base64"), as_text
             return
         self._head = head % (subtype, b"quoted-printable")
@@ -299,12 +335,13 @@ def trimmed(content: bytes) -> bytes:
         or content.count(b"\r\n\r\n\r\n") != content.count(b"=\r\n\r\n\r\n")
     ):
         content = _BLANK_LINES.sub(b"\r\n\r\n", content.replace(_MARK, b""))
-    content = content.strip(b" \t\r\n")
+    content = content.strip(_WHITE)
     # what is left at the ends is a soft break or an encoded space, rarely
-    while content.startswith(_SPACES):
-        content = content[next(len(space) for space in _SPACES if content.startswith(space)) :]
+    while content[:1] == b"=" and content.startswith(_SPACES):
+        content = content[next(len(space) for space in _SPACES if content.startswith(space)) :].lstrip(_WHITE)
     # an equals sign of the text's own would be =3D
-    content = content.rstrip(b" \t\r\n=")
-    while content.endswith(_SPACES):
-        content = content[: -next(len(space) for space in _SPACES if content.endswith(space))]
+    content = content.rstrip(_WHITE + b"=")
+    while content[-3:-2] == b"=" and content.endswith(_SPACES):
+        end = next(len(space) for space in _SPACES if content.endswith(space))
+        content = content[:-end].rstrip(_WHITE + b"=")
     return content + _HARD

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Self
 import polars as pl
 
 from senders import mime
-from senders.composing import Composer, Envelope, RecipientError, constants_of, render_batch
+from senders.composing import Composer, Envelope, RecipientError, constants_of, keep_heap, render_batch
 from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
 from senders.providers.base import ADDRESS_COLUMNS, Provider, ProviderError
 from senders.rendering import Recommendations, RenderError, Template
@@ -464,6 +464,7 @@ def _serve(pipe: Connection, parent: int) -> None:
     """Work on windows until the pipe closes."""
     from senders.providers import get_provider
 
+    keep_heap()
     job: _Job = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from the process that started this one
     with get_provider(job.settings, job.provider) as provider:
         worker = Worker(job.plan, job.settings, job.template, provider)

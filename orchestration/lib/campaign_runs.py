@@ -137,24 +137,24 @@ def prepare(
         place=spec.place("send", "subject"),
     )
     summary = audience.summary()
-    said = [str(problem) for problem in problems] or _compliance(settings, spec, templates)
+    said = [str(problem) for problem in problems] or _send_problems(settings, spec, templates)
     checks = run_checks(spec, summary, said)
     return Prepared(settings, spec, moment, audience, templates, version, summary, tuple(checks))
 
 
-def _compliance(settings: SenderSettings, spec: CampaignSpec, templates: TemplateLibrary) -> list[str]:
-    """What the law asks of advertising and this campaign does not give; nothing for transactional mail."""
-    if spec.send.category != "marketing":
-        return []
+def _send_problems(settings: SenderSettings, spec: CampaignSpec, templates: TemplateLibrary) -> list[str]:
+    """What a template that compiles may lack: its attachments, and in advertising what the law asks for."""
     try:
-        templates.template(
+        template = templates.template(
             spec.send.template,
             subject=spec.send.subject,
             preheader=spec.send.preheader or "",
             place=spec.place("send", "subject"),
             attachments=spec.send.attachments,
-        ).require_marketing(spec.send.template)
-        require_identity(settings, category="marketing", from_email=spec.send.from_email or "")
+        )
+        if spec.send.category == "marketing":
+            template.require_marketing(spec.send.template)
+        require_identity(settings, category=spec.send.category, from_email=spec.send.from_email or "")
     except MailhouseError as error:
         return [f"{error.message} {error.fix}"]
     return []

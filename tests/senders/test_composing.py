@@ -6,9 +6,12 @@ import email
 import email.policy
 import pickle
 import re
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from email.message import EmailMessage
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +222,7 @@ def test_blank_lines_are_joined_as_in_text(values: list[str]) -> None:
     text = environment.from_string(source).render(v=values)
     text = re.sub(r"\n[ \n]*\n[ \n]*\n", "\n\n", text).strip() + "\n"
     out: list[bytes] = []
-    part = WirePart(wire_environment(environment), source, lambda _: "", is_trimmed=True)
+    part = WirePart(wire_environment(environment), source, lambda _: text, is_trimmed=True)
     part.write({"v": values}, out)
     decoded = email.message_from_bytes(b"".join(out)).get_payload(decode=True)
     assert isinstance(decoded, bytes)
@@ -274,6 +277,34 @@ def test_templates_may_not_leave_the_sandbox(tmp_path: Path) -> None:
                                        "</mj-section></mj-body></mjml>", "x"))  # fmt: skip
         (failed,) = render_batch(made, [{"email": "a@example.org", "city": "York"}], [ID], NOW)
         assert isinstance(failed, RenderError), tag
+
+
+def test_what_cannot_be_compiled_beforehand_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mailhouse")
+    composer(load(tmp_path))
+    assert not caplog.messages
+    composer(load(tmp_path, by_hand="Привет и спасибо, {{ contact.first_name }}"))
+    (said,) = caplog.messages
+    assert said.startswith("offer: the text part is mostly not ASCII")
+
+
+def test_a_worker_process_makes_the_same(tmp_path: Path) -> None:
+    template = load(tmp_path, subject="For {{ contact.first_name | default('you') }}")
+    envelope = Envelope(sender=Address("s@example.com"), links=LINKS, constants={"company_name": "Shop"})
+    rows = [{"email": f"p{n}@example.org", "city": "York", "revenue": n} for n in range(3)]
+    ids = [f"00000000-0000-0000-0000-00000000000{n}" for n in range(3)]
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        elsewhere = pool.submit(work, template.source, envelope, rows, ids).result(timeout=60)
+    assert elsewhere == work(template.source, envelope, rows, ids)
+    assert all(isinstance(one, bytes) for one in elsewhere)
+
+
+def work(
+    source: TemplateSource, envelope: Envelope, rows: list[dict[str, Any]], ids: list[str]
+) -> list[bytes | RenderError]:
+    """What a worker process does."""
+    constants = {**envelope.constants, "postal_address": "1 High Street"}
+    return render_batch(Composer(source, replace(envelope, constants=constants)), rows, ids, NOW)
 
 
 def test_the_key_is_not_shown(composers: list[Composer]) -> None:

@@ -21,6 +21,7 @@ from senders.pipeline import SendPlan
 from senders.rendering import Template, TemplateLibrary
 from senders.settings import SenderSettings
 from senders.tracking import tracking_of
+from senders.wire import Ready
 
 LINKS = Links(b"k" * 32, "https://mail.example.com/")
 ID = "0b6f0c5e-7a0e-5b0e-8a53-2d6a3c1c7d10"
@@ -135,6 +136,17 @@ def test_only_our_own_links_resolve(index: int, rest: str) -> None:
     for at in (5, 45, len(path) - 5):
         changed = path[:at] + ("A" if path[at] != "A" else "B") + path[at + 1 :]
         assert LINKS.resolve(changed) is None or changed == path
+
+
+def test_links_that_are_too_long_for_a_detour_stay(tmp_path: Path) -> None:
+    made = template(tmp_path, Tracking(clicks=True))
+    url = "https://shop.example/" + "é" * 1600
+    context = {
+        "contact": {"city": "York"}, "recommendations": [{"name": "Lamp", "url": url}], "now": NOW,
+        **dict.fromkeys(("unsubscribe_url", "preferences_url", "postal_address", "open_url"), "x"),
+        "click_url": Ready("https://mail.example.com/c/t/"), "_links": LINKS, "_tracking": made.source.tracking,
+    }  # fmt: skip
+    assert url in hrefs(made.render(context).html)
 
 
 @pytest.mark.parametrize(

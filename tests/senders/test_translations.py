@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from mailhouse.cli import app
-from senders.assets import Assets, PublishError, publish
+from senders.assets import Assets, PublishError, publish, unpublished
 from senders.attachments import LARGEST, load_attachments
 from senders.composing import Composer, Envelope, render_batch
 from senders.filters import FilterError, format_date, money, number, plural
@@ -266,7 +266,9 @@ def test_assets_are_published_under_their_content(
     assert {path.read_bytes() for path in store.rglob("*") if path.is_file()} == {b"one", b"two"}
     address = assets.address("img/logo é.png", "here")
     assert address == f"https://cdn.example.com/mail/{new[0].replace(' ', '%20').replace('é', '%C3%A9')}"
+    assert unpublished(assets, str(store)) == []
     (content / "assets/top.css").write_bytes(b"three")
+    assert unpublished(assets, str(store)) == ["top.css"]
     assert publish(assets, str(store))[1] == 1
     assert {path.read_bytes() for path in store.rglob("*") if path.is_file()} == {b"one", b"two", b"three"}
 
