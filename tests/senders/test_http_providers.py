@@ -9,6 +9,7 @@ import hmac
 import io
 import json
 import re
+import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -42,14 +43,16 @@ from senders.providers.mandrill import MandrillProvider
 from senders.providers.slack import SlackProvider
 from senders.providers.twilio import TwilioProvider
 from senders.providers.webhook import WebhookProvider
+from senders.rendering import TemplateLibrary
 from senders.retries import RetryPolicy
 from senders.settings import SenderSettings
+from senders.workers import NOT_PROFILE
 from warehouse.errors import SettingsError
 
 QUICK = RetryPolicy(attempts=3, first=0.01, longest=0.02)
 THING = ("campaign", "offer", "2026-06-27T09:00:00Z")
 AT = datetime(2026, 6, 27, 9, tzinfo=UTC)
-PEOPLE = 12
+PEOPLE = 8
 KEY = SecretStr("the-secret-key")
 
 
@@ -525,6 +528,7 @@ class Bench:
     server: VendorServer
     provider: HttpProvider
     settings: SenderSettings
+    templates: TemplateLibrary
 
     def run(self, frames: list[pl.DataFrame] | None = None, **more: Any) -> SendSummary:
         capabilities = self.provider.capabilities
@@ -532,7 +536,7 @@ class Bench:
         with Ledger.open(self.settings) as ledger:
             return send(
                 plan(channel=capabilities.channel, category=category, **more), frames or [people(PEOPLE)],
-                settings=self.settings, ledger=ledger, provider=self.provider, retry=QUICK,
+                settings=self.settings, ledger=ledger, provider=self.provider, retry=QUICK, templates=self.templates,
             )  # fmt: skip
 
     def counts(self) -> Counter[str]:
@@ -540,18 +544,30 @@ class Bench:
             return ledger.counts(*THING)
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TemplateLibrary]:
+    """A home with an empty ledger, and compiled templates: made once."""
+    home = tmp_path_factory.mktemp("prepared")
+    Ledger.open(sender_settings(home)).close()
+    columns = [name for name in people(1).columns if name not in NOT_PROFILE]
+    return home, TemplateLibrary.load(write_content(home / "content") / "templates", columns)
+
+
 @pytest.fixture(params=CASES)
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+def bench(
+    request: pytest.FixtureRequest, tmp_path: Path, prepared: tuple[Path, TemplateLibrary]
+) -> Iterator[Bench]:
     case = CASES[request.param]()
+    home, templates = prepared
+    shutil.copy(home / "ledger.db", tmp_path)
 
     def vendor(call: Request) -> Answer:
         taken, answer = case.vendor(call)
         server.taken.update(taken)
         return answer
 
-    write_content(tmp_path / "content")
     with serve(vendor, case.checks) as server, case.make(server.url) as provider:
-        yield Bench(case, server, provider, sender_settings(tmp_path))
+        yield Bench(case, server, provider, sender_settings(tmp_path), templates)
 
 
 def message(number: int, **more: Any) -> Message:
