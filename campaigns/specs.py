@@ -165,6 +165,50 @@ class Cap(Spec):
     within: Duration = Field(description="a duration such as 7d")
 
 
+class QuietHours(Spec):
+    """When nobody gets mail of a campaign, by the clock where the contact lives."""
+
+    after: str = Field(description='a time such as "21:00"')
+    before: str = Field(description='a time such as "08:00"')
+
+    @field_validator("after", "before")
+    @classmethod
+    def _clock_time(cls, value: str) -> str:
+        if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", value):
+            raise ValueError(f"{value!r} is no time; write hours and minutes, such as 21:00")
+        return value
+
+    @model_validator(mode="after")
+    def _some_of_the_day(self) -> QuietHours:
+        if self.after == self.before:
+            raise ValueError("after and before are the same time; the whole day would be quiet")
+        return self
+
+    def is_quiet(self, now: datetime, timezone: str) -> bool:
+        """Whether an instant is in the quiet hours of a time zone; they may go over midnight."""
+        clock = now.astimezone(ZoneInfo(timezone)).strftime("%H:%M")
+        if self.after < self.before:
+            return self.after <= clock < self.before
+        return clock >= self.after or clock < self.before
+
+
+class Track(Spec):
+    """What of a campaign's messages is tracked."""
+
+    clicks: bool | None = Field(None, description="true or false; left out, as the settings say")
+    opens: bool | None = Field(None, description="true or false; left out, as the settings say")
+
+
+class Utm(Spec):
+    """Parameters that web links get, without `utm_`."""
+
+    source: Line = Field(description="where visitors come from, such as newsletter")
+    medium: Line = Field("email", description="email if left out")
+    campaign: Line | None = Field(None, description="the campaign's name if left out")
+    term: Line | None = Field(None, description="a search term")
+    content: Line | None = Field(None, description="tells variants apart")
+
+
 class SendSpec(Spec):
     """What is sent, and from whom."""
 
@@ -181,8 +225,11 @@ class SendSpec(Spec):
         None, description="the sender's address; left out, that of the settings"
     )
     reply_to: Address | None = Field(None, description="where answers go; left out, to the sender")
+    track: Track | None = Field(None, description="clicks, opens: true or false")
+    utm: Utm | None = Field(None, description="source, medium, campaign, term, content")
+    attachments: list[Line] = Field([], description="names of files in content/attachments")
     recommendations: int = Field(0, ge=0, le=20, description="how many recommended products, 0 to 20")
-    tracking: bool = Field(False, description="whether the provider counts opens and clicks")
+    provider_tracking: bool = Field(False, description="whether the provider counts opens and clicks")
     hold: Duration | None = Field(None, description="how long the provider holds messages back, such as 1h")
     cancellable: bool = Field(False, description="whether what is held back can be cancelled")
 
@@ -197,6 +244,9 @@ class CampaignSpec(Spec):
     goal: Goal | None = Field(None, description="event and within")
     send: SendSpec = Field(description="template, category, subject and more")
     cap: Cap | None = Field(None, description="messages and within; left out, the one in the settings")
+    quiet_hours: QuietHours | None = Field(
+        None, description="after and before, times where the contact lives"
+    )
 
     @property
     def name(self) -> str:
@@ -280,8 +330,8 @@ def _provider_problems(spec: CampaignSpec, provider: str) -> list[Problem]:
     if not name:
         return []
     needs = Needs(
-        channel=send.channel, category=send.category, is_tracked=send.tracking, hold=send.hold or timedelta(0),
-        is_cancellable=send.cancellable,
+        channel=send.channel, category=send.category, has_attachments=bool(send.attachments),
+        is_tracked=send.provider_tracking, hold=send.hold or timedelta(0), is_cancellable=send.cancellable,
     )  # fmt: skip
     try:
         require_capabilities(name, get_capabilities(name), needs)

@@ -29,6 +29,10 @@ segment = typer.Typer(help="Begin a segment, see whom it would hold, list all.",
 app.add_typer(segment, name="segment")
 
 
+assets = typer.Typer(help="Pictures that templates show.", no_args_is_help=True)
+app.add_typer(assets, name="assets")
+
+
 @app.callback()
 def setup(
     demo: Annotated[bool, typer.Option("--demo", help="Work on what `mailhouse demo` made.")] = False,
@@ -97,7 +101,9 @@ def why(message_id: Annotated[str, typer.Argument(help="The id of a message, sen
 
 @app.command()
 def cancel(
-    batch: Annotated[str, typer.Argument(help="The batch that `mailhouse why` shows in the provider's reply.")],
+    batch: Annotated[
+        str, typer.Argument(help="The batch that `mailhouse why` shows in the provider's reply.")
+    ],
     provider: Annotated[str, typer.Option("--provider", "-p", help="Who holds it; else the settings'.")] = "",
 ) -> None:
     """Stop messages that a provider still holds back (`send.hold` of a campaign)."""
@@ -110,11 +116,64 @@ def cancel(
 
 
 @app.command()
+def deadletters(
+    campaign: Annotated[str, typer.Option("--campaign", "-c", help="Only those of this campaign.")] = "",
+    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="At most so many.")] = 100,
+    retry: Annotated[bool, typer.Option("--retry", help="Let the next run try them once more.")] = False,
+) -> None:
+    """List messages that failed for good or too often, newest first, and why."""
+    from senders.ledger import Ledger
+    from senders.settings import SenderSettings
+
+    settings = SenderSettings.load()
+    with Ledger.open(settings) as ledger:
+        letters = ledger.dead_letters(limit, name=campaign)
+        revived = ledger.revive([letter["message_id"] for letter in letters], settings.now()) if retry else 0
+    for letter in letters:
+        reason = f" ({letter['reason']})" if letter["reason"] else ""
+        tries = f", put off {letter['tries']} times" if letter["tries"] else ""
+        words = f": {letter['provider_reply']}" if letter["provider_reply"] else ""
+        console.print(
+            f"{letter['changed_at']:%Y-%m-%d %H:%M}  {letter['message_id']}  {letter['email']}  {letter['name']}  "
+            f"{letter['status']}{reason}{tries}{words}",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    if not letters:
+        console.print("There are no dead letters.")
+    elif retry:
+        console.print(f"{revived:,} will be tried once more by the next run of their campaign.")
+    elif len(letters) == limit:
+        console.print(f"These are the newest {limit:,}; --limit shows more.")
+
+
+@app.command()
 def doctor() -> None:
     """Check every service and file, and say how to mend what is wrong."""
     from mailhouse.doctor import run
 
     raise typer.Exit(run())
+
+
+@assets.command("publish")
+def assets_publish(
+    store: Annotated[
+        str, typer.Option("--store", help="A folder, s3://bucket/path or gs://bucket/path; else the setting.")
+    ] = "",
+) -> None:
+    """Put content/assets where templates' `asset:` addresses lead; files that are there already stay."""
+    from senders.assets import Assets, PublishError, publish
+    from senders.settings import SenderSettings
+
+    settings = SenderSettings.load()
+    target = store or settings.assets_store
+    if not target:
+        raise PublishError(
+            "There is no place to publish assets to.", fix="Set MAILHOUSE_ASSETS_STORE, or give --store."
+        )
+    new, kept = publish(Assets(settings.content_dir / "assets", settings.assets_url), target)
+    for name in new:
+        console.print(name, markup=False, soft_wrap=True)
+    console.print(f"{len(new)} published, {kept} there already.", markup=False)
 
 
 @segment.command("new")

@@ -151,7 +151,7 @@ def _campaigns(settings: SenderSettings) -> Finding:
 def _templates(settings: SenderSettings) -> Finding:
     from senders.rendering import TemplateLibrary
 
-    library = TemplateLibrary.load(settings.content_dir / "templates")
+    library = TemplateLibrary.load(settings.content_dir / "templates", assets_url=settings.assets_url)
     problems = library.check()
     if problems:
         raise problems[0].error(len(problems) - 1)

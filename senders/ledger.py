@@ -8,23 +8,26 @@ outcome. Each step is committed before the next begins, so that after a crash th
   (`Provider.lookup`); otherwise the message becomes `unknown` and waits for the provider's events (`settle`).
 
 Rows are inserted in send order under a counting key, because a random key costs ten times as much; the derived
-`message_id` is unique beside it and makes a second claim of the same thing impossible. Every outcome is also
-appended to `message_changes`, from which `senders.export` copies to `raw.messages`.
+`message_id` is unique beside it and makes a second claim of the same thing impossible. What all messages of a run
+share is one row of `plans`. Every outcome is also appended to `message_changes`, with the provider's words, from which
+`senders.export` copies to `raw.messages`.
 
-The SQL is portable between SQLite (WAL, every commit on disk before it counts) and PostgreSQL. A transaction that
-claims first updates a row of `locks`, so claims are one after another on either, and frequency caps cannot be
-overrun by two senders at once.
+The SQL is portable between SQLite (WAL, every commit on disk before it counts) and PostgreSQL (READ COMMITTED, commits
+flushed). A transaction that claims first updates a row of `locks`, so claims are one after another on either, and
+frequency caps cannot be overrun by two senders at once. A transaction that decides by what it read holds the rows
+until it is done: SQLite by its one write lock, PostgreSQL by `for update`, in the order of their keys.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import re
 import sqlite3
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -38,18 +41,22 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from senders.liveness import own_process, process_started_at
 from senders.message import DELIVERABLE, RETRYABLE, Delivery, Reason, Status
 from senders.settings import SenderSettings
-from senders.tables import message_changes, messages, runs
+from senders.tables import message_changes, messages, metadata, plans, runs
 from warehouse.errors import MailhouseError
 
-HEAD = "0001"
+HEAD = "0003"
 _T = TypeVar("_T")
 _ACTIVE: dict[str, set[int]] = {}
-_NAMED = re.compile(r":[a-z_]+")
 _CHUNK = 1000  # ids in one IN list, rows in one transaction
 _REPLY = 500  # characters of a provider's reply that are kept
+TRIES = 8  # runs that may try one message; each of them tries several times itself
+_LOCK_SECONDS = 30
+_CACHE_KIBIBYTES = 16 << 10
+_WAL_PAGES = 4000  # 16 MB
+_MIGRATIONS = 7_246_453_108  # any number that no other lock of the database has
 _DELIVERABLE = ", ".join(f"'{status.value}'" for status in DELIVERABLE)
 
-#: Columns of `messages` that are the same for every message of a run.
+#: What is the same for every message of a run: the columns of `plans`.
 PLAN_COLUMNS = (
     "kind", "name", "version", "occurrence", "channel", "provider", "category", "template", "template_version",
     "segment", "segment_version", "experiment",
@@ -133,7 +140,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class LedgerMessage:
-    """One row of `messages`, times as UTC datetimes, details parsed."""
+    """One row of `messages` with its plan and the newest of the provider's words; UTC datetimes, details parsed."""
 
     values: Mapping[str, Any]
     changes: tuple[Mapping[str, Any], ...]
@@ -143,6 +150,18 @@ class LedgerMessage:
             return self.values[name]
         except KeyError:
             raise AttributeError(name) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """Messages of one thing that wait for another try; `is_warm_up`: for the next day's allowance."""
+
+    kind: str
+    name: str
+    occurrence: str
+    is_warm_up: bool
+    messages: int
+    last_tried_at: datetime
 
 
 def milliseconds(moment: datetime) -> int:
@@ -177,19 +196,26 @@ class Ledger:
             is_sqlite = url.get_backend_name() == "sqlite"
             place = url.database or "memory" if is_sqlite else url.render_as_string(hide_password=True)
             options: dict[str, Any] = (
-                {"connect_args": {"timeout": 30}} if is_sqlite else {"pool_pre_ping": True}
+                {"connect_args": {"timeout": _LOCK_SECONDS}}
+                if is_sqlite
+                else {"pool_pre_ping": True, "isolation_level": "READ COMMITTED"}
             )
             engine = sa.create_engine(url, **options)
+            if engine.dialect.name not in ("sqlite", "postgresql"):
+                raise ValueError(engine.dialect.name)
         except (ArgumentError, NoSuchModuleError, ImportError, ValueError):
             raise LedgerError(
-                "MAILHOUSE_LEDGER_URL is no SQLAlchemy URL of a database whose driver is installed.",
-                fix="Write it like sqlite:////var/lib/mailhouse/ledger.db, or unset it for the default.",
+                "MAILHOUSE_LEDGER_URL is no URL of a SQLite or PostgreSQL database whose driver is installed.",
+                fix="Write it like postgresql+psycopg://user:password@host/mailhouse (the driver comes with "
+                "mailhouse[postgresql]) or sqlite:////var/lib/mailhouse/ledger.db, or unset it for the default.",
             ) from None
         if is_sqlite:
             _prepare_sqlite(engine)
             if url.database:
                 with contextlib.suppress(OSError):
                     Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        else:
+            _prepare_postgresql(engine)
         ledger = cls(engine, place=place, lease=settings.claim_lease)
         ledger._migrate()
         return ledger
@@ -304,16 +330,16 @@ class Ledger:
                 for reason, contact in zip(claim.skip_reasons, claim.contact_ids, strict=True)
             ]
             variants = claim.variants or [""] * len(reasons)
-            plan = tuple(claim.plan.get(name, "") for name in PLAN_COLUMNS)
+            plan_id = self._plan_id(connection, claim.plan)
             rows = [
-                (message_id, "skipped" if reason else "claimed", reason, 1 if reason else 0, run.run_id, *plan,
-                 contact_id, email, variant, details, at, at)
+                (message_id, contact_id, _storable(email), variant, details, "skipped" if reason else "claimed", reason,
+                 1 if reason else 0, not reason, run.run_id, plan_id, at, at)
                 for message_id, contact_id, email, variant, reason, details in zip(
                     claim.message_ids, claim.contact_ids, claim.emails, variants, reasons, claim.details,
                     strict=True,
                 )
             ]  # fmt: skip
-            _each(connection, _INSERT, rows)
+            _insert(connection, messages, _COLUMNS, rows, "on conflict (message_id) do nothing")
             created = connection.execute(_CREATED, {"run_id": run.run_id, "mark": mark}).all()
             positions = {message_id: position for position, message_id in enumerate(claim.message_ids)}
             for row_id, message_id, status, reason in created:
@@ -325,9 +351,21 @@ class Ledger:
                 connection.execute(_SKIPPED_CHANGES, {"run_id": run.run_id, "mark": mark})
             if len(created) < len(positions):
                 missing = positions.keys() - {message_id for _, message_id, _, _ in created}
-                self._take_over(connection, run, missing, positions, rows, counts, cap, answer)
+                self._take_over(connection, run, missing, positions, rows, counts, cap, now, answer)
         answer.already_claimed = len(claim.message_ids) - len(answer.rows) - answer.skipped.total()
         return answer
+
+    def _plan_id(self, connection: sa.Connection, plan: Mapping[str, str]) -> int:
+        """The plan's row, made if there is none; under the lock of claims."""
+        values = {name: plan.get(name, "") for name in PLAN_COLUMNS}
+        text = json.dumps(list(values.values()), ensure_ascii=False)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        found = connection.execute(sa.select(plans.c.plan_id).where(plans.c.digest == digest)).scalar()
+        if found is not None:
+            return found
+        key = connection.execute(plans.insert().values(digest=digest, **values)).inserted_primary_key
+        assert key is not None
+        return key[0]
 
     def _recent(
         self, connection: sa.Connection, claim: Claim, now: datetime, cap: Cap | None
@@ -349,6 +387,7 @@ class Ledger:
         rows: Sequence[tuple[Any, ...]],
         counts: Mapping[int, int],
         cap: Cap | None,
+        now: datetime,
         answer: Claimed,
     ) -> None:
         existing = [
@@ -360,14 +399,18 @@ class Ledger:
         for row in existing:
             is_left = row.status == Status.CLAIMED and row.run_id not in live
             is_retry = row.status == Status.FAILED and row.reason in RETRYABLE
+            # failed too often: a dead letter, until somebody revives it
+            is_retry = is_retry and not (row.reason == Reason.DEFERRED and row.tries >= TRIES)
             if not (is_left or is_retry):
                 continue
-            values = dict(zip((*_COLUMNS, "at"), rows[positions[row.message_id]], strict=False))
+            values = dict(zip(_COLUMNS, rows[positions[row.message_id]], strict=True))
             if cap and values["reason"] in ("", Reason.FREQUENCY_CAP):
-                # a claim that a dead run left was itself counted
-                used = counts.get(row.contact_id, 0) - (1 if is_left else 0)
+                # a claim that a dead run left was itself counted, if it is recent
+                is_counted = is_left and row.claimed_at > milliseconds(now - cap.within)
+                used = counts.get(row.contact_id, 0) - is_counted
                 values["reason"] = Reason.FREQUENCY_CAP.value if used >= cap.messages else ""
                 values["status"] = "skipped" if values["reason"] else "claimed"
+                values["is_open"] = not values["reason"]
             takes.append(
                 {**values, "id": row.id, "old_status": row.status, "old_run": row.run_id,
                  "sequence": row.sequence + (1 if values["reason"] else 0)}
@@ -394,10 +437,7 @@ class Ledger:
         at = milliseconds(now)
         with self._writing() as connection:
             for ids in _chunks(row_ids):
-                if _with_ids(connection, _DISPATCH, ids, run_id=run.run_id, at=at).rowcount == len(ids):
-                    granted.update(ids)
-                else:
-                    granted.update(_with_ids(connection, _DISPATCHING, ids, run_id=run.run_id).scalars())
+                granted.update(_with_ids(connection, _DISPATCH, ids, run_id=run.run_id, at=at).scalars())
         return granted
 
     def record(
@@ -425,22 +465,40 @@ class Ledger:
         if not outcomes:
             return
         at = milliseconds(now)
-        owned: set[int] = set()
+        sequences: dict[int, int] = {}
         for ids in _chunks([outcome.row_id for outcome in outcomes]):
-            owned.update(_with_ids(connection, _OWNED, ids, run_id=run.run_id, before=before).scalars())
-        updates = [
-            (
-                outcome.status.value, outcome.reason[:100], outcome.subject, outcome.provider_message_id[:250],
-                outcome.reply[:_REPLY], at, outcome.row_id,
-            )
-            for outcome in outcomes
-            if outcome.row_id in owned
-        ]  # fmt: skip
-        if updates:
-            _each(connection, _RECORD, updates)
-            self._append_changes(connection, sorted(owned))
+            owned = _with_ids(connection, _OWNED, ids, run_id=run.run_id, before=before)
+            sequences.update((row.id, row.sequence) for row in owned)
+        alike: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+        changes: list[tuple[Any, ...]] = []
+        for outcome in outcomes:
+            sequence = sequences.pop(outcome.row_id, None)
+            if sequence is None:
+                continue
+            status, reason = outcome.status.value, outcome.reason[:100]
+            alike[status, reason].append(outcome.row_id)
+            changes.append(
+                (
+                    outcome.row_id, sequence + 1, status, reason, _storable(outcome.subject),
+                    _storable(outcome.provider_message_id[:250]), _storable(outcome.reply[:_REPLY]), at,
+                )
+            )  # fmt: skip
+        for (status, reason), row_ids in alike.items():
+            for ids in _chunks(row_ids):
+                _with_ids(
+                    connection,
+                    _RECORD,
+                    ids,
+                    status=status,
+                    reason=reason,
+                    at=at,
+                    is_open=status in _OPEN_STATUSES,
+                )
+        if changes:
+            _insert(connection, message_changes, _CHANGE_COLUMNS, changes)
 
     def _append_changes(self, connection: sa.Connection, row_ids: Sequence[int]) -> None:
+        """Append the rows' state of now, of which a provider had nothing to say."""
         for ids in _chunks(row_ids):
             _with_ids(connection, _CHANGES, ids)
 
@@ -487,9 +545,9 @@ class Ledger:
                         {
                             "id": row.id, "status": status.value, "reason": reason, "old_status": row.status,
                             "old_run": row.run_id, "at": milliseconds(now),
-                            "steps": 0 if status == Status.CLAIMED else 1,
-                            "provider_message_id": delivery.provider_message_id if delivery else "",
-                            "provider_reply": delivery.reply[:_REPLY] if delivery else "",
+                            "is_open": status in _OPEN_STATUSES, "steps": 0 if status == Status.CLAIMED else 1,
+                            "provider_message_id": delivery.provider_message_id[:250] if delivery else "",
+                            "provider_reply": _storable(delivery.reply[:_REPLY]) if delivery else "",
                         }
                     )  # fmt: skip
             settled += self._settle(changes)
@@ -509,8 +567,9 @@ class Ledger:
                 [
                     {
                         "id": row.id, "status": outcomes[row.message_id].value, "reason": "",
-                        "old_status": row.status, "old_run": row.run_id, "at": milliseconds(now), "steps": 1,
-                        "provider_message_id": "", "provider_reply": reply[:_REPLY],
+                        "old_status": row.status, "old_run": row.run_id, "at": milliseconds(now),
+                        "is_open": outcomes[row.message_id] in _OPEN_STATUSES, "steps": 1,
+                        "provider_message_id": "", "provider_reply": _storable(reply[:_REPLY]),
                     }
                     for row in rows
                 ]
@@ -522,14 +581,12 @@ class Ledger:
         if not changes:
             return settled
         with self._writing() as connection:
-            appended: list[int] = []
-            for change in changes:
-                # one by one, and only if nobody was quicker: these are few
+            # one by one, and only if nobody was quicker: these are few
+            for change in sorted(changes, key=lambda one: one["id"]):
                 if connection.execute(_SETTLE, change).rowcount == 1:
                     settled[change["status"]] += 1
                     if change["steps"]:
-                        appended.append(change["id"])
-            self._append_changes(connection, appended)
+                        connection.execute(_SETTLED_CHANGE, change)
         return settled
 
     def abandon(self, run: Run, now: datetime) -> int:
@@ -540,7 +597,8 @@ class Ledger:
         with self._writing(lock="claims") as connection:
             live = self._live(connection) | {run.run_id}
             rows = connection.execute(
-                _LEFT, {"kind": run.kind, "name": run.name, "occurrence": run.occurrence}
+                _set_statement(_LEFT, connection.dialect.name),
+                {"kind": run.kind, "name": run.name, "occurrence": run.occurrence},
             ).all()
             left = [row.id for row in rows if row.run_id not in live]
             for ids in _chunks(left):
@@ -565,24 +623,33 @@ class Ledger:
         """One message with its changes, oldest first; None if the ledger does not have it."""
         with self._reading() as connection:
             row = (
-                connection.execute(messages.select().where(messages.c.message_id == message_id))
+                connection.execute(
+                    sa.select(messages, *(plans.c[name] for name in PLAN_COLUMNS))
+                    .join(plans, plans.c.plan_id == messages.c.plan_id)
+                    .where(messages.c.message_id == message_id)
+                )
                 .mappings()
                 .first()
             )
             if row is None:
                 return None
-            changes = connection.execute(
-                message_changes.select()
-                .where(message_changes.c.message_row == row["id"])
-                .order_by(message_changes.c.sequence)
-            ).mappings()
-            return LedgerMessage(
-                {
-                    **row, "claimed_at": moment(row["claimed_at"]), "changed_at": moment(row["changed_at"]),
-                    "details": json.loads(row["details"]),
-                },
-                tuple({**change, "changed_at": moment(change["changed_at"])} for change in changes),
-            )  # fmt: skip
+            changes = [
+                {**change, "changed_at": moment(change["changed_at"])}
+                for change in connection.execute(
+                    message_changes.select()
+                    .where(message_changes.c.message_row == row["id"])
+                    .order_by(message_changes.c.sequence)
+                ).mappings()
+            ]
+        newest = changes[-1] if changes else {}
+        words = {name: newest.get(name, "") for name in ("subject", "provider_message_id", "provider_reply")}
+        return LedgerMessage(
+            {
+                **row, **words, "claimed_at": moment(row["claimed_at"]), "changed_at": moment(row["changed_at"]),
+                "details": json.loads(row["details"]),
+            },
+            tuple(changes),
+        )  # fmt: skip
 
     def recipient_of(self, message_id: str) -> tuple[str, int] | None:
         """Address and contact a message was meant for."""
@@ -591,6 +658,57 @@ class Ledger:
                 sa.select(messages.c.email, messages.c.contact_id).where(messages.c.message_id == message_id)
             ).first()
             return (row[0], row[1]) if row else None
+
+    # allowances
+
+    def take_allowance(self, name: str, day: str, wanted: int, allowed: int) -> int:
+        """Use up to so much of a day's allowance; returns how much was left to take. Negative gives back."""
+        key = {"name": name, "day": day}
+        with self._writing() as connection:
+            connection.execute(_ALLOWANCE, key)
+            # the update of nothing holds the row until we are done, on PostgreSQL too
+            connection.execute(_USE, {**key, "taken": 0})
+            used = connection.execute(_USED, key).scalar_one()
+            taken = max(min(wanted, allowed - used), 0) if wanted > 0 else max(wanted, -used)
+            connection.execute(_USE, {**key, "taken": taken})
+        return taken
+
+    # what failed
+
+    def dead_letters(self, limit: int = 1000, *, name: str = "") -> list[dict[str, Any]]:
+        """Messages that did not go and wait for a person, newest first, with the last words about them.
+
+        Args:
+            name: of a campaign, journey or trigger; empty for all.
+
+        Returns:
+            message_id, kind, name, occurrence, email, status, reason, tries, provider_reply, changed_at.
+        """
+        with self._reading() as connection:
+            rows = connection.execute(_DEAD, {"name": name, "limit": limit, "tries": TRIES}).mappings()
+            return [{**row, "changed_at": moment(row["changed_at"])} for row in rows]
+
+    def revive(self, message_ids: Sequence[str], now: datetime) -> int:
+        """Let the next run of their campaign try dead letters again; returns how many there were to revive.
+
+        Only what certainly did not go: `rejected`, `invalid` and `failed`, never `unknown`.
+        """
+        revived: list[int] = []
+        with self._writing() as connection:
+            for ids in _chunks(message_ids):
+                revived += _with_ids(connection, _REVIVE, ids, at=milliseconds(now)).scalars()
+            self._append_changes(connection, revived)
+        return len(revived)
+
+    def deferred(self) -> list[Deferred]:
+        """What a later run shall try again, the longest waiting first."""
+        with self._reading() as connection:
+            return [
+                Deferred(
+                    row.kind, row.name, row.occurrence, bool(row.is_warm_up), row.number, moment(row.newest)
+                )
+                for row in connection.execute(_DEFERRED, {"tries": TRIES})
+            ]
 
     # the outbox
 
@@ -624,6 +742,9 @@ class Ledger:
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with self._writing() as connection:
+            if connection.dialect.name == "postgresql":
+                # several senders may start at once; SQLite's write lock makes them take turns by itself
+                connection.execute(sa.text(f"select pg_advisory_xact_lock({_MIGRATIONS})"))
             config.attributes["connection"] = connection
             try:
                 command.upgrade(config, "head")
@@ -656,16 +777,27 @@ class Ledger:
     def _translated(self, error: SQLAlchemyError) -> LedgerError:
         original = error.orig if isinstance(error, DBAPIError) else None
         code = getattr(original, "sqlite_errorcode", 0) & 0xFF
+        state = getattr(original, "sqlstate", None) or ""
         where = f"The ledger at {self._place}"
-        if code == sqlite3.SQLITE_FULL:
+        if code == sqlite3.SQLITE_FULL or state in ("53100", "53000"):
             return LedgerError(
                 f"{where} cannot grow: the disk is full.",
                 fix="Free some space and run the same command again: it goes on where it stopped.",
             )
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return LedgerError(
-                f"{where} is locked by another process for longer than 30 seconds.",
+                f"{where} is locked by another process for longer than {_LOCK_SECONDS} seconds.",
                 fix="See who has the file open (`lsof` or `fuser`), end that, and run the same command again.",
+            )
+        if state in ("55P03", "40P01"):
+            return LedgerError(
+                f"{where} is locked by another session for longer than {_LOCK_SECONDS} seconds.",
+                fix="See who waits for whom in pg_stat_activity, end that, and run the same command again.",
+            )
+        if state == "25006":
+            return LedgerError(
+                f"{where} is read-only.",
+                fix="Point MAILHOUSE_LEDGER_URL at the primary server, not at a replica.",
             )
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
             return LedgerError(
@@ -695,6 +827,9 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
         cursor.execute("pragma journal_mode = wal")
         # a claim must outlive a power cut, or its message would be sent again
         cursor.execute("pragma synchronous = full")
+        # message_id is random, so any page of its index may be next: keep them, and write each of them back more rarely
+        cursor.execute(f"pragma cache_size = -{_CACHE_KIBIBYTES}")
+        cursor.execute(f"pragma wal_autocheckpoint = {_WAL_PAGES}")
         cursor.close()
 
     @event.listens_for(engine, "begin")
@@ -703,21 +838,37 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
         connection.exec_driver_sql("begin" if is_reading else "begin immediate")
 
 
+def _prepare_postgresql(engine: sa.Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _: object) -> None:
+        with connection.cursor() as cursor:
+            # a claim must outlive a power cut, or its message would be sent again
+            cursor.execute(
+                "select set_config('synchronous_commit', 'on', false) "
+                "where current_setting('synchronous_commit') = 'off'"
+            )
+            cursor.execute(f"set lock_timeout = '{_LOCK_SECONDS}s'")
+        connection.commit()
+
+
 def _chunks(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
     for start in range(0, len(values), _CHUNK):
         yield values[start : start + _CHUNK]
 
 
+def _storable(text: str) -> str:
+    """The text without NUL, which PostgreSQL cannot store."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}") if "\0" in text else text
+
+
 @functools.cache
 def _set_statement(statement: str, dialect: str) -> sa.TextClause:
     """`x in :ids` as one parameter: an IN list of a thousand costs SQLAlchemy more than the database."""
-    by_dialect = "in (select value from json_each(:ids))" if dialect == "sqlite" else "= any(:ids)"
-    return sa.text(statement.replace("in :ids", by_dialect))
-
-
-@functools.cache
-def _positional(statement: str, paramstyle: str) -> str:
-    return _NAMED.sub("?" if paramstyle == "qmark" else "%s", statement)
+    if dialect == "sqlite":
+        # SQLite's one write lock is `for update` of everything
+        statement = re.sub(r" for update( of \w+)?$", "", statement)
+        return sa.text(statement.replace("in :ids", "in (select value from json_each(:ids))"))
+    return sa.text(statement.replace("in :ids", "= any(:ids)"))
 
 
 def _with_ids(
@@ -729,21 +880,52 @@ def _with_ids(
     return connection.execute(_set_statement(statement, dialect), {"ids": values, **parameters})
 
 
-def _each(connection: sa.Connection, statement: str, rows: list[tuple[Any, ...]]) -> None:
-    """Execute a statement for many rows of values in the order of its `:names`; a fifth of SQLAlchemy's cost."""
-    connection.exec_driver_sql(_positional(statement, connection.dialect.paramstyle), rows)
+@functools.cache
+def _insertion(table: str, columns: tuple[str, ...], after: str, dialect: str) -> str:
+    names = ", ".join(columns)
+    if dialect == "sqlite":
+        return f"insert into {table} ({names}) values ({', '.join('?' * len(columns))}) {after}"  # noqa: S608
+    # a JSON array a column: one statement, whatever the number of rows, and a quarter of what arrays cost the driver.
+    # Text is not cast to varchar(n), which would cut it silently
+    columns_of = metadata.tables[table].c
+    casts = {sa.Integer: "::bigint", sa.Boolean: "::boolean"}
+    values = ", ".join(
+        name + next((cast for kind, cast in casts.items() if isinstance(columns_of[name].type, kind)), "")
+        for name in columns
+    )
+    given = ", ".join(["json_array_elements_text(%s)"] * len(columns))
+    return (
+        f"insert into {table} ({names}) select {values} "  # noqa: S608
+        f"from rows from ({given}) with ordinality as given ({names}, place) order by place {after}"
+    )
 
 
-# word for word the condition of the index messages_open: SQLite takes the index for nothing less
-_IS_OPEN = "status in ('claimed', 'dispatching', 'unknown')"
+def _insert(
+    connection: sa.Connection,
+    table: sa.Table,
+    columns: tuple[str, ...],
+    rows: list[tuple[Any, ...]],
+    after: str = "",
+) -> None:
+    """Insert many rows in their order, without SQLAlchemy's cost for each of them."""
+    dialect = connection.dialect.name
+    statement = _insertion(table.name, columns, after, dialect)
+    if dialect == "sqlite":
+        connection.exec_driver_sql(statement, rows)
+    else:
+        connection.exec_driver_sql(
+            statement, tuple(json.dumps(column, ensure_ascii=False) for column in zip(*rows, strict=True))
+        )
+
+
+_OPEN_STATUSES = frozenset({Status.CLAIMED, Status.DISPATCHING, Status.UNKNOWN})
 _COLUMNS = (
-    "message_id", "status", "reason", "sequence", "run_id", *PLAN_COLUMNS, "contact_id", "email", "variant", "details",
+    "message_id", "contact_id", "email", "variant", "details", "status", "reason", "sequence", "is_open", "run_id",
+    "plan_id", "claimed_at", "changed_at",
 )  # fmt: skip
-_INSERT = (
-    f"insert into messages ({', '.join(_COLUMNS)}, claimed_at, changed_at) "  # noqa: S608
-    f"values ({', '.join(':' + name for name in _COLUMNS)}, :claimed_at, :changed_at) "
-    "on conflict (message_id) do nothing"
-)
+_CHANGE_COLUMNS = (
+    "message_row", "sequence", "status", "reason", "subject", "provider_message_id", "provider_reply", "changed_at",
+)  # fmt: skip
 _CREATED = sa.text(
     "select id, message_id, status, reason from messages where run_id = :run_id and id > :mark order by id"
 )
@@ -752,69 +934,115 @@ _SKIPPED_CHANGES = sa.text(
     "select id, sequence, status, reason, changed_at from messages "
     "where run_id = :run_id and id > :mark and status = 'skipped' order by id"
 )
-_EXISTING = "select id, message_id, contact_id, status, reason, run_id, sequence from messages where message_id in :ids"
+# runs that tried a message and were told to come again
+_TRIED = "(select count(*) from message_changes t where t.message_row = m.id and t.reason = 'deferred')"
+_EXISTING = (
+    "select m.id, m.message_id, m.contact_id, m.status, m.reason, m.run_id, m.sequence, m.claimed_at, "  # noqa: S608
+    f"case when m.status = 'failed' then {_TRIED} else 0 end as tries "
+    "from messages m where m.message_id in :ids"
+)
 _TAKE_OVER = sa.text(
-    "update messages set run_id = :run_id, status = :status, reason = :reason, sequence = :sequence, "  # noqa: S608
-    + "".join(f"{name} = :{name}, " for name in (*PLAN_COLUMNS, "email", "variant", "details"))
-    + "claimed_at = :at, changed_at = :at where id = :id and status = :old_status and run_id = :old_run"
+    "update messages set run_id = :run_id, status = :status, reason = :reason, sequence = :sequence, "
+    "is_open = :is_open, plan_id = :plan_id, email = :email, variant = :variant, details = :details, "
+    "claimed_at = :claimed_at, changed_at = :changed_at "
+    "where id = :id and status = :old_status and run_id = :old_run"
 )
 _TAKEN = (
     "select id, message_id, status, reason from messages where id in :ids and run_id = :run_id "
     "and status in ('claimed', 'skipped')"
 )
 _RECENT = (
-    "select contact_id, count(*) as number from messages where contact_id in :ids and claimed_at > :since "  # noqa: S608
-    f"and category = 'marketing' and status in ({_DELIVERABLE}) group by contact_id"
+    "select m.contact_id, count(*) as number from messages m join plans p on p.plan_id = m.plan_id "  # noqa: S608
+    "where m.contact_id in :ids and m.claimed_at > :since "
+    f"and p.category = 'marketing' and m.status in ({_DELIVERABLE}) group by m.contact_id"
 )
 _DISPATCH = (
     "update messages set status = 'dispatching', changed_at = :at "
-    "where id in :ids and run_id = :run_id and status = 'claimed'"
+    "where id in :ids and run_id = :run_id and status = 'claimed' returning id"
 )
-_DISPATCHING = "select id from messages where id in :ids and run_id = :run_id and status = 'dispatching'"
 _RELEASE = (
     "update messages set status = 'claimed', changed_at = :at "
     "where id in :ids and run_id = :run_id and status = 'dispatching'"
 )
-_OWNED = "select id from messages where id in :ids and run_id = :run_id and status = :before"
+_OWNED = (
+    "select id, sequence from messages where id in :ids and run_id = :run_id and status = :before "
+    "order by id for update"
+)
 _RECORD = (
-    "update messages set status = :status, reason = :reason, sequence = sequence + 1, subject = :subject, "
-    "provider_message_id = :provider_message_id, provider_reply = :provider_reply, changed_at = :at where id = :id"
+    "update messages set status = :status, reason = :reason, sequence = sequence + 1, is_open = :is_open, "
+    "changed_at = :at where id in :ids"
 )
 _CHANGES = (
-    "insert into message_changes "
-    "(message_row, sequence, status, reason, provider_message_id, provider_reply, changed_at) "
-    "select id, sequence, status, reason, provider_message_id, provider_reply, changed_at from messages "
-    "where id in :ids order by id"
+    "insert into message_changes (message_row, sequence, status, reason, changed_at) "
+    "select id, sequence, status, reason, changed_at from messages where id in :ids order by id"
 )
 _OPEN = sa.text(
-    "select id, message_id, status, run_id, provider from messages "  # noqa: S608
-    f"where {_IS_OPEN} and status in ('dispatching', 'unknown') order by id"
+    "select m.id, m.message_id, m.status, m.run_id, p.provider from messages m join plans p on p.plan_id = m.plan_id "
+    "where m.is_open and m.status in ('dispatching', 'unknown') order by m.id"
 )
-_UNKNOWN = sa.text(f"select message_id from messages where {_IS_OPEN} and status = 'unknown' order by id")  # noqa: S608
+_UNKNOWN = sa.text("select message_id from messages where is_open and status = 'unknown' order by id")
 _SETTLE = sa.text(
-    "update messages set status = :status, reason = :reason, sequence = sequence + :steps, changed_at = :at, "
-    "provider_message_id = case when :provider_message_id = '' then provider_message_id else :provider_message_id end, "
-    "provider_reply = case when :provider_reply = '' then provider_reply else :provider_reply end "
-    "where id = :id and status = :old_status and run_id = :old_run"
+    "update messages set status = :status, reason = :reason, sequence = sequence + :steps, is_open = :is_open, "
+    "changed_at = :at where id = :id and status = :old_status and run_id = :old_run"
 )
-_LEFT = sa.text(
-    "select id, run_id from messages "  # noqa: S608
-    f"where {_IS_OPEN} and status = 'claimed' and kind = :kind and name = :name and occurrence = :occurrence"
+# what the provider said before stays known
+_SETTLED_CHANGE = sa.text(
+    "insert into message_changes "
+    "(message_row, sequence, status, reason, changed_at, subject, provider_message_id, provider_reply) "
+    "select m.id, m.sequence, m.status, m.reason, m.changed_at, coalesce(c.subject, ''), "
+    "coalesce(nullif(:provider_message_id, ''), c.provider_message_id, ''), "
+    "coalesce(nullif(:provider_reply, ''), c.provider_reply, '') "
+    "from messages m left join message_changes c on c.message_row = m.id and c.sequence = m.sequence - 1 "
+    "where m.id = :id"
+)
+_LEFT = (
+    "select m.id, m.run_id from messages m join plans p on p.plan_id = m.plan_id "
+    "where m.is_open and m.status = 'claimed' and p.kind = :kind and p.name = :name and p.occurrence = :occurrence "
+    "order by m.id for update of m"
 )
 _ABANDON = (
-    "update messages set status = 'skipped', reason = 'left_audience', sequence = sequence + 1, changed_at = :at "
-    "where id in :ids and status = 'claimed'"
+    "update messages set status = 'skipped', reason = 'left_audience', sequence = sequence + 1, is_open = false, "
+    "changed_at = :at where id in :ids and status = 'claimed'"
 )
 _COUNTS = sa.text(
-    "select status, count(*) from messages "
-    "where kind = :kind and name = :name and occurrence = :occurrence group by status"
+    "select m.status, count(*) from messages m join plans p on p.plan_id = m.plan_id "
+    "where p.kind = :kind and p.name = :name and p.occurrence = :occurrence group by m.status"
 )
 _TO_EXPORT = sa.text(
     "select c.id as change_id, m.message_id, c.sequence, c.status, c.reason, "
-    "m.kind, m.name, m.version, m.occurrence, m.contact_id, m.email, m.channel, m.provider, m.category, m.template, "
-    "m.template_version, m.segment, m.segment_version, m.experiment, m.variant, m.subject, "
+    "p.kind, p.name, p.version, p.occurrence, m.contact_id, m.email, p.channel, p.provider, p.category, p.template, "
+    "p.template_version, p.segment, p.segment_version, p.experiment, m.variant, c.subject, "
     "c.provider_message_id, c.provider_reply, c.changed_at, m.details "
-    "from message_changes c join messages m on m.id = c.message_row where not c.is_exported order by c.id limit :limit"
+    "from message_changes c join messages m on m.id = c.message_row join plans p on p.plan_id = m.plan_id "
+    "where not c.is_exported order by c.id limit :limit"
+)
+_ALLOWANCE = sa.text(
+    "insert into allowances (name, day, used) values (:name, :day, 0) on conflict (name, day) do nothing"
+)
+_USE = sa.text("update allowances set used = used + :taken where name = :name and day = :day")
+_USED = sa.text("select used from allowances where name = :name and day = :day")
+_DEAD = sa.text(
+    "select m.message_id, p.kind, p.name, p.occurrence, m.email, m.status, m.reason, m.changed_at, "  # noqa: S608
+    f"{_TRIED} as tries, "
+    "coalesce(c.provider_reply, '') as provider_reply "
+    "from messages m join plans p on p.plan_id = m.plan_id "
+    "left join message_changes c on c.message_row = m.id and c.sequence = m.sequence "
+    "where m.status in ('failed', 'rejected', 'invalid') and (m.status <> 'failed' "
+    "or m.reason not in ('deferred', 'revived', 'warm_up') "
+    f"or (m.reason = 'deferred' and {_TRIED} >= :tries)) "
+    "and (:name = '' or p.name = :name) order by m.changed_at desc, m.id desc limit :limit"
+)
+_REVIVE = (
+    "update messages set status = 'failed', reason = 'revived', sequence = sequence + 1, changed_at = :at "
+    "where message_id in :ids and status in ('rejected', 'invalid', 'failed') returning id"
+)
+_DEFERRED = sa.text(
+    "select p.kind, p.name, p.occurrence, case when m.reason = 'warm_up' then 1 else 0 end as is_warm_up, "  # noqa: S608
+    "count(*) as number, max(m.changed_at) as newest "
+    "from messages m join plans p on p.plan_id = m.plan_id "
+    "where m.status in ('failed', 'rejected', 'invalid') and m.status = 'failed' "
+    f"and (m.reason in ('revived', 'warm_up') or (m.reason = 'deferred' and {_TRIED} < :tries)) "
+    "group by 1, 2, 3, 4 order by newest"
 )
 _EXPORTED = "update message_changes set is_exported = true where id in :ids"
 _LOCK = sa.text("update locks set taken = taken + 1 where name = :name")

@@ -14,7 +14,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from campaigns.identity import message_ids, occurrence_key
-from senders import mime
 from senders.ledger import Cap, Claim, Ledger, LedgerError, Outcome, Run
-from senders.limits import rate_limit
-from senders.message import Reason, Status
+from senders.limits import CircuitBreaker, DailyAllowance, LimitsSpec, Throttle
+from senders.links import Links
+from senders.message import Delivery, Reason, Status
 from senders.providers.base import (
     ADDRESS_COLUMNS,
     Needs,
@@ -34,9 +34,10 @@ from senders.providers.base import (
     ProviderUnavailableError,
     require_capabilities,
 )
-from senders.rendering import Template, TemplateLibrary
+from senders.rendering import PROFILE_COLUMNS, Template, TemplateLibrary
 from senders.retries import RetryPolicy
 from senders.settings import SenderSettings, require_identity, require_rehearsal_safe
+from senders.tracking import tracking_of
 from senders.workers import (
     NOT_PROFILE,
     Answer,
@@ -48,7 +49,7 @@ from senders.workers import (
     Workers,
     texts,
 )
-from warehouse.errors import InputError, MailhouseError, SettingsError
+from warehouse.errors import InputError, MailhouseError
 
 if TYPE_CHECKING:
     from campaigns.specs import CampaignSpec
@@ -68,6 +69,8 @@ class SendPlan:
         from_email, from_name, reply_to: empty takes those of the settings.
         is_tracked: the provider counts opens and clicks.
         hold: the provider holds each message back for so long; `is_cancellable` until then.
+        attachments: names of files in `content/attachments`.
+        track_clicks, track_opens, utm: None takes what the settings say for the category.
     """
 
     name: str
@@ -91,12 +94,16 @@ class SendPlan:
     is_tracked: bool = False
     hold: timedelta = timedelta(0)
     is_cancellable: bool = False
+    track_clicks: bool | None = None
+    track_opens: bool | None = None
+    utm: Mapping[str, str] | None = None
+    attachments: tuple[str, ...] = ()
 
     def needs(self) -> Needs:
         """What this asks of its provider."""
         return Needs(
-            channel=self.channel, category=self.category, is_tracked=self.is_tracked, hold=self.hold,
-            is_cancellable=self.is_cancellable,
+            channel=self.channel, category=self.category, has_attachments=bool(self.attachments),
+            is_tracked=self.is_tracked, hold=self.hold, is_cancellable=self.is_cancellable,
         )  # fmt: skip
 
     @classmethod
@@ -123,9 +130,13 @@ class SendPlan:
             from_name=send.from_name or "",
             reply_to=send.reply_to or "",
             cap=Cap(spec.cap.messages, spec.cap.within) if spec.cap else None,
-            is_tracked=send.tracking,
+            is_tracked=send.provider_tracking,
             hold=send.hold or timedelta(0),
             is_cancellable=send.cancellable,
+            attachments=tuple(send.attachments),
+            track_clicks=send.track.clicks if send.track else None,
+            track_opens=send.track.opens if send.track else None,
+            utm={"campaign": spec.campaign, **send.utm.model_dump(exclude_none=True)} if send.utm else None,
         )
 
 
@@ -216,14 +227,16 @@ def send(
         _check_address(first, plan.channel)
     if templates is None:
         folder = settings.content_dir / "templates"
-        templates = TemplateLibrary.load(folder, columns) if columns else TemplateLibrary.load(folder)
+        templates = TemplateLibrary.load(folder, columns or PROFILE_COLUMNS, assets_url=settings.assets_url)
     template = templates.template(
-        plan.template, subject=plan.subject, preheader=plan.preheader, place=plan.place
-    )
+        plan.template, subject=plan.subject, preheader=plan.preheader, place=plan.place,
+        tracking=tracking_of(plan, settings), links=Links(settings.signing_key(), settings.base_url),
+        attachments=plan.attachments,
+    )  # fmt: skip
     if plan.category == "marketing":
         template.require_marketing(plan.template)
     stop = stop or threading.Event()
-    with _signals(stop), _workers(plan, settings, template, provider, templates, workers) as lanes:
+    with _signals(stop), _workers(plan, settings, template, provider, workers) as lanes:
         sender = _Sender(
             plan, template, settings, ledger, provider, retry or RetryPolicy(), stop, on_progress, lanes
         )
@@ -235,13 +248,11 @@ def _workers(
     settings: SenderSettings,
     template: Template,
     provider: Provider,
-    templates: TemplateLibrary,
     count: int,
 ) -> Workers:
+    # made in any case: what is wrong with the settings is found here
     worker = Worker(plan, settings, template, provider)
-    if count < 1:
-        return InProcess(worker)
-    return Processes(count, plan, settings, provider.name, templates.contact_columns, template.version)
+    return Processes(count, plan, settings, template, provider.name) if count > 0 else InProcess(worker)
 
 
 class _Sender:
@@ -263,24 +274,19 @@ class _Sender:
         self.ledger, self.provider, self.retry, self.stop = ledger, provider, retry, stop
         self.on_progress, self.workers = on_progress, workers
         self.columns = needed_columns(template, plan.channel)
-        self.limit = rate_limit(settings.rate_per_second, settings.rate_burst)
+        self.limit = Throttle.of(settings, provider.name, plan.name)
+        ladder = LimitsSpec.load(settings.content_dir).warm_up.get(provider.name)
+        self.allowance = DailyAllowance(ledger, provider.name, ladder)
+        self.breaker = CircuitBreaker()
         self.window = provider.capabilities.dispatch_window
-        if settings.rate_per_second:
+        if self.limit.per_second:
             # never more under way than may go in a second
-            self.window = max(1, min(self.window, int(settings.rate_per_second)))
+            self.window = max(1, min(self.window, int(self.limit.per_second)))
         self.cap = plan.cap
         if self.cap is None and settings.default_cap_messages:
             self.cap = Cap(settings.default_cap_messages, timedelta(days=settings.default_cap_days))
         if plan.category != "marketing":
             self.cap = None
-        sender = plan.from_email or settings.from_email
-        try:
-            mime.mailbox(sender)
-        except ValueError as error:
-            raise SettingsError(
-                f"The sender address {sender!r} cannot be used: {error}.",
-                fix="Correct MAILHOUSE_FROM_EMAIL, or `from_email` in the campaign.",
-            ) from None
         self.summary = SendSummary()
         self.started = time.monotonic()
         self.again: list[tuple[float, Window]] = []
@@ -404,8 +410,9 @@ class _Sender:
         """Give a window out, as soon as somebody is free and the rate allows."""
         while not self.workers.is_free and not self.is_over:
             self.collect(run, wait=True)
-        self.stop.wait(max(0.0, self.resumes_at - time.monotonic()))
-        if self.is_over or not self.limit.take(len(window.row_ids), self.stop):
+        self.stop.wait(max(0.0, self.resumes_at - time.monotonic(), self.breaker.wait))
+        window = self.allowed_today(run, window)
+        if self.is_over or not window.row_ids or not self.limit.take(texts(window.rows, "email"), self.stop):
             return
         granted = self.ledger.dispatch(run, window.row_ids, self.settings.now())
         if len(granted) < len(window.row_ids):
@@ -414,6 +421,22 @@ class _Sender:
         if window.row_ids:
             self.workers.give(window)
         self.collect(run, wait=False)
+
+    def allowed_today(self, run: Run, window: Window) -> Window:
+        """What the warm-up ladder lets go today; the rest is put down to be tried by a later run."""
+        if self.is_over or window.tries > 1:
+            return window
+        now = self.settings.now()
+        number = self.allowance.take(len(window.row_ids), now)
+        rest = window.row_ids[number:]
+        if rest:
+            reply = "the warm-up's limit of the day was reached"
+            failures = [Outcome(row_id, Status.FAILED, Reason.WARM_UP, reply=reply) for row_id in rest]
+            self.ledger.fail_claimed(run, failures, now)
+            for failure in failures:
+                self.summary.count(failure.status)
+            window = window.only(range(number))
+        return window
 
     def collect(self, run: Run, *, wait: bool) -> None:
         """Record what workers have done."""
@@ -440,8 +463,24 @@ class _Sender:
             self.resumes_at = now + pause
         self.again.append((self.resumes_at, window))
 
+    def judge(self, deliveries: Sequence[Delivery]) -> None:
+        """A provider that puts everything off is left alone for a while, and for this run if it goes on."""
+        put_off = [delivery for delivery in deliveries if delivery.is_transient]
+        if not deliveries or len(put_off) < len(deliveries):
+            self.breaker.succeeded()
+            return
+        asked = max((delivery.retry_after or 0.0 for delivery in put_off), default=0.0)
+        self.breaker.failed(asked)
+        if self.breaker.wait > self.retry.patience:
+            self.trouble = self.trouble or ProviderUnavailableError(
+                f"The provider {self.provider.name} puts everything off: {put_off[-1].reply[:200]}",
+                fix="Nothing is lost: the rest goes when the campaign is sent again.",
+                retry_after=asked or None,
+            )
+
     def record(self, run: Run, window: Window, answer: Answer) -> None:
         self.absences = 0
+        self.judge(answer.deliveries)
         outcomes: list[Outcome] = []
         later: dict[float, list[int]] = {}
         released: list[int] = []
@@ -472,7 +511,7 @@ def needed_columns(template: Template, channel: str) -> frozenset[str] | None:
     """Columns of the audience that a worker reads; None for all."""
     if template.columns is None:
         return None
-    always = ("contact_id", "email", "first_name", "last_name", "recommendations", "variant")
+    always = ("contact_id", "email", "first_name", "last_name", "locale", "recommendations", "variant")
     address = ADDRESS_COLUMNS.get(channel)
     return frozenset((*template.columns, *always, *((address,) if address else ())))
 

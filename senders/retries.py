@@ -5,7 +5,13 @@ from __future__ import annotations
 import email.utils
 import random
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from senders.ledger import Deferred
+
+FIRST_RETRY, LONGEST_RETRY = timedelta(minutes=10), timedelta(hours=4)
 
 #: HTTP answers that mean 'not accepted, come again': timeout before the request was read, and too many requests.
 #: Of 5xx only 503 says so; after 500, 502 or 504 the provider may have accepted, so each provider decides itself.
@@ -39,6 +45,21 @@ class RetryPolicy:
             return None
         backoff = random.uniform(0, min(self.longest, self.first * 2 ** (tries - 1)))
         return max(0.0, retry_after or 0.0) + backoff
+
+
+def is_retry_due(deferred: Deferred, launched: int, now: datetime) -> bool:
+    """Whether a run shall be launched for messages that were put off.
+
+    What waits for a warm-up ladder goes on the next day (UTC); all else after ten minutes, then twenty, and so on up to
+    four hours.
+
+    Args:
+        launched: runs that have been launched for it before.
+    """
+    if deferred.is_warm_up:
+        return deferred.last_tried_at.astimezone(UTC).date() < now.astimezone(UTC).date()
+    wait = min(FIRST_RETRY * 2 ** min(launched, 10), LONGEST_RETRY)
+    return now - deferred.last_tried_at >= wait
 
 
 def is_retryable(status: int) -> bool:

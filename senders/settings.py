@@ -7,14 +7,16 @@ import ipaddress
 import os
 import secrets
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import SecretStr
+from pydantic import SecretStr, field_validator
 
 from warehouse.errors import SettingsError
 from warehouse.settings import MailhouseSettings
 
 _SECRET_BYTES = 32
+_WORTH_WORKERS = 5_000  # messages; a worker takes a second to start, in which one process sends as many
 
 
 class SenderSettings(MailhouseSettings):
@@ -46,10 +48,24 @@ class SenderSettings(MailhouseSettings):
         webhook_url, webhook_secret: where the provider `webhook` posts messages, and `whsec_...` that signs them.
         amazon_ses_topic: ARN of the SNS topic that reports events of Amazon SES.
         webhook_url_secret: ends the address that is told to vendors who sign nothing: `.../webhooks/NAME?secret=...`.
+        send_workers: processes that render and hand over messages of one campaign; 0 keeps to one process. Unset
+            means one for each core, for audiences that are worth starting them.
         rate_per_second: messages a second at most; 0 means no limit.
         rate_burst: messages that may go at once after a pause; 0 means one second's worth.
+        redis_url: `redis://user:password@host:port/database`: rate limits are shared by all senders; unset, each
+            process keeps its own.
         default_cap_messages, default_cap_days: marketing messages one person gets at most within so many days,
             where the campaign states no cap; 0 messages means no cap.
+        track_clicks, track_opens: categories whose links lead through the gateway, and whose HTML has a pixel that
+            tells of an open: `marketing`, `transactional`, both with a comma, or empty; a campaign may say otherwise.
+        utm_source, utm_medium: added to web links as utm_source and utm_medium, with utm_campaign the campaign's
+            name; no source means none of them.
+        assets_url: where published pictures are served from; `asset:` in templates becomes an address below it.
+        assets_store: where `mailhouse assets publish` puts them: a folder, `s3://bucket/path`, `gs://bucket/path`.
+        dkim_key, dkim_selector: a private key (RSA 2048 or Ed25519; PEM, or the path of a PEM file) that signs what
+            goes out by SMTP, and the name of its record in DNS; unset means no signature of ours.
+        dkim_second_key, dkim_second_selector: another one, usually Ed25519 beside RSA.
+        dkim_domain: signs for this domain; empty means the sender's.
         claim_lease: seconds without a heartbeat after which a sender on another machine counts as dead.
     """
 
@@ -62,7 +78,7 @@ class SenderSettings(MailhouseSettings):
     postal_address: str = ""
     provider: str = "maildir"
     smtp_url: SecretStr | None = None
-    smtp_connections: int = 4
+    smtp_connections: int = 10
     http_connections: int = 4
     sendgrid_key: SecretStr | None = None
     sendgrid_url: str = "https://api.sendgrid.com"
@@ -89,16 +105,48 @@ class SenderSettings(MailhouseSettings):
     webhook_secret: SecretStr | None = None
     amazon_ses_topic: str = ""
     webhook_url_secret: SecretStr | None = None
+    send_workers: int | None = None
     rate_per_second: float = 0.0
     rate_burst: int = 0
+    redis_url: SecretStr | None = None
     default_cap_messages: int = 0
     default_cap_days: float = 7.0
+    track_clicks: str = ""
+    track_opens: str = ""
+    utm_source: str = ""
+    utm_medium: str = "email"
+    dkim_key: SecretStr | None = None
+    dkim_selector: str = ""
+    dkim_second_key: SecretStr | None = None
+    dkim_second_selector: str = ""
+    dkim_domain: str = ""
+    assets_url: str = ""
+    assets_store: str = ""
     claim_lease: float = 60.0
+
+    @field_validator("track_clicks", "track_opens")
+    @classmethod
+    def _known_categories(cls, value: str) -> str:
+        unknown = set(value.replace(",", " ").split()) - {"marketing", "transactional"}
+        if unknown:
+            raise ValueError(f"{sorted(unknown)[0]!r} is no category; there are marketing and transactional")
+        return value
+
+    def tracks(self, what: Literal["clicks", "opens"], category: str) -> bool:
+        """Whether clicks or opens of a category are tracked."""
+        categories = self.track_clicks if what == "clicks" else self.track_opens
+        return category in categories.replace(",", " ").split()
 
     @property
     def maildir(self) -> Path:
         """Where the maildir provider delivers."""
         return self.home / "maildir"
+
+    def workers_for(self, messages: int) -> int:
+        """How many worker processes so many messages are worth."""
+        if messages < _WORTH_WORKERS:
+            return 0
+        return (os.cpu_count() or 1) if self.send_workers is None else self.send_workers
 
     @property
     def ledger_address(self) -> str:

@@ -111,7 +111,7 @@ def unmet_needs(capabilities: Capabilities, needs: Needs) -> list[str]:
     if needs.has_attachments and not capabilities.can_attach:
         unmet.append("takes no attachments")
     if needs.is_tracked and not capabilities.can_track:
-        unmet.append("counts no opens and clicks (tracking)")
+        unmet.append("counts no opens and clicks (provider_tracking)")
     if needs.hold and not capabilities.longest_hold:
         unmet.append("cannot hold messages back (hold)")
     elif needs.hold > capabilities.longest_hold:

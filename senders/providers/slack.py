@@ -6,6 +6,7 @@ one a second, which is kept by itself; it answers in plain words, of which only 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -15,7 +16,7 @@ import httpx
 import orjson
 from pydantic import SecretStr
 
-from senders.limits import RateLimit, TokenBucket
+from senders.limits import Buckets, Demand, LocalBuckets
 from senders.message import Delivery, EventType, Message, Status
 from senders.providers.base import Capabilities
 from senders.providers.http import Call, HttpProvider, Verdict
@@ -57,7 +58,7 @@ class SlackProvider(HttpProvider):
     Args:
         url: the incoming webhook's address; whoever has it can post, so it is a secret.
         signing_secret: of the Slack app, for calls that come in.
-        limit: messages a second; Slack's own if left out.
+        buckets: where Slack's pace is kept; in this process if left out.
     """
 
     name = "slack"
@@ -69,7 +70,7 @@ class SlackProvider(HttpProvider):
         url: SecretStr,
         *,
         signing_secret: SecretStr | None = None,
-        limit: RateLimit | None = None,
+        buckets: Buckets | None = None,
         **options: Any,
     ) -> None:
         place = url.get_secret_value()
@@ -85,7 +86,7 @@ class SlackProvider(HttpProvider):
         )  # fmt: skip
         self._place = parts.path
         self._signing_secret = signing_secret
-        self._limit = limit or TokenBucket(1.0, 4)
+        self._buckets = buckets or LocalBuckets()
 
     @classmethod
     def from_settings(cls, settings: SenderSettings) -> SlackProvider:
@@ -120,7 +121,7 @@ class SlackProvider(HttpProvider):
 
     def request(self, call: Call) -> httpx.Response:
         """Keep to Slack's pace."""
-        self._limit.take(1)
+        time.sleep(self._buckets.reserve([Demand(bucket="slack", rate=1.0, burst=4, tokens=1)]))
         return super().request(call)
 
     def parse(self, call: Call, response: httpx.Response) -> list[Delivery]:

@@ -114,7 +114,9 @@ def recipients(folder: Path) -> list[str]:
 if __name__ == "__main__":
     home, people, smtp_url = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     workers = int(sys.argv[4]) if len(sys.argv) > 4 else 0
-    more = {"provider": "smtp", "smtp_url": smtp_url} if smtp_url else {}
+    more: dict[str, object] = {"provider": "smtp", "smtp_url": smtp_url} if smtp_url else {}
+    if len(sys.argv) > 5 and sys.argv[5]:
+        more["ledger_url"] = sys.argv[5]
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     send_all(sender_settings(home, **more), people, rows=250, workers=workers)

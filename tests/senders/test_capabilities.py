@@ -61,7 +61,7 @@ def test_sending_refuses_before_anything_is_claimed(tmp_path: Path) -> None:
     settings = sender_settings(tmp_path)
     with Ledger.open(settings) as ledger, MaildirProvider(settings.maildir) as provider:
         for more, words in (
-            ({"is_tracked": True}, "tracking"),
+            ({"is_tracked": True}, "provider_tracking"),
             ({"hold": timedelta(hours=1)}, "hold"),
             ({"is_cancellable": True}, "cancel"),
             ({"channel": "sms", "category": "transactional"}, "sends email, not sms"),
@@ -106,8 +106,8 @@ send:
         ("  channel: sms\n  provider: twilio\n", 9, "consent for sms is not kept"),
         ("  provider: sendgrid\n  hold: 96h\n", 8, "holds messages back for 3 days"),
         ("  provider: sendgrid\n  cancellable: true\n", 8, "no hold is given"),
-        ("  tracking: true\n", 4, "Provider maildir counts no opens"),
-        ("  provider: sendgrid\n  tracking: true\n  hold: 1h\n  cancellable: true\n", 0, ""),
+        ("  provider_tracking: true\n", 4, "Provider maildir counts no opens"),
+        ("  provider: sendgrid\n  provider_tracking: true\n  hold: 1h\n  cancellable: true\n", 0, ""),
         ("  channel: journey\n  provider: mailchimp\n", 0, ""),
     ],
 )

@@ -12,7 +12,7 @@ import re
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,7 +30,7 @@ from vendor_server import VENDORS, Answer, Request, VendorServer, form_checks, s
 
 from senders.export import SETTLED_BY
 from senders.ledger import Ledger
-from senders.limits import Unlimited
+from senders.limits import Demand
 from senders.message import Address, Delivery, EventType, Message, Status
 from senders.pipeline import SendSummary, send
 from senders.providers import PROVIDERS, provider_class
@@ -461,6 +461,13 @@ def fcm_case() -> Case:
 # Slack and any other system
 
 
+class Unlimited:
+    """Buckets that never make anybody wait."""
+
+    def reserve(self, demands: Sequence[Demand]) -> float:
+        return 0.0
+
+
 class Slack:
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -474,7 +481,7 @@ class Slack:
 
 def slack_case() -> Case:
     return Case(
-        make=lambda url: SlackProvider(SecretStr(f"{url}/services/T1/the-secret-key"), limit=Unlimited()),
+        make=lambda url: SlackProvider(SecretStr(f"{url}/services/T1/the-secret-key"), buckets=Unlimited()),
         vendor=Slack(),
         refused=Answer(404, "no_service"),
     )
@@ -772,17 +779,17 @@ def test_slack_gets_its_own_three_characters_escaped() -> None:
 
 
 def test_slack_keeps_its_pace() -> None:
-    taken: list[int] = []
+    taken: list[Demand] = []
 
     class Counting(Unlimited):
-        def take(self, tokens: int, stop: Any = None) -> bool:
-            taken.append(tokens)
-            return True
+        def reserve(self, demands: Sequence[Demand]) -> float:
+            taken.extend(demands)
+            return 0.0
 
     case = slack_case()
-    case.make = lambda url: SlackProvider(SecretStr(f"{url}/services/T1/the-secret-key"), limit=Counting())
+    case.make = lambda url: SlackProvider(SecretStr(f"{url}/services/T1/the-secret-key"), buckets=Counting())
     one(case, message(1), message(2), message(3))
-    assert taken == [1, 1, 1]
+    assert [(demand.rate, demand.tokens) for demand in taken] == [(1.0, 1)] * 3
 
 
 @pytest.mark.parametrize("url", ["http://hooks.example.com/x", "ftp://x", "nonsense"])

@@ -49,10 +49,16 @@ def box() -> Iterator[tuple[Box, str]]:
     controller.stop()
 
 
-def run_and_kill(home: Path, people: int, url: str, after: float) -> bool:
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.service)])
+def ledger_url(request: pytest.FixtureRequest) -> str:
+    """Empty for SQLite in the home folder."""
+    return "" if request.param == "sqlite" else request.getfixturevalue("new_postgres_ledger")()
+
+
+def run_and_kill(home: Path, people: int, url: str, after: float, ledger_url: str = "") -> bool:
     """Start a sender, kill it so many seconds after it began; whether it was still at work."""
     process = subprocess.Popen(
-        [sys.executable, str(CHILD), str(home), str(people), url], stdout=subprocess.PIPE
+        [sys.executable, str(CHILD), str(home), str(people), url, "0", ledger_url], stdout=subprocess.PIPE
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
@@ -64,14 +70,15 @@ def run_and_kill(home: Path, people: int, url: str, after: float) -> bool:
     return was_alive
 
 
-def test_maildir_each_exactly_once(tmp_path: Path) -> None:
-    people, kills = 2000, 4
-    write_content(tmp_path / "content")
-    settings = sender_settings(tmp_path)
+def maildir_history(home: Path, ledger_url: str, people: int, kills: int, longest: float) -> int:
+    """Kill a sender so many times, let one finish: each person must have got it exactly once. Returns the kills."""
+    write_content(home / "content")
+    settings = sender_settings(home, ledger_url=ledger_url or None)
     seed = random.randrange(10**6)
     chance = random.Random(seed)
-    killed = sum(run_and_kill(tmp_path, people, "", chance.uniform(0.02, 0.35)) for _ in range(kills))
-    assert killed >= 2, "the audience is too small to be interrupted"
+    killed = sum(
+        run_and_kill(home, people, "", chance.uniform(0.02, longest), ledger_url) for _ in range(kills)
+    )
     summary = send_all(settings, people)
     got = Counter(recipients(settings.maildir))
     assert set(got) == {f"person{n}@example.com" for n in range(1, people + 1)}, f"seed {seed}"
@@ -85,17 +92,23 @@ def test_maildir_each_exactly_once(tmp_path: Path) -> None:
         }
     assert summary.seen == people
     assert send_all(settings, people).already_claimed == people
+    return killed
 
 
-def test_smtp_nothing_twice_and_few_unknown(tmp_path: Path, box: tuple[Box, str]) -> None:
-    people, kills = 2000, 4
+def smtp_history(
+    home: Path, ledger_url: str, box: tuple[Box, str], people: int, kills: int, longest: float
+) -> int:
+    """The same against a server that cannot be asked: nothing twice, few unknown, none lost. Returns the real kills."""
     taken, url = box
-    write_content(tmp_path / "content")
-    settings = sender_settings(tmp_path, provider="smtp", smtp_url=url)
+    taken.got.clear()
+    taken.ids.clear()
+    write_content(home / "content")
+    settings = sender_settings(home, provider="smtp", smtp_url=url, ledger_url=ledger_url or None)
     seed = random.randrange(10**6)
     chance = random.Random(seed)
-    killed = sum(run_and_kill(tmp_path, people, url, chance.uniform(0.1, 0.6)) for _ in range(kills))
-    assert killed >= 2, "the audience is too small to be interrupted"
+    killed = sum(
+        run_and_kill(home, people, url, chance.uniform(0.1, longest), ledger_url) for _ in range(kills)
+    )
     send_all(settings, people)
     assert set(taken.got.values()) == {1}, f"seed {seed}"
     with Ledger.open(settings) as ledger:
@@ -114,6 +127,48 @@ def test_smtp_nothing_twice_and_few_unknown(tmp_path: Path, box: tuple[Box, str]
     # and a rerun sends nothing more
     send_all(settings, people)
     assert set(taken.got.values()) == {1}, f"seed {seed}"
+    return killed
+
+
+def test_maildir_each_exactly_once(tmp_path: Path, ledger_url: str) -> None:
+    assert maildir_history(tmp_path, ledger_url, 2000, 4, 0.35) >= 2, "too few to be interrupted"
+
+
+def test_smtp_nothing_twice_and_few_unknown(tmp_path: Path, ledger_url: str, box: tuple[Box, str]) -> None:
+    assert smtp_history(tmp_path, ledger_url, box, 2000, 4, 0.6) >= 2, "too few to be interrupted"
+
+
+def two_at_once(home: Path, ledger_url: str, people: int) -> None:
+    """Two senders of the same thing, one of which is killed: the other one may not send what the first had begun."""
+    write_content(home / "content")
+    arguments = [sys.executable, str(CHILD), str(home), str(people), "", "0", ledger_url]
+    pair = [subprocess.Popen(arguments, stdout=subprocess.DEVNULL) for _ in range(2)]
+    time.sleep(random.uniform(0.7, 1.6))
+    pair[0].kill()
+    pair[0].wait()
+    assert pair[1].wait(120) == 0
+    settings = sender_settings(home, ledger_url=ledger_url or None)
+    send_all(settings, people)
+    got = Counter(recipients(settings.maildir))
+    assert (len(got), set(got.values())) == (people, {1})
+
+
+def test_two_senders_at_once_one_killed(tmp_path: Path, ledger_url: str) -> None:
+    two_at_once(tmp_path, ledger_url, 1500)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_fifty_kills(
+    tmp_path: Path, ledger_url: str, box: tuple[Box, str], request: pytest.FixtureRequest
+) -> None:
+    """Twenty-five senders die on each database, at random instants."""
+    for history in range(5):
+        fresh = ledger_url and request.getfixturevalue("new_postgres_ledger")()
+        maildir_history(tmp_path / f"maildir{history}", fresh, 1200, 3, 0.5)
+    for history in range(5):
+        fresh = ledger_url and request.getfixturevalue("new_postgres_ledger")()
+        smtp_history(tmp_path / f"smtp{history}", fresh, box, 1200, 2, 0.5)
 
 
 def test_a_full_disk_loses_and_doubles_nothing(tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
-"""Rate limits, retries, links and settings: the small rules."""
+"""Retries, links and settings: the small rules."""
 
 from __future__ import annotations
 
 import stat
 import threading
-import time
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,58 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from senders.limits import TokenBucket, Unlimited, rate_limit
+from senders.links import Links
 from senders.retries import RetryPolicy, is_retryable, parse_retry_after
 from senders.settings import SenderSettings, is_loopback
-from senders.unsubscribe import PURPOSES, make_token, preferences_url, unsubscribe_url, verify_token
+from senders.unsubscribe import PURPOSES, make_token, verify_token
 from warehouse.errors import SettingsError
 
 KEY = b"a secret of at least sixteen bytes"
 ID = "0b6f0c5e-7a0e-5b0e-8a53-2d6a3c1c7d10"
-
-
-@given(
-    st.floats(0.5, 1000), st.integers(1, 100),
-    st.lists(st.tuples(st.floats(0, 5), st.integers(1, 50)), min_size=1, max_size=40),
-)  # fmt: skip
-def test_bucket_never_gives_more_than_rate_and_burst(
-    rate: float, burst: int, takes: list[tuple[float, int]]
-) -> None:
-    now = 0.0
-    bucket = TokenBucket(rate, burst, clock=lambda: now)
-    released: list[tuple[float, int]] = []
-    for pause, tokens in takes:
-        now += pause
-        released.append((now + bucket.reserve(tokens), tokens))
-    times = [at for at, _ in released]
-    for at, _ in released:
-        # whatever was let go until then fits into what had dripped in
-        assert sum(tokens for other, tokens in released if other <= at) <= burst + rate * at + 1e-6 * len(
-            takes
-        )
-    # nobody waits longer than the bucket needs for all that stood before
-    assert max(times) <= now + sum(tokens for _, tokens in takes) / rate + 1e-6
-
-
-def test_bucket_in_real_time() -> None:
-    bucket = TokenBucket(100, 10)
-    began = time.monotonic()
-    for _ in range(5):
-        assert bucket.take(6)
-    assert 0.18 <= time.monotonic() - began < 1.0
-    stop = threading.Event()
-    stop.set()
-    assert not bucket.take(1000, stop)
-    assert bucket.reserve(1) < 1.0, "what was not used is given back"
-
-
-def test_rate_limit_by_settings() -> None:
-    assert isinstance(rate_limit(0), Unlimited)
-    limit = rate_limit(2.5)
-    assert isinstance(limit, TokenBucket)
-    assert (limit.rate, limit.burst) == (2.5, 2)
-    with pytest.raises(ValueError, match="rate"):
-        TokenBucket(0, 1)
 
 
 def test_retries_are_bounded_and_patient() -> None:
@@ -117,10 +72,12 @@ def test_any_text_is_refused_without_failing(text: str) -> None:
 
 
 def test_links_name_nobody() -> None:
-    url = unsubscribe_url("https://mail.example.com/", ID, KEY)
+    url = Links(KEY, "https://mail.example.com/").unsubscribe(ID)
     assert url == f"https://mail.example.com/unsubscribe/{make_token(KEY, ID)}"
-    assert preferences_url("https://mail.example.com", ID, KEY).startswith(
-        "https://mail.example.com/preferences/"
+    assert (
+        Links(KEY, "https://mail.example.com")
+        .preferences(ID)
+        .startswith("https://mail.example.com/preferences/")
     )
 
 

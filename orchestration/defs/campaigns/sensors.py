@@ -5,10 +5,14 @@ import dagster as dg
 from campaigns.identity import occurrence_key
 from campaigns.specs import CampaignSpec, is_due, load_campaigns, occurrence
 from orchestration.defs.campaigns.assets import AUDIENCES, CAMPAIGNS, SENDS
+from senders.ledger import Ledger
+from senders.retries import is_retry_due
+from senders.settings import SenderSettings
 from warehouse.settings import MailhouseSettings
 
 RUNS_PER_TICK = 10
 ATTEMPTS = 3
+RETRY_TAG = "mailhouse/retry"
 CAMPAIGN_TAG, OCCURRENCE_TAG = "mailhouse/campaign", "mailhouse/occurrence"
 
 send_campaign = dg.define_asset_job(
@@ -64,6 +68,42 @@ def campaigns_due(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.S
         dynamic_partitions_requests=[
             CAMPAIGNS.build_add_request([str(one.partition_key) for one in requests])
         ],
+    )
+
+
+@dg.sensor(
+    job=send_campaign,
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Launches a run for campaigns some of whose messages the provider put off, or a day's limit held back.",
+)
+def schedule_retry(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    """One run a campaign, later and later; `senders.retries` says when. Only the newest occurrence is tried again."""
+    settings = SenderSettings.load()
+    now = settings.now()
+    specs = load_campaigns(settings.content_dir)
+    with Ledger.open(settings) as ledger:
+        waiting = [one for one in ledger.deferred() if one.kind == "campaign" and one.name in specs]
+    requests: dict[str, dg.RunRequest] = {}
+    for one in waiting:
+        moment = occurrence(specs[one.name], now)
+        if moment is None or occurrence_key(moment) != one.occurrence or one.name in requests:
+            continue
+        tags = {CAMPAIGN_TAG: one.name, OCCURRENCE_TAG: one.occurrence}
+        runs = context.instance.get_runs(dg.RunsFilter(tags=tags))
+        launched = sum(RETRY_TAG in run.tags for run in runs)
+        if all(run.is_finished for run in runs) and is_retry_due(one, launched, now):
+            requests[one.name] = dg.RunRequest(
+                run_key=f"{one.name}@{one.occurrence}!{launched + 1}", partition_key=one.name,
+                tags={**tags, RETRY_TAG: str(launched + 1)},
+            )  # fmt: skip
+    if not requests:
+        return dg.SkipReason(
+            f"{sum(one.messages for one in waiting):,} messages wait for another try, none is due."
+        )
+    return dg.SensorResult(
+        run_requests=list(requests.values())[:RUNS_PER_TICK],
+        dynamic_partitions_requests=[CAMPAIGNS.build_add_request(list(requests))],
     )
 
 
