@@ -331,7 +331,8 @@ def _provider_problems(spec: CampaignSpec, provider: str) -> list[Problem]:
         return []
     needs = Needs(
         channel=send.channel, category=send.category, has_attachments=bool(send.attachments),
-        is_tracked=send.provider_tracking, hold=send.hold or timedelta(0), is_cancellable=send.cancellable,
+        is_tracked=send.provider_tracking, hold=send.hold or timedelta(0),
+        is_cancellable=send.cancellable,
     )  # fmt: skip
     try:
         require_capabilities(name, get_capabilities(name), needs)

@@ -37,10 +37,10 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _LINK = re.compile(r"/(unsubscribe|preferences)/([A-Za-z0-9_-]{1,100})/?")
-_WEBHOOK = re.compile(r"/webhooks/([a-z0-9_]{1,40})/?")
 _CLICK = re.compile(r"/c/([A-Za-z0-9_-]{43}/[0-9]{1,5}/[A-Za-z0-9_-]{1,8000})")
 _OPEN = re.compile(r"/o/([A-Za-z0-9_-]{43})\.gif")
 _STORE_SECONDS = 2.0  # how long a person who clicked waits for the warehouse at most
+_WEBHOOK = re.compile(r"/webhooks/([a-z0-9_]{1,40})/?")
 _LONGEST_BODY = 16_384
 # a thousand events of the wordiest provider
 _LONGEST_WEBHOOK = 16 << 20
@@ -83,12 +83,12 @@ class Gateway:
             await self._health(method, send)
         elif link := _LINK.fullmatch(path):
             await self._link(method, link[1], link[2], scope, receive, send)
-        elif webhook := _WEBHOOK.fullmatch(path):
-            await self._webhook(method, webhook[1], scope, receive, send)
         elif click := _CLICK.fullmatch(path):
             await self._click(method, click[1], scope, send)
         elif opened := _OPEN.fullmatch(path):
             await self._open(method, opened[1], scope, send)
+        elif webhook := _WEBHOOK.fullmatch(path):
+            await self._webhook(method, webhook[1], scope, receive, send)
         else:
             await _not_found(method, send)
 

@@ -100,22 +100,6 @@ def why(message_id: Annotated[str, typer.Argument(help="The id of a message, sen
 
 
 @app.command()
-def cancel(
-    batch: Annotated[
-        str, typer.Argument(help="The batch that `mailhouse why` shows in the provider's reply.")
-    ],
-    provider: Annotated[str, typer.Option("--provider", "-p", help="Who holds it; else the settings'.")] = "",
-) -> None:
-    """Stop messages that a provider still holds back (`send.hold` of a campaign)."""
-    from senders.providers import get_provider
-    from senders.settings import SenderSettings
-
-    with get_provider(SenderSettings.load(), provider) as holder:
-        holder.cancel(batch)
-        console.print(f"{holder.name} has cancelled batch {batch}.", markup=False, soft_wrap=True)
-
-
-@app.command()
 def deadletters(
     campaign: Annotated[str, typer.Option("--campaign", "-c", help="Only those of this campaign.")] = "",
     limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="At most so many.")] = 100,
@@ -144,6 +128,22 @@ def deadletters(
         console.print(f"{revived:,} will be tried once more by the next run of their campaign.")
     elif len(letters) == limit:
         console.print(f"These are the newest {limit:,}; --limit shows more.")
+
+
+@app.command()
+def cancel(
+    batch: Annotated[
+        str, typer.Argument(help="The batch that `mailhouse why` shows in the provider's reply.")
+    ],
+    provider: Annotated[str, typer.Option("--provider", "-p", help="Who holds it; else the settings'.")] = "",
+) -> None:
+    """Stop messages that a provider still holds back (`send.hold` of a campaign)."""
+    from senders.providers import get_provider
+    from senders.settings import SenderSettings
+
+    with get_provider(SenderSettings.load(), provider) as holder:
+        holder.cancel(batch)
+        console.print(f"{holder.name} has cancelled batch {batch}.", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -67,10 +67,10 @@ class SendPlan:
         cap: frequency cap; None takes the default of the settings. Counts for marketing only.
         provider: name of a provider; empty takes that of the settings.
         from_email, from_name, reply_to: empty takes those of the settings.
-        is_tracked: the provider counts opens and clicks.
-        hold: the provider holds each message back for so long; `is_cancellable` until then.
         attachments: names of files in `content/attachments`.
         track_clicks, track_opens, utm: None takes what the settings say for the category.
+        is_tracked: the provider counts opens and clicks.
+        hold: the provider holds each message back for so long; `is_cancellable` until then.
     """
 
     name: str
@@ -91,13 +91,13 @@ class SendPlan:
     reply_to: str = ""
     cap: Cap | None = None
     experiment: str = ""
-    is_tracked: bool = False
-    hold: timedelta = timedelta(0)
-    is_cancellable: bool = False
     track_clicks: bool | None = None
     track_opens: bool | None = None
     utm: Mapping[str, str] | None = None
     attachments: tuple[str, ...] = ()
+    is_tracked: bool = False
+    hold: timedelta = timedelta(0)
+    is_cancellable: bool = False
 
     def needs(self) -> Needs:
         """What this asks of its provider."""
@@ -130,13 +130,13 @@ class SendPlan:
             from_name=send.from_name or "",
             reply_to=send.reply_to or "",
             cap=Cap(spec.cap.messages, spec.cap.within) if spec.cap else None,
-            is_tracked=send.provider_tracking,
-            hold=send.hold or timedelta(0),
-            is_cancellable=send.cancellable,
             attachments=tuple(send.attachments),
             track_clicks=send.track.clicks if send.track else None,
             track_opens=send.track.opens if send.track else None,
             utm={"campaign": spec.campaign, **send.utm.model_dump(exclude_none=True)} if send.utm else None,
+            is_tracked=send.provider_tracking,
+            hold=send.hold or timedelta(0),
+            is_cancellable=send.cancellable,
         )
 
 

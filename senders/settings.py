@@ -33,6 +33,8 @@ class SenderSettings(MailhouseSettings):
         smtp_url: `smtp://user:password@host:port?tls=starttls` (`tls` is `none`, `starttls`, `implicit` or
             `opportunistic`; `smtps://` means implicit).
         smtp_connections: connections kept open to the SMTP server.
+        send_workers: processes that render and hand over messages of one campaign; 0 keeps to one process. Unset
+            means one for each core, for audiences that are worth starting them.
         http_connections: connections kept open to a provider that speaks HTTP; so many calls are under way at once.
         sendgrid_key, sendgrid_url: API key with the permission Mail Send; the EU has its own address.
         sendgrid_webhook_key: the public key that checks its Event Webhook.
@@ -48,8 +50,6 @@ class SenderSettings(MailhouseSettings):
         webhook_url, webhook_secret: where the provider `webhook` posts messages, and `whsec_...` that signs them.
         amazon_ses_topic: ARN of the SNS topic that reports events of Amazon SES.
         webhook_url_secret: ends the address that is told to vendors who sign nothing: `.../webhooks/NAME?secret=...`.
-        send_workers: processes that render and hand over messages of one campaign; 0 keeps to one process. Unset
-            means one for each core, for audiences that are worth starting them.
         rate_per_second: messages a second at most; 0 means no limit.
         rate_burst: messages that may go at once after a pause; 0 means one second's worth.
         redis_url: `redis://user:password@host:port/database`: rate limits are shared by all senders; unset, each
@@ -79,6 +79,7 @@ class SenderSettings(MailhouseSettings):
     provider: str = "maildir"
     smtp_url: SecretStr | None = None
     smtp_connections: int = 10
+    send_workers: int | None = None
     http_connections: int = 4
     sendgrid_key: SecretStr | None = None
     sendgrid_url: str = "https://api.sendgrid.com"
@@ -105,7 +106,6 @@ class SenderSettings(MailhouseSettings):
     webhook_secret: SecretStr | None = None
     amazon_ses_topic: str = ""
     webhook_url_secret: SecretStr | None = None
-    send_workers: int | None = None
     rate_per_second: float = 0.0
     rate_burst: int = 0
     redis_url: SecretStr | None = None

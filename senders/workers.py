@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import polars as pl
 
+from senders import mime
 from senders.composing import Composer, Envelope, RecipientError, constants_of, render_batch
 from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
-from senders.mime import one_line
 from senders.providers.base import ADDRESS_COLUMNS, Provider, ProviderError
 from senders.rendering import Recommendations, RenderError, Template
 from senders.settings import SenderSettings
@@ -138,11 +138,10 @@ class Worker:
     def __init__(
         self, plan: SendPlan, settings: SenderSettings, template: Template, provider: Provider
     ) -> None:
-        self.settings, self.template, self.provider = settings, template, provider
+        self.plan, self.settings, self.template, self.provider = plan, settings, template, provider
+        self._address_column = ADDRESS_COLUMNS.get(plan.channel, "")
         self._envelope = Envelope.of(plan, settings)
         self._composer = Composer(template, self._envelope)
-        self._address_column = ADDRESS_COLUMNS.get(plan.channel, "")
-        self._hold, self._is_tracked = plan.hold, plan.is_tracked
 
     def work(self, window: Window) -> Answer:
         """Render a window and hand over what could be rendered."""
@@ -164,7 +163,7 @@ class Worker:
         )
 
     def _messages(self, window: Window) -> list[Message | Delivery]:
-        """A message for each row, or why there is none."""
+        """A message for each row, or why there is none: made before the provider is called, so that this is known."""
         now = self.settings.now()
         frame = window.rows
         columns = [name for name in frame.columns if name not in NOT_PROFILE]
@@ -173,38 +172,50 @@ class Worker:
             always |= self.template.columns
             columns = [name for name in columns if name in always]
         contacts = frame.select(columns).to_dicts()
-        recommendations = frame["recommendations"].to_list() if "recommendations" in frame.columns else None
-        if not self.provider.capabilities.wants_raw:
-            return [
-                self._parts(contact, products or [], variant, message_id, now)
-                for contact, products, variant, message_id in zip(
-                    contacts,
-                    recommendations or [None] * len(contacts),
-                    texts(frame, "variant"),
-                    window.message_ids,
-                    strict=True,
-                )
-            ]
+        recommendations = (
+            frame["recommendations"].to_list()
+            if "recommendations" in frame.columns
+            else [None] * len(contacts)
+        )
+        variants = texts(frame, "variant")
+        if self.provider.capabilities.wants_raw:
+            return self._written(contacts, recommendations, variants, window.message_ids, now)
+        made: list[Message | Delivery] = []
+        for contact, items, variant, message_id in zip(
+            contacts, recommendations, variants, window.message_ids, strict=True
+        ):
+            try:
+                made.append(self._in_parts(contact, items or [], variant, message_id, now))
+            except RenderError as error:
+                made.append(_not_rendered(message_id, error))
+            except ValueError as error:
+                made.append(Delivery(message_id, Status.INVALID, RejectReason.INVALID, reply=str(error)))
+        return made
+
+    def _written(
+        self,
+        contacts: Sequence[Mapping[str, Any]],
+        recommendations: Sequence[Sequence[Any] | None],
+        variants: Sequence[str],
+        message_ids: Sequence[str],
+        now: datetime,
+    ) -> list[Message | Delivery]:
+        """Whole messages as bytes, for providers that take those."""
         subjects: list[str] = []
-        # made before the provider is called, so that what cannot be written is known by then
         raws = render_batch(
             self._composer,
             contacts,
-            window.message_ids,
+            message_ids,
             now,
             recommendations=recommendations,
-            variants=texts(frame, "variant"),
+            variants=variants,
             subjects=subjects,
         )
         sent_at = now.replace(microsecond=0)
         made: list[Message | Delivery] = []
-        for contact, message_id, raw, subject in zip(
-            contacts, window.message_ids, raws, subjects, strict=True
-        ):
-            if isinstance(raw, RecipientError):
-                made.append(Delivery(message_id, Status.INVALID, RejectReason.INVALID, reply=str(raw)))
-            elif isinstance(raw, RenderError):
-                made.append(Delivery(message_id, Status.FAILED, Reason.NOT_RENDERED, reply=str(raw)))
+        for contact, message_id, raw, subject in zip(contacts, message_ids, raws, subjects, strict=True):
+            if isinstance(raw, RenderError):
+                made.append(_not_rendered(message_id, raw))
             else:
                 made.append(
                     Message.composed(
@@ -219,16 +230,13 @@ class Worker:
                 )
         return made
 
-    def _parts(
-        self, contact: dict[str, Any], products: Sequence[Any], variant: str, message_id: str, now: datetime
-    ) -> Message | Delivery:
-        """A message as HTML and text, for providers that write the rest themselves, or why there is none."""
-        envelope = self._envelope
-        try:
-            context = self._composer.context(contact, products, message_id, now, variant)
-            rendered = self.template.render(context)
-        except RenderError as error:
-            return Delivery(message_id, Status.FAILED, Reason.NOT_RENDERED, reply=str(error))
+    def _in_parts(
+        self, contact: dict[str, Any], items: Sequence[Any], variant: str, message_id: str, now: datetime
+    ) -> Message:
+        """Subject, HTML and text, for providers that put messages together themselves."""
+        plan, envelope = self.plan, self._envelope
+        context = self._composer.context(contact, items, message_id, now, variant)
+        rendered = self.template.render(context)
         headers = envelope.headers
         if envelope.is_marketing:
             headers = (
@@ -241,19 +249,24 @@ class Worker:
             message_id=message_id,
             contact_id=contact["contact_id"],
             sender=envelope.sender,
-            recipient=Address(
-                contact["email"] or "", one_line(" ".join(str(name) for name in names if name))
-            ),
+            recipient=Address(contact["email"], mime.one_line(" ".join(str(name) for name in names if name))),
             subject=rendered.subject,
             html=rendered.html,
             text=rendered.text,
             sent_at=now.replace(microsecond=0),
             reply_to=envelope.reply_to,
             headers=headers,
+            attachments=self.template.in_locale(contact.get("locale")).source.attachments,
             address=str(contact.get(self._address_column) or "") if self._address_column else "",
-            deliver_at=now + self._hold if self._hold else None,
-            is_tracked=self._is_tracked,
+            deliver_at=now + plan.hold if plan.hold else None,
+            is_tracked=plan.is_tracked,
         )
+
+
+def _not_rendered(message_id: str, error: RenderError) -> Delivery:
+    if isinstance(error, RecipientError):
+        return Delivery(message_id, Status.INVALID, RejectReason.INVALID, reply=str(error))
+    return Delivery(message_id, Status.FAILED, Reason.NOT_RENDERED, reply=str(error))
 
 
 def texts(frame: pl.DataFrame, name: str) -> list[str]:
@@ -377,12 +390,8 @@ class Processes(Workers):
         template: Template,
         provider: str,
     ) -> None:
-        own = settings.model_copy(
-            update={
-                name: max(1, getattr(settings, name) // count)
-                for name in ("smtp_connections", "http_connections")
-            }
-        )
+        names = ("smtp_connections", "http_connections")
+        own = settings.model_copy(update={name: max(1, getattr(settings, name) // count) for name in names})
         self._job = _Job(plan, own, template, provider)
         self.processes = [_Process(self._job) for _ in range(count)]
         self._deaths = 0

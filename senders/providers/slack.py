@@ -51,6 +51,9 @@ _VERDICTS = {
     "rollup_error": Verdict.UNKNOWN,
 }
 
+#: One message a second, a few more at once (docs.slack.dev, rate limits of incoming webhooks).
+_PACE = Demand("slack", 1.0, 4, 1)
+
 
 class SlackProvider(HttpProvider):
     """Post to one channel.
@@ -58,7 +61,7 @@ class SlackProvider(HttpProvider):
     Args:
         url: the incoming webhook's address; whoever has it can post, so it is a secret.
         signing_secret: of the Slack app, for calls that come in.
-        buckets: where Slack's pace is kept; in this process if left out.
+        buckets: where the pace is kept; this process if left out.
     """
 
     name = "slack"
@@ -121,7 +124,7 @@ class SlackProvider(HttpProvider):
 
     def request(self, call: Call) -> httpx.Response:
         """Keep to Slack's pace."""
-        time.sleep(self._buckets.reserve([Demand(bucket="slack", rate=1.0, burst=4, tokens=1)]))
+        time.sleep(self._buckets.reserve([_PACE]))
         return super().request(call)
 
     def parse(self, call: Call, response: httpx.Response) -> list[Delivery]:

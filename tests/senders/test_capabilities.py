@@ -109,6 +109,8 @@ send:
         ("  provider: sendgrid\n  cancellable: true\n", 8, "no hold is given"),
         ("  provider_tracking: true\n", 4, "Provider maildir counts no opens"),
         ("  provider: sendgrid\n  provider_tracking: true\n  hold: 1h\n  cancellable: true\n", 0, ""),
+        ("  attachments: [terms.pdf]\n", 0, ""),
+        ("  provider: smtp\n  attachments: [terms.pdf]\n", 0, ""),
         ("  channel: journey\n  provider: mailchimp\n", 0, ""),
     ],
 )

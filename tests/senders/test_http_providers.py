@@ -9,7 +9,6 @@ import hmac
 import io
 import json
 import re
-import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -43,16 +42,14 @@ from senders.providers.mandrill import MandrillProvider
 from senders.providers.slack import SlackProvider
 from senders.providers.twilio import TwilioProvider
 from senders.providers.webhook import WebhookProvider
-from senders.rendering import TemplateLibrary
 from senders.retries import RetryPolicy
 from senders.settings import SenderSettings
-from senders.workers import NOT_PROFILE
 from warehouse.errors import SettingsError
 
 QUICK = RetryPolicy(attempts=3, first=0.01, longest=0.02)
 THING = ("campaign", "offer", "2026-06-27T09:00:00Z")
 AT = datetime(2026, 6, 27, 9, tzinfo=UTC)
-PEOPLE = 8
+PEOPLE = 12
 KEY = SecretStr("the-secret-key")
 
 
@@ -461,13 +458,6 @@ def fcm_case() -> Case:
 # Slack and any other system
 
 
-class Unlimited:
-    """Buckets that never make anybody wait."""
-
-    def reserve(self, demands: Sequence[Demand]) -> float:
-        return 0.0
-
-
 class Slack:
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -479,9 +469,17 @@ class Slack:
         return [f"{len(self.texts)}"], Answer(200, "ok")
 
 
+class Free:
+    """No pace to keep."""
+
+    def reserve(self, demands: Sequence[Demand]) -> float:
+        del demands
+        return 0.0
+
+
 def slack_case() -> Case:
     return Case(
-        make=lambda url: SlackProvider(SecretStr(f"{url}/services/T1/the-secret-key"), buckets=Unlimited()),
+        make=lambda url: SlackProvider(SecretStr(f"{url}/services/T1/the-secret-key"), buckets=Free()),
         vendor=Slack(),
         refused=Answer(404, "no_service"),
     )
@@ -535,7 +533,6 @@ class Bench:
     server: VendorServer
     provider: HttpProvider
     settings: SenderSettings
-    templates: TemplateLibrary
 
     def run(self, frames: list[pl.DataFrame] | None = None, **more: Any) -> SendSummary:
         capabilities = self.provider.capabilities
@@ -543,7 +540,7 @@ class Bench:
         with Ledger.open(self.settings) as ledger:
             return send(
                 plan(channel=capabilities.channel, category=category, **more), frames or [people(PEOPLE)],
-                settings=self.settings, ledger=ledger, provider=self.provider, retry=QUICK, templates=self.templates,
+                settings=self.settings, ledger=ledger, provider=self.provider, retry=QUICK,
             )  # fmt: skip
 
     def counts(self) -> Counter[str]:
@@ -551,30 +548,18 @@ class Bench:
             return ledger.counts(*THING)
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TemplateLibrary]:
-    """A home with an empty ledger, and compiled templates: made once."""
-    home = tmp_path_factory.mktemp("prepared")
-    Ledger.open(sender_settings(home)).close()
-    columns = [name for name in people(1).columns if name not in NOT_PROFILE]
-    return home, TemplateLibrary.load(write_content(home / "content") / "templates", columns)
-
-
 @pytest.fixture(params=CASES)
-def bench(
-    request: pytest.FixtureRequest, tmp_path: Path, prepared: tuple[Path, TemplateLibrary]
-) -> Iterator[Bench]:
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     case = CASES[request.param]()
-    home, templates = prepared
-    shutil.copy(home / "ledger.db", tmp_path)
 
     def vendor(call: Request) -> Answer:
         taken, answer = case.vendor(call)
         server.taken.update(taken)
         return answer
 
+    write_content(tmp_path / "content")
     with serve(vendor, case.checks) as server, case.make(server.url) as provider:
-        yield Bench(case, server, provider, sender_settings(tmp_path), templates)
+        yield Bench(case, server, provider, sender_settings(tmp_path))
 
 
 def message(number: int, **more: Any) -> Message:
@@ -781,7 +766,7 @@ def test_slack_gets_its_own_three_characters_escaped() -> None:
 def test_slack_keeps_its_pace() -> None:
     taken: list[Demand] = []
 
-    class Counting(Unlimited):
+    class Counting(Free):
         def reserve(self, demands: Sequence[Demand]) -> float:
             taken.extend(demands)
             return 0.0
