@@ -390,8 +390,8 @@ class Processes(Workers):
         template: Template,
         provider: str,
     ) -> None:
-        share = max(1, settings.smtp_connections // count)
-        own = settings.model_copy(update={"smtp_connections": share})
+        names = ("smtp_connections", "http_connections")
+        own = settings.model_copy(update={name: max(1, getattr(settings, name) // count) for name in names})
         self._job = _Job(plan, own, template, provider)
         self.processes = [_Process(self._job) for _ in range(count)]
         self._deaths = 0

@@ -317,7 +317,7 @@ class SmtpProvider(Provider):
     """
 
     name = "smtp"
-    capabilities = Capabilities(dispatch_window=_WINDOW)
+    capabilities = Capabilities(dispatch_window=_WINDOW, can_attach=True)
 
     @classmethod
     def from_settings(cls, settings: SenderSettings) -> SmtpProvider:

@@ -105,9 +105,12 @@ send:
         ("  channel: video\n  provider: bombbomb\n", 9, "cannot send marketing"),
         ("  channel: sms\n  provider: twilio\n", 9, "consent for sms is not kept"),
         ("  provider: sendgrid\n  hold: 96h\n", 8, "holds messages back for 3 days"),
+        ("  provider: mandrill\n  attachments: [terms.pdf]\n", 8, "Provider mandrill takes no attachments"),
         ("  provider: sendgrid\n  cancellable: true\n", 8, "no hold is given"),
         ("  provider_tracking: true\n", 4, "Provider maildir counts no opens"),
         ("  provider: sendgrid\n  provider_tracking: true\n  hold: 1h\n  cancellable: true\n", 0, ""),
+        ("  attachments: [terms.pdf]\n", 0, ""),
+        ("  provider: smtp\n  attachments: [terms.pdf]\n", 0, ""),
         ("  channel: journey\n  provider: mailchimp\n", 0, ""),
     ],
 )

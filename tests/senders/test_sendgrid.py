@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -150,6 +151,24 @@ def test_a_campaign_goes_in_one_call_and_everyone_gets_their_own_mail(
     )
     assert "1 High Street" in mail["text/plain"]
     assert through(settings, provider).already_claimed == 40, "a second run sends nothing"
+
+
+def test_links_that_are_tracked_for_each_person_still_travel_together(
+    settings: SenderSettings, provider: SendGridProvider, fake: FakeSendGrid, vendor: VendorServer
+) -> None:
+    with Ledger.open(settings) as ledger:
+        summary = send(
+            plan(track_clicks=True, track_opens=True), audience(40), settings=settings, ledger=ledger,
+            provider=provider, retry=QUICK,
+        )  # fmt: skip
+    assert summary.sent == 40 and len(vendor.requests) == 1
+    pages = [mail["text/html"] for mail in fake.mail.values()]
+    links = [re.findall(r"/c/[A-Za-z0-9_-]{43}/", page) for page in pages]
+    assert all(len(set(found)) == 1 for found in links), "each has a token of its own"
+    assert len({found[0] for found in links}) == 40
+    personalization = vendor.requests[0].json["personalizations"][0]
+    assert personalization["headers"]["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
+    assert personalization["headers"]["List-Id"] == "<offer.example.com>"
 
 
 def test_what_arrives_is_what_was_handed_over(provider: SendGridProvider, fake: FakeSendGrid) -> None:

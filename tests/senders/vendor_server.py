@@ -102,6 +102,9 @@ class VendorServer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # head and body in one packet: between two of them an acknowledgement is waited for
+    wbufsize = -1
+    disable_nagle_algorithm = True
     server: _Http  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def handle_one_request(self) -> None:
