@@ -37,6 +37,10 @@ class SenderSettings(MailhouseSettings):
             process keeps its own.
         default_cap_messages, default_cap_days: marketing messages one person gets at most within so many days,
             where the campaign states no cap; 0 messages means no cap.
+        bounce_folder: a folder or maildir into which bounces and complaints are delivered.
+        bounce_imap_url: `imaps://user:password@host/INBOX` of the mailbox that gets them.
+        bounce_soft_limit, bounce_soft_days: an address that bounces softly on so many days within so many days is
+            given up; 0 means never.
         claim_lease: seconds without a heartbeat after which a sender on another machine counts as dead.
     """
 
@@ -55,6 +59,10 @@ class SenderSettings(MailhouseSettings):
     redis_url: SecretStr | None = None
     default_cap_messages: int = 0
     default_cap_days: float = 7.0
+    bounce_folder: Path | None = None
+    bounce_imap_url: SecretStr | None = None
+    bounce_soft_limit: int = 5
+    bounce_soft_days: float = 30.0
     claim_lease: float = 60.0
 
     @property
