@@ -1,8 +1,9 @@
 """Bounces and complaints from a folder or an IMAP mailbox into `raw.events`.
 
-Each report becomes one event a recipient, whose id follows from the report itself: read twice, it counts once. A report is put
-aside (folder) or marked as seen (IMAP) only after the warehouse has its events, so a crash between the two repeats, and
-loses nothing. An address that bounces softly too often within a while gets a hard bounce on top, which suppresses it.
+Each report becomes one event a recipient, whose id follows from the report itself: read twice, it counts once. A report
+is put aside (folder) or marked as seen (IMAP) only after the warehouse has its events, so a crash between the two
+repeats, and loses nothing. An address that bounces softly too often within a while gets a hard bounce on top, which
+suppresses it.
 """
 
 from __future__ import annotations
@@ -211,7 +212,9 @@ def _mailbox(url: str) -> Iterator[Iterator[_Batch]]:
     where = f"The mailbox of {unquote(parts.username)} at {parts.hostname}"
     try:
         client = (
-            imaplib.IMAP4_SSL(parts.hostname, parts.port or 993, ssl_context=ssl.create_default_context(), timeout=60)
+            imaplib.IMAP4_SSL(
+                parts.hostname, parts.port or 993, ssl_context=ssl.create_default_context(), timeout=60
+            )
             if parts.scheme == "imaps"
             else imaplib.IMAP4(parts.hostname, parts.port or 143, timeout=60)
         )
@@ -224,7 +227,8 @@ def _mailbox(url: str) -> Iterator[Iterator[_Batch]]:
     except (imaplib.IMAP4.error, OSError) as error:
         reason = str(error).strip("b'\"") if isinstance(error, imaplib.IMAP4.error) else type(error).__name__
         raise InputError(
-            f"{where} cannot be read: {reason}.", fix="Check MAILHOUSE_BOUNCE_IMAP_URL and that the server is up."
+            f"{where} cannot be read: {reason}.",
+            fix="Check MAILHOUSE_BOUNCE_IMAP_URL and that the server is up.",
         ) from error
 
 

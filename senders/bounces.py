@@ -69,17 +69,25 @@ _COPY = re.compile(
     r").*$",
     re.IGNORECASE | re.MULTILINE,
 )
-_ADDRESS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,}")
+_ADDRESS = re.compile(
+    r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,}"
+)
 # lines that quote the header of our message, and words before an address that is not the recipient's
 _QUOTED_FIELD = re.compile(r"^[\s*>]*(?:to|cc|bcc|from|sender|reply-to|subject)\s*:", re.IGNORECASE)
-_NOT_RECIPIENT = re.compile(r"(?:\bfrom|contact|reply to|write to|report to|postmaster at)[:\s<]*$", re.IGNORECASE)
-_DAEMON = re.compile(r"^(?:mailer-daemon|postmaster|mail\.?delivery|mdaemon|abuse|support|noreply|no-reply)@", re.I)
+_NOT_RECIPIENT = re.compile(
+    r"(?:\bfrom|contact|reply to|write to|report to|postmaster at)[:\s<]*$", re.IGNORECASE
+)
+_DAEMON = re.compile(
+    r"^(?:mailer-daemon|postmaster|mail\.?delivery|mdaemon|abuse|support|noreply|no-reply)@", re.I
+)
 _STATUS = re.compile(r"\b([245])\.(\d{1,3})\.(\d{1,3})\b(?!\.\d)")
 _REPLY = re.compile(r"(?:^|[\s:>])([45]\d\d)[\s-]")
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-_MESSAGE_ID = re.compile(rf"^(?:x-)?(?:message-id|x-mailhouse-message-id|original-envelope-id):\s*<?({_UUID})", re.I | re.M)
+_MESSAGE_ID = re.compile(rf"^(?:x-)?(?:message-id|original-envelope-id):\s*<?({_UUID})", re.I | re.M)
 _VERP = re.compile(rf"\+({_UUID}|[0-9a-f]{{32}})@", re.IGNORECASE)
-_AUTOMATIC = re.compile(r"auto[-_ ]?(?:reply|response)|out of (?:the )?office|vacation|autoresponder", re.IGNORECASE)
+_AUTOMATIC = re.compile(
+    r"auto[-_ ]?(?:reply|response)|out of (?:the )?office|vacation|autoresponder", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +163,9 @@ def parse(raw: bytes) -> list[Report]:
     text = raw.decode("utf-8", "replace")
     message_id = _message_id(message, text)
     moment = _moment(message)
-    complaint = next((part for part in message.walk() if part.get_content_type() == "message/feedback-report"), None)
+    complaint = next(
+        (part for part in message.walk() if part.get_content_type() == "message/feedback-report"), None
+    )
     if complaint is not None:
         return _complaint(message, complaint, message_id, moment)
     reports = _status_reports(message) or _text_reports(message)
@@ -228,7 +238,9 @@ def _enclosed(message: MimeMessage) -> MimeMessage | None:
 def _field_groups(part: MimeMessage) -> Iterator[dict[str, str]]:
     """The groups of header fields of a status or feedback report, names in lower case."""
     payload = part.get_payload()
-    blocks: Iterable[object] = payload if isinstance(payload, list) else [email.message_from_string(_text_of(part))]
+    blocks: Iterable[object] = (
+        payload if isinstance(payload, list) else [email.message_from_string(_text_of(part))]
+    )
     for block in blocks:
         if isinstance(block, MimeMessage) and (items := block.items()):
             yield {name.lower(): " ".join(str(value).split()) for name, value in reversed(items)}
@@ -368,7 +380,9 @@ def _is_report(message: MimeMessage, subject: str, text: str) -> bool:
 def _recipients(message: MimeMessage, subject: str, text: str) -> list[str]:
     failed = message.get_all("x-failed-recipients", [])
     if failed:
-        return list(dict.fromkeys(found for value in failed for found in _ADDRESS.findall(str(value).lower())))
+        return list(
+            dict.fromkeys(found for value in failed for found in _ADDRESS.findall(str(value).lower()))
+        )
     own = {
         address.lower()
         for name in ("from", "to", "delivered-to", "return-path", "sender")
@@ -396,7 +410,9 @@ def _recipients(message: MimeMessage, subject: str, text: str) -> list[str]:
 
 def _bare_names(message: MimeMessage, text: str) -> list[str]:
     """Servers that name their own users without the domain: it is the server's."""
-    listed = re.search(r"(?:recipients?|following)[^:]*:\s*\n\s*\n?\s+([\w.+-]+)(?:\s|$)", text, re.IGNORECASE)
+    listed = re.search(
+        r"(?:recipients?|following)[^:]*:\s*\n\s*\n?\s+([\w.+-]+)(?:\s|$)", text, re.IGNORECASE
+    )
     if not listed:
         return []
     examples = re.findall(r"\be?mail\w*\s+(?:to\s+)?NAME@([\w.-]+\w)", text)

@@ -1,8 +1,9 @@
 """From the ledger to `raw.messages`, and from `raw.events` back into the ledger.
 
-Refusals of recipients by a mail server become `bounced` events on the way. The ledger marks a change as exported after the warehouse has it. A crash between the two leaves rows that the
+The ledger marks a change as exported after the warehouse has it. A crash between the two leaves rows that the
 warehouse has and the ledger thinks it has not; so every batch leaves out what is there already, by message and number
-of the change. One export runs at a time: a second one finds the first at work and leaves it the job.
+of the change. One export runs at a time: a second one finds the first at work and leaves it the job. Recipients that a
+mail server refused at once become `bounced` events on the way.
 """
 
 from __future__ import annotations

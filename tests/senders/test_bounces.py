@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import imaplib
 import json
+import os
+import pwd
 import shutil
 import subprocess
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -60,7 +64,10 @@ def test_complaints() -> None:
     ours = raw.replace(b"8787KJKJ3K4J3K4J3K4J3.mail@example.net", f"<{ID}@example.net>".encode())
     assert parse(ours)[0].message_id == ID
     assert parse(raw.replace(b"Feedback-Type: abuse", b"Feedback-Type: not-spam")) == []
-    assert parse(raw.replace(b"Feedback-Type: abuse", b"Feedback-Type: opt-out"))[0].type == EventType.UNSUBSCRIBED
+    assert (
+        parse(raw.replace(b"Feedback-Type: abuse", b"Feedback-Type: opt-out"))[0].type
+        == EventType.UNSUBSCRIBED
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,7 +84,9 @@ def test_classes(reply: str, expected: str) -> None:
     assert bounce_class_of(reply, is_permanent=False) == "soft"
 
 
-def dsn(address: str, *, status: str = "5.1.1", to: str = "bounce@shop.example", message_id: str = ID) -> bytes:
+def dsn(
+    address: str, *, status: str = "5.1.1", to: str = "bounce@shop.example", message_id: str = ID
+) -> bytes:
     """A delivery status report on one recipient, as servers write it today."""
     date = datetime.now(UTC).strftime("%a, %d %b %Y %H:%M:%S +0000")
     return (
@@ -117,8 +126,12 @@ def sender(settings: MailhouseSettings) -> SenderSettings:
     """Settings with a folder of bounces, on the shared warehouse."""
     folder = settings.home / "bounced"
     folder.mkdir()
-    values = settings.model_dump() | {"bounce_folder": folder, "bounce_soft_limit": 3}
-    return SenderSettings(**values)
+    return with_bounces(settings, bounce_folder=folder, bounce_soft_limit=3)
+
+
+def with_bounces(settings: MailhouseSettings, **more: object) -> SenderSettings:
+    """The settings, some of them changed."""
+    return SenderSettings(**(settings.model_dump() | more))  # pyright: ignore[reportArgumentType]
 
 
 def events(warehouse: Warehouse) -> pl.DataFrame:
@@ -138,7 +151,12 @@ def test_a_folder_becomes_events_once(sender: SenderSettings, warehouse: Warehou
     with Ledger.open(sender) as ledger:
         intake = ingest_bounces(sender, warehouse, ledger)
         assert (intake.read, intake.events, intake.unreadable) == (4, Counter(bounced=2, complained=1), 1)
-        assert sorted(path.name for path in (folder / "done").iterdir()) == ["1.eml", "2.eml", "3.eml", "4.eml"]
+        assert sorted(path.name for path in (folder / "done").iterdir()) == [
+            "1.eml",
+            "2.eml",
+            "3.eml",
+            "4.eml",
+        ]
         # as after a crash between loading and putting aside
         for path in (folder / "done").iterdir():
             path.rename(folder / path.name)
@@ -195,7 +213,9 @@ def test_a_refusal_at_once_is_a_bounce_too(sender: SenderSettings, warehouse: Wa
     emails = ["No@x.example", "spam@x.example", "ok@x.example", "api@x.example"]
     with Ledger.open(sender) as ledger:
         run = ledger.begin_run("campaign", "offer", "", now)
-        rows = ledger.claim(run, Claim(plan, ["1", "2", "3", "4"], [1, 2, 3, 4], emails, [""] * 4, ["{}"] * 4), now).rows
+        rows = ledger.claim(
+            run, Claim(plan, ["1", "2", "3", "4"], [1, 2, 3, 4], emails, [""] * 4, ["{}"] * 4), now
+        ).rows
         ledger.dispatch(run, list(rows.values()), now)
         ledger.record(
             run,
@@ -212,58 +232,62 @@ def test_a_refusal_at_once_is_a_bounce_too(sender: SenderSettings, warehouse: Wa
 
 
 @pytest.fixture
-def imap_url(tmp_path: Path) -> Iterator[str]:
+def imap_url() -> Iterator[str]:
     """Dovecot with one mailbox, on loopback."""
     if not shutil.which("dovecot"):
         pytest.skip("there is no Dovecot here; `apt-get install -y dovecot-imapd` brings it")
+    if os.getuid():
+        pytest.skip("Dovecot starts as root only")
     port = free_port()
-    home = tmp_path / "imap"
-    home.mkdir()
-    (home / "users").write_text("bounces:{PLAIN}se/cret:0:0::" + str(home / "mail") + "::\n")
+    home = Path(tempfile.mkdtemp(prefix="mailhouse-imap-"))
+    home.chmod(0o755)
+    user = pwd.getpwnam("nobody")
+    (home / "mail").mkdir()
+    os.chown(home / "mail", user.pw_uid, user.pw_gid)
+    (home / "users").write_text(f"bounces:{{PLAIN}}se/cret:{user.pw_uid}:{user.pw_gid}::{home}/mail::\n")
     (home / "dovecot.conf").write_text(
         f"base_dir = {home}/run\nlog_path = {home}/log\nprotocols = imap\nlisten = 127.0.0.1\nssl = no\n"
-        f"disable_plaintext_auth = no\nfirst_valid_uid = 0\nfirst_valid_gid = 0\nmail_location = maildir:{home}/mail\n"
-        f"default_internal_user = root\ndefault_login_user = root\ndefault_internal_group = root\n"
-        f"passdb {{\n driver = passwd-file\n args = {home}/users\n}}\nuserdb {{\n driver = passwd-file\n args = {home}/users\n}}\n"
-        f"service imap-login {{\n chroot =\n inet_listener imap {{\n port = {port}\n }}\n inet_listener imaps {{\n port = 0\n }}\n}}\n"
+        f"disable_plaintext_auth = no\nfirst_valid_uid = 1\nmail_location = maildir:{home}/mail\n"
+        f"passdb {{\n driver = passwd-file\n args = {home}/users\n}}\n"
+        f"userdb {{\n driver = passwd-file\n args = {home}/users\n}}\n"
+        "service imap-login {\n chroot =\n"
+        f" inet_listener imap {{\n port = {port}\n }}\n inet_listener imaps {{\n port = 0\n }}\n}}\n"
         "service anvil {\n chroot =\n}\n"
     )
-    process = subprocess.Popen(["dovecot", "-F", "-c", str(home / "dovecot.conf")], stderr=subprocess.PIPE)
-    import imaplib
-
-    for _ in range(50):
-        try:
-            with imaplib.IMAP4("127.0.0.1", port, timeout=5) as client:
-                client.login("bounces", "se/cret")
-                for content in (dsn("a@x.example"), dsn("b@x.example", status="5.2.2"), b"Subject: hi\r\n\r\nhello"):
-                    client.append("INBOX", "", imaplib.Time2Internaldate(time.time()), content)
-            break
-        except (OSError, imaplib.IMAP4.error) as error:
-            reason: object = error
-            if process.poll() is not None:
-                reason = process.stderr.read() if process.stderr else ""
+    process = subprocess.Popen(["dovecot", "-F", "-c", str(home / "dovecot.conf")], stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(50):
+            try:
+                with imaplib.IMAP4("127.0.0.1", port, timeout=5) as client:
+                    client.login("bounces", "se/cret")
+                    contents = (
+                        dsn("a@x.example"),
+                        dsn("b@x.example", status="5.2.2"),
+                        b"Subject: hi\r\n\r\nhello",
+                    )
+                    for content in contents:
+                        client.append("INBOX", "", imaplib.Time2Internaldate(time.time()), content)
                 break
-            time.sleep(0.1)
-    else:
-        process.kill()
-        pytest.fail(f"Dovecot does not answer: {reason} {(home / 'log').read_text()[-800:]}")
-    yield f"imap://bounces:se%2Fcret@127.0.0.1:{port}/INBOX"
-    process.terminate()
-    process.wait(10)
+            except (OSError, imaplib.IMAP4.error):
+                assert process.poll() is None, (home / "log").read_text()[-500:]
+                time.sleep(0.1)
+        yield f"imap://bounces:se%2Fcret@127.0.0.1:{port}/INBOX"
+    finally:
+        process.terminate()
+        process.wait(10)
+        shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.mark.service
 def test_a_mailbox_becomes_events_once(sender: SenderSettings, warehouse: Warehouse, imap_url: str) -> None:
-    update = {"bounce_folder": None, "bounce_imap_url": imap_url}
-    own = SenderSettings(**(sender.model_dump() | update))
+    own = with_bounces(sender, bounce_folder=None, bounce_imap_url=imap_url)
     with Ledger.open(own) as ledger:
         intake = ingest_bounces(own, warehouse, ledger)
         assert (intake.read, intake.events, intake.unreadable) == (3, Counter(bounced=2), 1)
         assert ingest_bounces(own, warehouse, ledger).read == 0
-        wrong = SenderSettings(**(sender.model_dump() | update | {"bounce_imap_url": imap_url.replace("se%2F", "hunter")}))
         with pytest.raises(InputError, match="The mailbox of bounces") as caught:
-            ingest_bounces(wrong, warehouse, ledger)
-        assert "hunter" not in str(caught.value)
+            url = imap_url.replace("se%2Fcret", "hunter2")
+            ingest_bounces(with_bounces(own, bounce_imap_url=url), warehouse, ledger)
+        assert "hunter2" not in str(caught.value)
         with pytest.raises(SettingsError, match="MAILHOUSE_BOUNCE_IMAP_URL"):
-            bad = SenderSettings(**(sender.model_dump() | update | {"bounce_imap_url": "http://u:hunter2@h"}))
-            ingest_bounces(bad, warehouse, ledger)
+            ingest_bounces(with_bounces(own, bounce_imap_url="http://u:hunter2@h"), warehouse, ledger)
