@@ -13,12 +13,14 @@ process that dies in between leaves members that nothing refers to, and the next
 
 from __future__ import annotations
 
+import functools
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import available_timezones
 
 import polars as pl
 
@@ -40,7 +42,7 @@ AUDIENCE_COLUMNS = (
 )
 """Columns of every batch, beside all others of `marts.contact_profiles`."""
 
-SKIP_REASONS = ("deleted", "invalid", "suppressed", "no_consent")
+SKIP_REASONS = ("deleted", "invalid", "suppressed", "no_consent", "quiet_hours")
 """Why a contact gets nothing, in the order in which they are judged; '' is a contact who does."""
 
 PURPOSE = "marketing"
@@ -127,6 +129,7 @@ class Audience:
         segment_version: from `campaigns.specs.segment_version`, kept with the audience.
         is_dry_run: never settle the members, only look.
         page_rows: contacts a query; bounds the memory.
+        clock: tells the time by which quiet hours are judged, for each page of contacts anew; left out, it is `now`.
     """
 
     def __init__(
@@ -139,6 +142,7 @@ class Audience:
         segment_version: str = "",
         is_dry_run: bool = False,
         page_rows: int = 10_000,
+        clock: Callable[[], datetime] | None = None,
     ) -> None:
         self.warehouse = warehouse
         self.spec = spec
@@ -147,6 +151,7 @@ class Audience:
         self.segment_version = segment_version
         self.is_dry_run = is_dry_run
         self.page_rows = page_rows
+        self._clock = clock
         self._profile_columns: list[str] | None = None
 
     def frozen(self) -> FrozenAudience | None:
@@ -354,6 +359,7 @@ class Audience:
                     not match(lower(profile.email), '{_EMAIL}') or length(profile.email) > 254, 'invalid',
                     suppression.email != '', 'suppressed',
                     {no_consent}, 'no_consent',
+                    {self._quiet(columns)}, 'quiet_hours',
                     ''
                 ) as skip_reason,
                 consent.consent_id as consent_id,
@@ -375,6 +381,21 @@ class Audience:
                 group by contact_id
             ) as consent on consent.contact_id = member.contact_id
         """
+
+    def _quiet(self, columns: Sequence[str]) -> str:
+        """SQL: whether it is quiet where a contact lives; without a time zone that is known, where the schedule is."""
+        hours = self.spec.quiet_hours
+        if hours is None:
+            return "false"
+        now = self._clock() if self._clock else self.now
+        is_quiet_here = hours.is_quiet(now, self.spec.schedule.timezone)
+        if "timezone" not in columns:
+            return "true" if is_quiet_here else "false"
+        # the engine takes no time zone from a column, so it is given those where things are otherwise than here
+        others = sorted(zone for zone in _zones() if hours.is_quiet(now, zone) != is_quiet_here)
+        listed = ", ".join(f"'{zone}'" for zone in others)
+        is_other = f"has(cast([{listed}], 'Array(String)'), ifNull(profile.timezone, ''))"
+        return f"not {is_other}" if is_quiet_here else is_other
 
     def _personalised(self, page: str) -> str:
         """A page of members with all that templates may use."""
@@ -448,6 +469,12 @@ class Audience:
                 {"database": database, "table": table},
             )
         )
+
+
+@functools.cache
+def _zones() -> frozenset[str]:
+    """Time zones whose names may stand in SQL, which are all that there are."""
+    return frozenset(zone for zone in available_timezones() if re.fullmatch(r"[A-Za-z0-9_+/-]+", zone))
 
 
 def profile_columns(warehouse: Warehouse) -> list[str]:

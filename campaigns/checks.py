@@ -53,7 +53,7 @@ def run_checks(
 
 
 def check_template(spec: CampaignSpec, problems: Sequence[str]) -> CheckResult:
-    """`template_lint`: the template compiles, and all its merge tags have a meaning."""
+    """`template_lint`: the template compiles, its merge tags have a meaning, and it has what the law asks for."""
     message = (
         "; ".join(problems)
         if problems

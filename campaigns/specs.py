@@ -19,7 +19,7 @@ from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from campaigns.predicates import Predicate, parse_predicate
-from warehouse.errors import InputError
+from warehouse.errors import InputError, SettingsError
 from warehouse.yaml_specs import (
     Document,
     Duration,
@@ -165,10 +165,56 @@ class Cap(Spec):
     within: Duration = Field(description="a duration such as 7d")
 
 
+class QuietHours(Spec):
+    """When nobody gets mail of a campaign, by the clock where the contact lives."""
+
+    after: str = Field(description='a time such as "21:00"')
+    before: str = Field(description='a time such as "08:00"')
+
+    @field_validator("after", "before")
+    @classmethod
+    def _clock_time(cls, value: str) -> str:
+        if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", value):
+            raise ValueError(f"{value!r} is no time; write hours and minutes, such as 21:00")
+        return value
+
+    @model_validator(mode="after")
+    def _some_of_the_day(self) -> QuietHours:
+        if self.after == self.before:
+            raise ValueError("after and before are the same time; the whole day would be quiet")
+        return self
+
+    def is_quiet(self, now: datetime, timezone: str) -> bool:
+        """Whether an instant is in the quiet hours of a time zone; they may go over midnight."""
+        clock = now.astimezone(ZoneInfo(timezone)).strftime("%H:%M")
+        if self.after < self.before:
+            return self.after <= clock < self.before
+        return clock >= self.after or clock < self.before
+
+
+class Track(Spec):
+    """What of a campaign's messages is tracked."""
+
+    clicks: bool | None = Field(None, description="true or false; left out, as the settings say")
+    opens: bool | None = Field(None, description="true or false; left out, as the settings say")
+
+
+class Utm(Spec):
+    """Parameters that web links get, without `utm_`."""
+
+    source: Line = Field(description="where visitors come from, such as newsletter")
+    medium: Line = Field("email", description="email if left out")
+    campaign: Line | None = Field(None, description="the campaign's name if left out")
+    term: Line | None = Field(None, description="a search term")
+    content: Line | None = Field(None, description="tells variants apart")
+
+
 class SendSpec(Spec):
     """What is sent, and from whom."""
 
-    channel: Literal["email"] = Field("email", description="email")
+    channel: Literal["email", "journey", "video", "sms", "push", "chat", "webhook"] = Field(
+        "email", description="email, journey, video, sms, push, chat or webhook"
+    )
     template: Name = Field(description="name of a file in content/templates, without .mjml")
     category: Literal["marketing", "transactional"] = Field(description="marketing or transactional")
     subject: Line = Field(description="one line; merge tags such as {{ contact.first_name }} are filled in")
@@ -179,7 +225,13 @@ class SendSpec(Spec):
         None, description="the sender's address; left out, that of the settings"
     )
     reply_to: Address | None = Field(None, description="where answers go; left out, to the sender")
+    track: Track | None = Field(None, description="clicks, opens: true or false")
+    utm: Utm | None = Field(None, description="source, medium, campaign, term, content")
+    attachments: list[Line] = Field([], description="names of files in content/attachments")
     recommendations: int = Field(0, ge=0, le=20, description="how many recommended products, 0 to 20")
+    provider_tracking: bool = Field(False, description="whether the provider counts opens and clicks")
+    hold: Duration | None = Field(None, description="how long the provider holds messages back, such as 1h")
+    cancellable: bool = Field(False, description="whether what is held back can be cancelled")
 
 
 class CampaignSpec(Spec):
@@ -192,6 +244,9 @@ class CampaignSpec(Spec):
     goal: Goal | None = Field(None, description="event and within")
     send: SendSpec = Field(description="template, category, subject and more")
     cap: Cap | None = Field(None, description="messages and within; left out, the one in the settings")
+    quiet_hours: QuietHours | None = Field(
+        None, description="after and before, times where the contact lives"
+    )
 
     @property
     def name(self) -> str:
@@ -227,14 +282,17 @@ def check_references(
     templates: Collection[str],
     segments: Collection[str],
     profile_columns: Collection[str] | None = None,
+    *,
+    provider: str = "",
 ) -> None:
-    """Check that what campaigns name exists.
+    """Check that what campaigns name exists, and that their providers can do what they ask.
 
     Args:
         specs: from `load_campaigns`.
         templates: names of the templates there are.
         segments: names of the segments there are.
         profile_columns: columns of `marts.contact_profiles`; None leaves conditions to the warehouse.
+        provider: the settings' provider, for campaigns that name none; empty leaves those unchecked.
 
     Raises:
         InputError: names file and line of each name that leads nowhere, and the nearest right one.
@@ -255,10 +313,33 @@ def check_references(
                 hint = nearest(name, sorted(known)) or f"There is none yet: add one to {folder}."
                 what = f"{'.'.join(location)}: there is no {kind} {name!r} in {folder}."
                 problems.append(Problem(spec.place(*location), what, hint))
+        problems.extend(_provider_problems(spec, provider))
         if profile_columns is not None:
             problems.extend(_predicate_problems(spec, profile_columns))
     if problems:
         raise problems_error(problems)
+
+
+def _provider_problems(spec: CampaignSpec, provider: str) -> list[Problem]:
+    # senders.pipeline knows campaigns, so this one way is left to the moment it is needed
+    from senders.providers import get_capabilities
+    from senders.providers.base import Needs, require_capabilities
+
+    send = spec.send
+    name = send.provider or provider
+    if not name:
+        return []
+    needs = Needs(
+        channel=send.channel, category=send.category, has_attachments=bool(send.attachments),
+        is_tracked=send.provider_tracking, hold=send.hold or timedelta(0),
+        is_cancellable=send.cancellable,
+    )  # fmt: skip
+    try:
+        require_capabilities(name, get_capabilities(name), needs)
+    except SettingsError as error:
+        place = spec.place("send", "provider") if send.provider else spec.place("send")
+        return [Problem(place, f"send: {error.message}", error.fix)]
+    return []
 
 
 def _predicate_problems(spec: CampaignSpec, columns: Collection[str] | None) -> list[Problem]:

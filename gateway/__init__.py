@@ -1,1 +1,1 @@
-"""The web edge: what mailbox providers and recipients reach from outside."""
+"""The web edge: what mailbox providers, recipients and sending providers reach from outside."""

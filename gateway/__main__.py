@@ -10,7 +10,9 @@ import sys
 import uvicorn
 
 from gateway.app import Gateway
+from gateway.clicks import Clicks
 from gateway.unsubscribes import Unsubscribes
+from gateway.webhooks import Webhooks
 from senders.ledger import Ledger
 from senders.settings import SenderSettings
 from warehouse.client import Warehouse
@@ -35,7 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
             Ledger.open(settings) as ledger,
             Warehouse.connect(settings, comment="gateway") as warehouse,
         ):
-            app = Gateway(Unsubscribes(settings, ledger, warehouse))
+            app = Gateway(
+                Unsubscribes(settings, ledger, warehouse),
+                Clicks(settings, ledger, warehouse),
+                Webhooks(settings, warehouse),
+            )
             port = listener.getsockname()[1]
             sys.stdout.write(f"The gateway listens on http://{options.host}:{port}\n")
             sys.stdout.flush()

@@ -29,6 +29,10 @@ segment = typer.Typer(help="Begin a segment, see whom it would hold, list all.",
 app.add_typer(segment, name="segment")
 
 
+assets = typer.Typer(help="Pictures that templates show.", no_args_is_help=True)
+app.add_typer(assets, name="assets")
+
+
 @app.callback()
 def setup(
     demo: Annotated[bool, typer.Option("--demo", help="Work on what `mailhouse demo` made.")] = False,
@@ -127,11 +131,49 @@ def deadletters(
 
 
 @app.command()
+def cancel(
+    batch: Annotated[
+        str, typer.Argument(help="The batch that `mailhouse why` shows in the provider's reply.")
+    ],
+    provider: Annotated[str, typer.Option("--provider", "-p", help="Who holds it; else the settings'.")] = "",
+) -> None:
+    """Stop messages that a provider still holds back (`send.hold` of a campaign)."""
+    from senders.providers import get_provider
+    from senders.settings import SenderSettings
+
+    with get_provider(SenderSettings.load(), provider) as holder:
+        holder.cancel(batch)
+        console.print(f"{holder.name} has cancelled batch {batch}.", markup=False, soft_wrap=True)
+
+
+@app.command()
 def doctor() -> None:
     """Check every service and file, and say how to mend what is wrong."""
     from mailhouse.doctor import run
 
     raise typer.Exit(run())
+
+
+@assets.command("publish")
+def assets_publish(
+    store: Annotated[
+        str, typer.Option("--store", help="A folder, s3://bucket/path or gs://bucket/path; else the setting.")
+    ] = "",
+) -> None:
+    """Put content/assets where templates' `asset:` addresses lead; files that are there already stay."""
+    from senders.assets import Assets, PublishError, publish
+    from senders.settings import SenderSettings
+
+    settings = SenderSettings.load()
+    target = store or settings.assets_store
+    if not target:
+        raise PublishError(
+            "There is no place to publish assets to.", fix="Set MAILHOUSE_ASSETS_STORE, or give --store."
+        )
+    new, kept = publish(Assets(settings.content_dir / "assets", settings.assets_url), target)
+    for name in new:
+        console.print(name, markup=False, soft_wrap=True)
+    console.print(f"{len(new)} published, {kept} there already.", markup=False)
 
 
 @segment.command("new")

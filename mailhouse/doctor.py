@@ -143,14 +143,15 @@ def _campaigns(settings: SenderSettings) -> Finding:
 
     specs = load_campaigns(settings.content_dir)
     templates = TemplateLibrary.load(settings.content_dir / "templates").names()
-    check_references(specs, templates, [path.stem for path in SEGMENTS_DIR.glob("*.sql")])
+    segments = [path.stem for path in SEGMENTS_DIR.glob("*.sql")]
+    check_references(specs, templates, segments, provider=settings.provider)
     return Finding("campaigns", Verdict.OK, f"{len(specs)} campaigns")
 
 
 def _templates(settings: SenderSettings) -> Finding:
     from senders.rendering import TemplateLibrary
 
-    library = TemplateLibrary.load(settings.content_dir / "templates")
+    library = TemplateLibrary.load(settings.content_dir / "templates", assets_url=settings.assets_url)
     problems = library.check()
     if problems:
         raise problems[0].error(len(problems) - 1)

@@ -1,16 +1,29 @@
-"""Filters of merge tags: default, money, number, date, pluralize.
+"""Filters of merge tags: default, money, number, date, pluralize, plural.
+
+In a template of a locale (`offer.de.mjml`) they write as is usual there (`senders.localisation`), else as in English.
 
 A filter that is given a value which is empty for this contact fails, naming the tag, unless a default stands before it.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from jinja2 import Undefined, UndefinedError
+from jinja2 import Undefined, UndefinedError, pass_context
+from jinja2.runtime import Context
+
+from senders.localisation import (
+    LENGTHS,
+    localised_date,
+    localised_money,
+    localised_number,
+    plural_category,
+)
 
 # symbol, digits after the point (ISO 4217)
 _CURRENCIES = {
@@ -31,23 +44,37 @@ def default(value: Any, default_value: Any = "", boolean: bool = False) -> Any:
     return value
 
 
-def money(value: Any, currency: str = "GBP", digits: int | None = None) -> str:
-    """An amount with its currency: `{{ product.price | money('EUR') }}` gives €1,234.50."""
+def money(value: Any, currency: str = "GBP", digits: int | None = None, *, locale: str = "") -> str:
+    """An amount with its currency: `{{ product.price | money('EUR') }}` gives €1,234.50, in German 1.234,50 €."""
+    if locale:
+        return localised_money(_decimal(value, "money"), currency.upper(), digits, locale)
+    _require(value)
+    # a filter sees the same few prices in many messages
+    return _money(str(value), currency, digits)
+
+
+@functools.lru_cache(maxsize=8192)
+def _money(value: str, currency: str, digits: int | None) -> str:
     symbol, usual = _CURRENCIES.get(currency.upper(), (f"{currency.upper()}\u00a0", 2))
     amount = _decimal(value, "money")
     text = _rounded(abs(amount), usual if digits is None else digits)
     return f"-{symbol}{text}" if amount < 0 and text.strip("0.,") else f"{symbol}{text}"
 
 
-def number(value: Any, digits: int = 0) -> str:
-    """A number with thousands separated: 1,234."""
+def number(value: Any, digits: int = 0, *, locale: str = "") -> str:
+    """A number with thousands separated: 1,234, in German 1.234."""
     amount = _decimal(value, "number")
+    if locale:
+        return localised_number(amount, digits, locale)
     text = _rounded(abs(amount), digits)
     return f"-{text}" if amount < 0 and text.strip("0.,") else text
 
 
-def format_date(value: Any, pattern: str = "%-d %B %Y", timezone: str = "") -> str:
-    """A day or an instant: `{{ contact.last_order_at | date('%-d %b') }}`; UTC unless a time zone is named."""
+def format_date(value: Any, pattern: str = "", timezone: str = "", *, locale: str = "") -> str:
+    """A day or an instant: `{{ contact.last_order_at | date('%-d %b') }}`; UTC unless a time zone is named.
+
+    The pattern is strftime's, or one of short, medium, long and full. Left out, 27 June 2026, in other languages long.
+    """
     _require(value)
     if isinstance(value, str):
         try:
@@ -63,6 +90,10 @@ def format_date(value: Any, pattern: str = "%-d %B %Y", timezone: str = "") -> s
             raise FilterError(f"date: {timezone!r} is no time zone") from None
     elif not isinstance(value, date):
         raise FilterError(f"date: {value!r} is no date")
+    if not pattern:
+        pattern = "long" if locale else "%-d %B %Y"
+    if locale or pattern in LENGTHS:
+        return localised_date(value, pattern, locale)
     return value.strftime(pattern)
 
 
@@ -80,6 +111,31 @@ def pluralize(count: Any, singular: str = "", plural: str | None = None) -> str:
     if plural is None:
         singular, plural = "", singular or "s"
     return singular if is_one else plural
+
+
+def plural(count: Any, *, locale: str = "", **forms: str) -> str:
+    """The form for a count: `{{ n | plural(one='товар', few='товара', many='товаров', other='товара') }}`.
+
+    Categories are CLDR's for the template's language; `other` stands for all that are not named.
+    """
+    if "other" not in forms:
+        raise FilterError("plural: needs other='...', the form for every other count")
+    _require(count)
+    number_of = len(count) if hasattr(count, "__len__") and not isinstance(count, str) else count
+    category = plural_category(_decimal(number_of, "plural"), locale)
+    return forms.get(category, forms["other"])
+
+
+def _in_locale(function: Callable[..., str]) -> Callable[..., str]:
+    """The filter as templates call it: in the locale of their file."""
+
+    @pass_context
+    @functools.wraps(function)
+    def call(context: Context, value: Any, *arguments: Any, **named: Any) -> str:
+        named.setdefault("locale", context.get("locale") or "")
+        return function(value, *arguments, **named)
+
+    return call
 
 
 def _require(value: Any) -> None:
@@ -104,7 +160,7 @@ def _rounded(amount: Decimal, digits: int) -> str:
     return f"{amount.quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_UP):,f}"
 
 
-FILTERS = {
-    "default": default, "d": default, "money": money, "number": number, "date": format_date,
-    "pluralize": pluralize,
+FILTERS: dict[str, Callable[..., Any]] = {
+    "default": default, "d": default, "money": _in_locale(money), "number": _in_locale(number),
+    "date": _in_locale(format_date), "pluralize": pluralize, "plural": _in_locale(plural),
 }  # fmt: skip

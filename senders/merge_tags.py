@@ -93,6 +93,7 @@ def context_shape(contact_columns: Iterable[str] = PROFILE_COLUMNS) -> dict[str,
         "postal_address": ANYTHING,
         "company_name": ANYTHING,
         "preheader": ANYTHING,
+        "locale": ANYTHING,
         "now": ANYTHING,
     }
 
@@ -104,17 +105,20 @@ class Findings:
     Attributes:
         problems: mistakes, in order.
         names: names of the context that it uses.
+        certain: names of the context that it prints for everybody, outside of conditions, loops and macros.
         contact_columns: columns of the contact that it uses; None if it uses the contact as a whole.
     """
 
     problems: list[Problem] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
+    certain: set[str] = field(default_factory=set)
     contact_columns: set[str] | None = field(default_factory=set)
 
     def merge(self, other: Findings) -> None:
         """Add what another part of the same message says."""
         self.problems += other.problems
         self.names |= other.names
+        self.certain |= other.certain
         if self.contact_columns is None or other.contact_columns is None:
             self.contact_columns = None
         else:
@@ -143,12 +147,20 @@ class _Walker:
     def __init__(self, given: dict[str, Shape], place: Callable[[int], str], known_globals: set[str]) -> None:
         self.given, self.place, self.known_globals = given, place, known_globals
         self.findings = Findings()
+        self.maybe = 0  # how many conditions, loops and macros are about us
+        self.is_printing = False
 
     def block(self, statements: Sequence[nodes.Node], scope: dict[str, Shape]) -> None:
         for statement in statements:
             self.statement(statement, scope)
 
     def statement(self, node: nodes.Node, scope: dict[str, Shape]) -> None:
+        is_maybe = not isinstance(node, nodes.Output | nodes.With | nodes.Scope)
+        self.maybe += is_maybe
+        self._statement(node, scope)
+        self.maybe -= is_maybe
+
+    def _statement(self, node: nodes.Node, scope: dict[str, Shape]) -> None:
         if isinstance(node, _NOT_SUPPORTED):
             self.problem(
                 node,
@@ -159,7 +171,9 @@ class _Walker:
         elif isinstance(node, nodes.Output):
             for part in node.nodes:
                 if not isinstance(part, nodes.TemplateData):
+                    self.is_printing = True
                     self.value(part, scope)
+                    self.is_printing = False
         elif isinstance(node, nodes.If):
             self.value(node.test, scope)
             self.block(node.body, scope)
@@ -220,14 +234,22 @@ class _Walker:
             return base if isinstance(node.arg, nodes.Slice) else base.item or ANYTHING
         if isinstance(node, nodes.Filter):
             return self.filter(node, scope)
+        if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Name):
+            # `recommendations(n=4)` is a list as `recommendations` is
+            shape = self.value(node.node, scope, is_lenient=is_lenient)
+            for argument in (*node.args, *(pair.value for pair in node.kwargs)):
+                self.value(argument, scope)
+            return shape if shape.item is not None else ANYTHING
         if isinstance(node, nodes.Test) and node.name in ("defined", "undefined"):
             self.value(node.node, scope, is_lenient=True)
             return ANYTHING
         if isinstance(node, nodes.CondExpr):
+            self.maybe += 1
             self.value(node.test, scope)
             shape = self.value(node.expr1, scope, is_lenient=is_lenient)
             if node.expr2 is not None:
                 self.value(node.expr2, scope, is_lenient=is_lenient)
+            self.maybe -= 1
             return shape
         for child in node.iter_child_nodes():
             self.value(child, scope)
@@ -237,6 +259,8 @@ class _Walker:
         if node.name in scope:
             if node.name in self.given and scope[node.name] is self.given[node.name]:
                 self.findings.names.add(node.name)
+                if self.is_printing and not self.maybe:
+                    self.findings.certain.add(node.name)
                 if node.name == "contact":
                     # reached only where it is not followed by a column
                     self.findings.contact_columns = None

@@ -7,10 +7,15 @@ provider's answer about one message. The ledger knows two more states of its own
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from senders.attachments import Attachment
+    from senders.dkim import DkimSigner
 
 
 class Status(StrEnum):
@@ -107,7 +112,11 @@ class Message:
     Attributes:
         message_id: derived, see `campaigns.identity`; makes a second delivery of the same thing recognisable.
         headers: further header fields in order, unfolded and unencoded (List-Unsubscribe and the like).
+        signer: signs `raw`, if we and not the provider are to.
         sent_at: the Date header.
+        address: where it goes on a channel other than mail: telephone number, device token.
+        deliver_at: the provider holds it back until then; None means no longer than it takes.
+        is_tracked: the provider shall count opens and clicks.
     """
 
     message_id: str
@@ -120,13 +129,36 @@ class Message:
     sent_at: datetime
     reply_to: Address | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    attachments: tuple[Attachment, ...] = ()
+    signer: DkimSigner | None = field(default=None, repr=False)
+    address: str = ""
+    deliver_at: datetime | None = None
+    is_tracked: bool = False
+
+    @classmethod
+    def composed(
+        cls,
+        raw: bytes,
+        *,
+        message_id: str,
+        contact_id: int,
+        sender: Address,
+        recipient: Address,
+        subject: str,
+        sent_at: datetime,
+    ) -> Message:
+        """A message that is written already (`senders.composing`): `raw` is all there is of HTML and text."""
+        message = cls(message_id, contact_id, sender, recipient, subject, "", "", sent_at)
+        message.__dict__["raw"] = raw
+        return message
 
     @cached_property
     def raw(self) -> bytes:
         """The message as it goes over the wire: RFC 5322, CRLF line ends, 7-bit unless an address is not ASCII."""
         from senders.mime import build
 
-        return build(self)
+        made = build(self)
+        return made if self.signer is None else self.signer.sign(made)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,16 @@ from __future__ import annotations
 import binascii
 import functools
 import re
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from email.utils import format_datetime
 
+from senders.attachments import Attachment
 from senders.message import Address, Message
 
-_BOUNDARY = "=_mailhouse_alternative"
+#: Of the two bodies; can stand in neither, whatever their encoding.
+BOUNDARY = "=_mailhouse_alternative"
+_MIXED = "=_mailhouse_mixed"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROLS = re.compile(
     r"[\x00-\x20\x7f-\x9f\u2028\u2029]*[\x00-\x1f\x7f-\x9f\u2028\u2029][\x00-\x20\x7f-\x9f\u2028\u2029]*"
@@ -30,6 +34,9 @@ _DOMAIN = re.compile(
     r"(?=.{1,253}$)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
 _LINE_END = re.compile(r"\r\n?")
+_ENCODE = re.compile(r"[^\t\n -<>-~]+")
+#: Characters of a quoted-printable line: an encoded dot in front, an encoded space behind and `=` make it 76.
+QUOTED_LENGTH = 71
 _FOLD = 76  # characters a line, if there is a place to fold
 _LONGEST = 990  # characters a line at most; RFC 5322 allows 998
 
@@ -47,29 +54,56 @@ def build(message: Message) -> bytes:
         f"To: {address(message.recipient, 4)}",
         f"Subject: {unstructured(message.subject, 9)}",
         f"Message-ID: <{_token(message.message_id)}@{ascii_domain(domain)}>",
-        f"Date: {_date(message.sent_at)}",
+        header_date(message.sent_at).decode().rstrip(),
     ]
     if message.reply_to is not None:
         fields.append(f"Reply-To: {address(message.reply_to, 10)}")
-    for name, value in message.headers:
-        if not _HEADER_NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no header name")
-        fields.append(f"{name}: {_structured(value)}")
-    fields.append(f'MIME-Version: 1.0\r\nContent-Type: multipart/alternative; boundary="{_BOUNDARY}"\r\n\r\n')
+    fields += header_lines(message.headers)
+    fields.append("MIME-Version: 1.0\r\n")
+    opening, closing = body_ends(message.attachments)
     text_encoding, text = encode_body(message.text)
     html_encoding, html = encode_body(message.html)
     return b"".join(
         (
             "\r\n".join(fields).encode(),
-            b'--%b\r\nContent-Type: text/plain; charset="utf-8"\r\nContent-Transfer-Encoding: %b\r\n\r\n'
-            % (_BOUNDARY.encode(), text_encoding),
+            opening,
+            b'Content-Type: text/plain; charset="utf-8"\r\nContent-Transfer-Encoding: %b\r\n\r\n'
+            % text_encoding,
             text,
             b'\r\n--%b\r\nContent-Type: text/html; charset="utf-8"\r\nContent-Transfer-Encoding: %b\r\n\r\n'
-            % (_BOUNDARY.encode(), html_encoding),
+            % (BOUNDARY.encode(), html_encoding),
             html,
-            b"\r\n--%b--\r\n" % _BOUNDARY.encode(),
+            closing,
         )
     )
+
+
+def body_ends(attachments: Sequence[Attachment] = ()) -> tuple[bytes, bytes]:
+    """What stands about the two bodies: from `Content-Type` to the first boundary, and from the last one to the end.
+
+    With attachments, the bodies are the first part of a multipart/mixed (RFC 2046 section 5.1).
+    """
+    alternative = f'Content-Type: multipart/alternative; boundary="{BOUNDARY}"\r\n\r\n--{BOUNDARY}\r\n'
+    end = f"\r\n--{BOUNDARY}--\r\n".encode()
+    if not attachments:
+        return alternative.encode(), end
+    begin = f'Content-Type: multipart/mixed; boundary="{_MIXED}"\r\n\r\n--{_MIXED}\r\n{alternative}'
+    parts = [f"\r\n--{_MIXED}\r\n".encode() + attachment.part() for attachment in attachments]
+    return begin.encode(), b"".join([end, *parts, f"\r\n--{_MIXED}--\r\n".encode()])
+
+
+def header_lines(headers: Iterable[tuple[str, str]]) -> list[str]:
+    """Header fields whose syntax is the caller's, one line each.
+
+    Raises:
+        ValueError: a name is none, or a value holds a control character, is not ASCII or too long for a line.
+    """
+    lines: list[str] = []
+    for name, value in headers:
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no header name")
+        lines.append(f"{name}: {_structured(value)}")
+    return lines
 
 
 def one_line(value: str) -> str:
@@ -171,16 +205,89 @@ def encode_body(text: str) -> tuple[bytes, bytes]:
     if not text.endswith("\n"):
         text += "\n"
     content = text.encode()
-    # quoted-printable trebles what is not ASCII, base64 adds a third to everything
-    if len(content) - len(text) > len(content) // 6:
-        encoded = binascii.b2a_base64(content.replace(b"\n", b"\r\n"), newline=False)
-        return b"base64", b"\r\n".join([encoded[at : at + 76] for at in range(0, len(encoded), 76)])
+    if prefers_base64(text, len(content)):
+        return b"base64", base64_lines(content)
     return b"quoted-printable", binascii.b2a_qp(content, istext=True).replace(b"\n", b"\r\n")
+
+
+def base64_lines(content: bytes) -> bytes:
+    """Text in UTF-8 as base64, its line ends CRLF; the last line is without one."""
+    encoded = binascii.b2a_base64(content.replace(b"\n", b"\r\n"), newline=False)
+    return b"\r\n".join([encoded[at : at + 76] for at in range(0, len(encoded), 76)])
+
+
+def quoted(text: str) -> bytes:
+    """Text as quoted-printable lines (RFC 2045 section 6.7), from the start of a line to the end of one.
+
+    Where the text does not end with a line end, a soft one is added. No line is longer than 76 characters, and none
+    begins with a dot or with `From `, which mail servers change.
+
+    Raises:
+        ValueError: the text holds half a character (a lone surrogate).
+    """
+    if not text:
+        return b""
+    if "\r" in text:
+        text = _LINE_END.sub("\n", text)
+    # neither tabs nor two spaces in a row: signers and other machines between us and the reader may change them
+    encoded = _ENCODE.sub(_hexadecimal, text).replace("\t", "=09").replace("  ", " =20")
+    lines = encoded.split("\n")
+    last = lines.pop()
+    parts: list[str] = []
+    for line in lines:
+        pieces = _wrapped(line)
+        if pieces[-1].endswith(" "):
+            pieces[-1] = pieces[-1][:-1] + "=20"
+        parts.append("=\r\n".join(pieces) + "\r\n")
+    if last:
+        parts.append("=\r\n".join(_wrapped(last)) + "=\r\n")
+    return "".join(parts).encode("ascii")
+
+
+def _hexadecimal(match: re.Match[str]) -> str:
+    return "".join([f"={byte:02X}" for byte in match[0].encode()])
+
+
+def _wrapped(line: str) -> list[str]:
+    """An encoded line in pieces; no character is cut in two."""
+    pieces: list[str] = []
+    at = 0
+    while True:
+        end = at + QUOTED_LENGTH
+        if end >= len(line):
+            end = len(line)
+        else:
+            if "=" in line[end - 2 : end]:
+                end = line.rindex("=", end - 2, end)
+            # continuation bytes of UTF-8 stay with the first
+            while end > at + 3 and line[end] == "=" and line[end + 1] in "89AB":
+                end -= 3
+        piece = line[at:end]
+        if piece.startswith("."):
+            piece = "=2E" + piece[1:]
+        elif piece.startswith("From "):
+            piece = "=46" + piece[1:]
+        pieces.append(piece)
+        at = end
+        if at >= len(line):
+            return pieces
+
+
+def prefers_base64(text: str, length: int = 0) -> bool:
+    """Whether base64 is shorter: quoted-printable trebles what is not ASCII, base64 adds a third to everything.
+
+    Args:
+        length: bytes of the text in UTF-8, if they are known.
+    """
+    length = length or len(text.encode())
+    return length - len(text) > length // 6
 
 
 def _encoded_words(value: str, used: int) -> str:
     words: list[str] = []
     room = _room(used)
+    if len(whole := value.encode()) <= room:
+        return _encoded_word(whole)
     chunk = bytearray()
     for character in value:
         encoded = character.encode()
@@ -222,5 +329,6 @@ def _refuse_control(value: str) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _date(moment: datetime) -> str:
-    return format_datetime(moment)
+def header_date(moment: datetime) -> bytes:
+    """The Date header, line end and all."""
+    return f"Date: {format_datetime(moment)}\r\n".encode()

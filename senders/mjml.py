@@ -39,6 +39,7 @@ _ANCHOR = re.compile(r"<a\b((?:\"[^\"]*\"|'[^']*'|[^>\"'])*)>(.*?)</a\s*>", re.D
 _TABLE_ROW = re.compile(r"<(/?)(?:tr|table|tbody|thead|tfoot)\b[^>]*>", re.IGNORECASE)
 _TABLE_CELL = re.compile(r"<(/?)(?:td|th)\b[^>]*>", re.IGNORECASE)
 _STYLE = re.compile(r"(\sstyle=)(\"[^\"]*\"|'[^']*')")
+_HREF = re.compile(r'(<(?:a|area)\b(?:[^>"]|"[^"]*")*?\shref=")([^"]*)"', re.IGNORECASE)
 _RESET_STYLE = '<style type="text/css">\n#outlook a'
 
 #: Elements whose content is text or HTML; all others hold elements only.
@@ -95,6 +96,12 @@ _KNOWN = (
 )
 
 _CONFIG = ParserConfig(css=CSS_PROFILES["relaxed"].copy(), display_links=False, display_images=False)
+
+
+#: A piece of a link: whether it is a merge tag, and its text.
+LinkPart = tuple[bool, str]
+#: Gets a link's pieces and gives the text with merge tags to write instead; None leaves the link as it is.
+WriteLink = Callable[[list[LinkPart]], str | None]
 
 
 @dataclass(frozen=True)
@@ -247,8 +254,16 @@ def with_preheader(source: Source) -> Source:
     return source
 
 
-def compile_mjml(source: Source, environment: Environment) -> Compiled:
+def compile_mjml(
+    source: Source,
+    environment: Environment,
+    html_link: WriteLink | None = None,
+    text_link: WriteLink | None = None,
+) -> Compiled:
     """Compile to HTML, CSS inlined, and to text.
+
+    Args:
+        html_link, text_link: what to write for each link instead, in HTML and in the text part.
 
     Raises:
         TemplateError: the MJML or the tags in it are malformed; names file and line.
@@ -257,14 +272,35 @@ def compile_mjml(source: Source, environment: Environment) -> Compiled:
     root, marked = _parse(source, masked, tags, lines)
     content = _to_html(source, marked, root)
     content = _inline(source, content)
-    restored = _restore(content, tags)
     for placeholder, tag in tags.items():
         if placeholder not in content:
             raise TemplateError(
                 f"{source.place(lines[placeholder])}: {tag} stands where MJML drops it.",
                 fix="Put it into the text of an element, or into an attribute that the element has.",
             )
-    return Compiled(restored, _restore(_text(root, tags), tags))
+    text = _text(root, tags, lambda href: _rewritten(href, tags, text_link))
+    if html_link is not None:
+        # href values of elements that people click, not those of style sheets
+        content = _HREF.sub(lambda match: match[1] + _rewritten(match[2], tags, html_link) + '"', content)
+    return Compiled(_restore(content, tags), _restore(text, tags))
+
+
+def _rewritten(href: str, tags: dict[str, str], write: WriteLink | None) -> str:
+    """A link with placeholders, or what the writer puts in its place under a placeholder of its own."""
+    if write is None:
+        return href
+    parts: list[LinkPart] = []
+    at = 0
+    for match in _PLACEHOLDER.finditer(href):
+        parts += [(False, html.unescape(href[at : match.start()])), (True, tags[match[1] or match[2]])]
+        at = match.end()
+    parts.append((False, html.unescape(href[at:])))
+    written = write([part for part in parts if part[1]] or [(False, "")])
+    if written is None:
+        return href
+    placeholder = f"mhtag{len(tags):04d}x"
+    tags[placeholder] = written
+    return placeholder
 
 
 def _mask(source: Source, environment: Environment) -> tuple[str, dict[str, str], dict[str, int]]:
@@ -517,7 +553,7 @@ def _walk(element: _Element) -> list[_Element]:
     return found
 
 
-def _text(root: _Element, tags: dict[str, str]) -> str:
+def _text(root: _Element, tags: dict[str, str], link: Callable[[str], str]) -> str:
     """The body as plain text: paragraphs, buttons and pictures with their links, statements between them."""
     parts: list[str] = []
 
@@ -526,7 +562,7 @@ def _text(root: _Element, tags: dict[str, str]) -> str:
             if isinstance(child, str):
                 parts.append(child)
                 continue
-            paragraph = _paragraph(child)
+            paragraph = _paragraph(child, link)
             if paragraph:
                 parts.append(paragraph + "\n\n")
             visit(child)
@@ -544,15 +580,15 @@ def _text(root: _Element, tags: dict[str, str]) -> str:
     return re.sub(r"(?m)^((?:mhtag\d{4}x)+) +", joined, text)
 
 
-def _paragraph(element: _Element) -> str:
+def _paragraph(element: _Element, link: Callable[[str], str]) -> str:
     attributes = element.attributes
     href = html.unescape(attributes.get("href", ""))
     if element.tag in ("mj-text", "mj-table", "mj-accordion-title", "mj-accordion-text"):
-        return _plain(element.content)
+        return _plain(element.content, link)
     if element.tag in ("mj-button", "mj-social-element", "mj-navbar-link"):
-        return _linked(_plain(element.content), href)
+        return _linked(_plain(element.content, link), href, link)
     if element.tag in ("mj-image", "mj-carousel-image"):
-        return _linked(html.unescape(attributes.get("alt", "")), href) if attributes.get("alt") else ""
+        return _linked(html.unescape(attributes.get("alt", "")), href, link) if attributes.get("alt") else ""
     if element.tag == "mj-divider":
         return "-" * 40
     if element.tag == "mj-raw" and _PLACEHOLDER.search(element.content):
@@ -561,18 +597,19 @@ def _paragraph(element: _Element) -> str:
     return ""
 
 
-def _plain(content: str) -> str:
+def _plain(content: str, link: Callable[[str], str]) -> str:
     content = _TABLE_ROW.sub(r"<\1div>", content)
     content = _TABLE_CELL.sub(lambda match: "</span> &nbsp;" if match[1] else "<span>", content)
     content = _ANCHOR.sub(
-        lambda match: _linked(match[2].strip(), _attributes(match[1]).get("href", "")), content
+        lambda match: _linked(match[2].strip(), _attributes(match[1]).get("href", ""), link), content
     )
     text = get_text(f"<div>{content}</div>", _CONFIG).replace("\u00a0", " ")
     # spaces that keep the layout in HTML only get in the way here
     return re.sub(r"\n{3,}", "\n\n", "\n".join(line.strip() for line in text.split("\n"))).strip()
 
 
-def _linked(label: str, href: str) -> str:
+def _linked(label: str, href: str, link: Callable[[str], str]) -> str:
     if not href or href.startswith("#"):
         return label
-    return f"{label} ({href})" if label and label != href else href
+    shown = link(href)
+    return f"{label} ({shown})" if label and label != href else shown

@@ -14,7 +14,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,22 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from campaigns.identity import message_ids, occurrence_key
-from senders import mime
 from senders.ledger import Cap, Claim, Ledger, LedgerError, Outcome, Run
 from senders.limits import CircuitBreaker, DailyAllowance, LimitsSpec, Throttle
+from senders.links import Links
 from senders.message import Delivery, Reason, Status
-from senders.providers.base import Provider, ProviderError, ProviderUnavailableError
-from senders.rendering import Template, TemplateLibrary
+from senders.providers.base import (
+    ADDRESS_COLUMNS,
+    Needs,
+    Provider,
+    ProviderError,
+    ProviderUnavailableError,
+    require_capabilities,
+)
+from senders.rendering import PROFILE_COLUMNS, Template, TemplateLibrary
 from senders.retries import RetryPolicy
 from senders.settings import SenderSettings, require_identity, require_rehearsal_safe
+from senders.tracking import tracking_of
 from senders.workers import (
     NOT_PROFILE,
     Answer,
@@ -41,7 +49,7 @@ from senders.workers import (
     Workers,
     texts,
 )
-from warehouse.errors import InputError, MailhouseError, SettingsError
+from warehouse.errors import InputError, MailhouseError
 
 if TYPE_CHECKING:
     from campaigns.specs import CampaignSpec
@@ -59,6 +67,10 @@ class SendPlan:
         cap: frequency cap; None takes the default of the settings. Counts for marketing only.
         provider: name of a provider; empty takes that of the settings.
         from_email, from_name, reply_to: empty takes those of the settings.
+        attachments: names of files in `content/attachments`.
+        track_clicks, track_opens, utm: None takes what the settings say for the category.
+        is_tracked: the provider counts opens and clicks.
+        hold: the provider holds each message back for so long; `is_cancellable` until then.
     """
 
     name: str
@@ -79,6 +91,20 @@ class SendPlan:
     reply_to: str = ""
     cap: Cap | None = None
     experiment: str = ""
+    track_clicks: bool | None = None
+    track_opens: bool | None = None
+    utm: Mapping[str, str] | None = None
+    attachments: tuple[str, ...] = ()
+    is_tracked: bool = False
+    hold: timedelta = timedelta(0)
+    is_cancellable: bool = False
+
+    def needs(self) -> Needs:
+        """What this asks of its provider."""
+        return Needs(
+            channel=self.channel, category=self.category, has_attachments=bool(self.attachments),
+            is_tracked=self.is_tracked, hold=self.hold, is_cancellable=self.is_cancellable,
+        )  # fmt: skip
 
     @classmethod
     def from_campaign(
@@ -104,6 +130,13 @@ class SendPlan:
             from_name=send.from_name or "",
             reply_to=send.reply_to or "",
             cap=Cap(spec.cap.messages, spec.cap.within) if spec.cap else None,
+            attachments=tuple(send.attachments),
+            track_clicks=send.track.clicks if send.track else None,
+            track_opens=send.track.opens if send.track else None,
+            utm={"campaign": spec.campaign, **send.utm.model_dump(exclude_none=True)} if send.utm else None,
+            is_tracked=send.provider_tracking,
+            hold=send.hold or timedelta(0),
+            is_cancellable=send.cancellable,
         )
 
 
@@ -185,26 +218,25 @@ def send(
     """
     require_identity(settings, category=plan.category, from_email=plan.from_email)
     require_rehearsal_safe(settings, reaches_people=provider.capabilities.reaches_people)
-    if plan.channel != provider.capabilities.channel:
-        raise SettingsError(
-            f"Provider {provider.name} sends {provider.capabilities.channel}, and {plan.name} is {plan.channel}.",
-            fix="Name another provider in the campaign.",
-        )
+    require_capabilities(provider.name, provider.capabilities, plan.needs(), place=plan.place)
     frames = iter(batches)
     first = next(frames, None)
     columns = [name for name in first.columns if name not in NOT_PROFILE] if first is not None else []
     if first is not None:
         _check_columns(first)
+        _check_address(first, plan.channel)
     if templates is None:
         folder = settings.content_dir / "templates"
-        templates = TemplateLibrary.load(folder, columns) if columns else TemplateLibrary.load(folder)
+        templates = TemplateLibrary.load(folder, columns or PROFILE_COLUMNS, assets_url=settings.assets_url)
     template = templates.template(
-        plan.template, subject=plan.subject, preheader=plan.preheader, place=plan.place
-    )
+        plan.template, subject=plan.subject, preheader=plan.preheader, place=plan.place,
+        tracking=tracking_of(plan, settings), links=Links(settings.signing_key(), settings.base_url),
+        attachments=plan.attachments,
+    )  # fmt: skip
     if plan.category == "marketing":
         template.require_marketing(plan.template)
     stop = stop or threading.Event()
-    with _signals(stop), _workers(plan, settings, template, provider, templates, workers) as lanes:
+    with _signals(stop), _workers(plan, settings, template, provider, workers) as lanes:
         sender = _Sender(
             plan, template, settings, ledger, provider, retry or RetryPolicy(), stop, on_progress, lanes
         )
@@ -216,13 +248,11 @@ def _workers(
     settings: SenderSettings,
     template: Template,
     provider: Provider,
-    templates: TemplateLibrary,
     count: int,
 ) -> Workers:
+    # made in any case: what is wrong with the settings is found here
     worker = Worker(plan, settings, template, provider)
-    if count < 1:
-        return InProcess(worker)
-    return Processes(count, plan, settings, provider.name, templates.contact_columns, template.version)
+    return Processes(count, plan, settings, template, provider.name) if count > 0 else InProcess(worker)
 
 
 class _Sender:
@@ -243,7 +273,7 @@ class _Sender:
         self.plan, self.settings = plan, settings
         self.ledger, self.provider, self.retry, self.stop = ledger, provider, retry, stop
         self.on_progress, self.workers = on_progress, workers
-        self.columns = needed_columns(template)
+        self.columns = needed_columns(template, plan.channel)
         self.limit = Throttle.of(settings, provider.name, plan.name)
         ladder = LimitsSpec.load(settings.content_dir).warm_up.get(provider.name)
         self.allowance = DailyAllowance(ledger, provider.name, ladder)
@@ -257,14 +287,6 @@ class _Sender:
             self.cap = Cap(settings.default_cap_messages, timedelta(days=settings.default_cap_days))
         if plan.category != "marketing":
             self.cap = None
-        sender = plan.from_email or settings.from_email
-        try:
-            mime.mailbox(sender)
-        except ValueError as error:
-            raise SettingsError(
-                f"The sender address {sender!r} cannot be used: {error}.",
-                fix="Correct MAILHOUSE_FROM_EMAIL, or `from_email` in the campaign.",
-            ) from None
         self.summary = SendSummary()
         self.started = time.monotonic()
         self.again: list[tuple[float, Window]] = []
@@ -485,12 +507,13 @@ class _Sender:
         self.report()
 
 
-def needed_columns(template: Template) -> frozenset[str] | None:
+def needed_columns(template: Template, channel: str) -> frozenset[str] | None:
     """Columns of the audience that a worker reads; None for all."""
     if template.columns is None:
         return None
-    always = ("contact_id", "email", "first_name", "last_name", "recommendations", "variant")
-    return frozenset((*template.columns, *always))
+    always = ("contact_id", "email", "first_name", "last_name", "locale", "recommendations", "variant")
+    address = ADDRESS_COLUMNS.get(channel)
+    return frozenset((*template.columns, *always, *((address,) if address else ())))
 
 
 def _check_columns(frame: pl.DataFrame) -> None:
@@ -499,6 +522,15 @@ def _check_columns(frame: pl.DataFrame) -> None:
         raise InputError(
             f"The audience lacks the column {missing[0]}.",
             fix=f"An audience has {', '.join(_REQUIRED)} and the profile's columns; see campaigns.audience.",
+        )
+
+
+def _check_address(frame: pl.DataFrame, channel: str) -> None:
+    column = ADDRESS_COLUMNS.get(channel)
+    if column is not None and column not in frame.columns:
+        raise InputError(
+            f"Messages by {channel} go to the column {column}, and contacts have no such column.",
+            fix=f"Add {column} to the contacts' profile (marts.contact_profiles), or use another channel.",
         )
 
 

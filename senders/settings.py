@@ -7,14 +7,16 @@ import ipaddress
 import os
 import secrets
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import SecretStr
+from pydantic import SecretStr, field_validator
 
 from warehouse.errors import SettingsError
 from warehouse.settings import MailhouseSettings
 
 _SECRET_BYTES = 32
+_WORTH_WORKERS = 5_000  # messages; a worker takes a second to start, in which one process sends as many
 
 
 class SenderSettings(MailhouseSettings):
@@ -31,6 +33,23 @@ class SenderSettings(MailhouseSettings):
         smtp_url: `smtp://user:password@host:port?tls=starttls` (`tls` is `none`, `starttls`, `implicit` or
             `opportunistic`; `smtps://` means implicit).
         smtp_connections: connections kept open to the SMTP server.
+        send_workers: processes that render and hand over messages of one campaign; 0 keeps to one process. Unset
+            means one for each core, for audiences that are worth starting them.
+        http_connections: connections kept open to a provider that speaks HTTP; so many calls are under way at once.
+        sendgrid_key, sendgrid_url: API key with the permission Mail Send; the EU has its own address.
+        sendgrid_webhook_key: the public key that checks its Event Webhook.
+        mandrill_key, mandrill_webhook_key: API key of Mailchimp Transactional, and its webhook's key.
+        mailchimp_key, mailchimp_audience: API key, and id of the audience.
+        mailchimp_journey, mailchimp_step: numbers of a customer journey and of its step that starts by API.
+        mailchimp_webhook_secret: signing secret of its webhooks, where Mailchimp shows one.
+        bombbomb_token, bombbomb_video, bombbomb_template: key or access token, id of the video, id of a template.
+        bombbomb_client_id, bombbomb_client_secret: OAuth client, if the token is a refresh token.
+        twilio_account, twilio_token, twilio_from: account SID, auth token, and number or messaging service.
+        fcm_credentials: key file of a Firebase service account.
+        slack_url, slack_signing_secret: address of an incoming webhook, and the app's signing secret.
+        webhook_url, webhook_secret: where the provider `webhook` posts messages, and `whsec_...` that signs them.
+        amazon_ses_topic: ARN of the SNS topic that reports events of Amazon SES.
+        webhook_url_secret: ends the address that is told to vendors who sign nothing: `.../webhooks/NAME?secret=...`.
         rate_per_second: messages a second at most; 0 means no limit.
         rate_burst: messages that may go at once after a pause; 0 means one second's worth.
         redis_url: `redis://user:password@host:port/database`: rate limits are shared by all senders; unset, each
@@ -41,6 +60,16 @@ class SenderSettings(MailhouseSettings):
         bounce_imap_url: `imaps://user:password@host/INBOX` of the mailbox that gets them.
         bounce_soft_limit, bounce_soft_days: an address that bounces softly on so many days within so many days is
             given up; 0 means never.
+        track_clicks, track_opens: categories whose links lead through the gateway, and whose HTML has a pixel that
+            tells of an open: `marketing`, `transactional`, both with a comma, or empty; a campaign may say otherwise.
+        utm_source, utm_medium: added to web links as utm_source and utm_medium, with utm_campaign the campaign's
+            name; no source means none of them.
+        assets_url: where published pictures are served from; `asset:` in templates becomes an address below it.
+        assets_store: where `mailhouse assets publish` puts them: a folder, `s3://bucket/path`, `gs://bucket/path`.
+        dkim_key, dkim_selector: a private key (RSA 2048 or Ed25519; PEM, or the path of a PEM file) that signs what
+            goes out by SMTP, and the name of its record in DNS; unset means no signature of ours.
+        dkim_second_key, dkim_second_selector: another one, usually Ed25519 beside RSA.
+        dkim_domain: signs for this domain; empty means the sender's.
         claim_lease: seconds without a heartbeat after which a sender on another machine counts as dead.
     """
 
@@ -53,7 +82,34 @@ class SenderSettings(MailhouseSettings):
     postal_address: str = ""
     provider: str = "maildir"
     smtp_url: SecretStr | None = None
-    smtp_connections: int = 4
+    smtp_connections: int = 10
+    send_workers: int | None = None
+    http_connections: int = 4
+    sendgrid_key: SecretStr | None = None
+    sendgrid_url: str = "https://api.sendgrid.com"
+    sendgrid_webhook_key: str = ""
+    mandrill_key: SecretStr | None = None
+    mandrill_webhook_key: SecretStr | None = None
+    mailchimp_key: SecretStr | None = None
+    mailchimp_audience: str = ""
+    mailchimp_journey: int = 0
+    mailchimp_step: int = 0
+    mailchimp_webhook_secret: SecretStr | None = None
+    bombbomb_token: SecretStr | None = None
+    bombbomb_video: str = ""
+    bombbomb_template: str = ""
+    bombbomb_client_id: str = ""
+    bombbomb_client_secret: SecretStr | None = None
+    twilio_account: str = ""
+    twilio_token: SecretStr | None = None
+    twilio_from: str = ""
+    fcm_credentials: Path | None = None
+    slack_url: SecretStr | None = None
+    slack_signing_secret: SecretStr | None = None
+    webhook_url: str = ""
+    webhook_secret: SecretStr | None = None
+    amazon_ses_topic: str = ""
+    webhook_url_secret: SecretStr | None = None
     rate_per_second: float = 0.0
     rate_burst: int = 0
     redis_url: SecretStr | None = None
@@ -63,12 +119,42 @@ class SenderSettings(MailhouseSettings):
     bounce_imap_url: SecretStr | None = None
     bounce_soft_limit: int = 5
     bounce_soft_days: float = 30.0
+    track_clicks: str = ""
+    track_opens: str = ""
+    utm_source: str = ""
+    utm_medium: str = "email"
+    dkim_key: SecretStr | None = None
+    dkim_selector: str = ""
+    dkim_second_key: SecretStr | None = None
+    dkim_second_selector: str = ""
+    dkim_domain: str = ""
+    assets_url: str = ""
+    assets_store: str = ""
     claim_lease: float = 60.0
+
+    @field_validator("track_clicks", "track_opens")
+    @classmethod
+    def _known_categories(cls, value: str) -> str:
+        unknown = set(value.replace(",", " ").split()) - {"marketing", "transactional"}
+        if unknown:
+            raise ValueError(f"{sorted(unknown)[0]!r} is no category; there are marketing and transactional")
+        return value
+
+    def tracks(self, what: Literal["clicks", "opens"], category: str) -> bool:
+        """Whether clicks or opens of a category are tracked."""
+        categories = self.track_clicks if what == "clicks" else self.track_opens
+        return category in categories.replace(",", " ").split()
 
     @property
     def maildir(self) -> Path:
         """Where the maildir provider delivers."""
         return self.home / "maildir"
+
+    def workers_for(self, messages: int) -> int:
+        """How many worker processes so many messages are worth."""
+        if messages < _WORTH_WORKERS:
+            return 0
+        return (os.cpu_count() or 1) if self.send_workers is None else self.send_workers
 
     @property
     def ledger_address(self) -> str:

@@ -12,9 +12,44 @@ import hashlib
 import hmac
 import uuid
 
-PURPOSES = ("unsubscribe", "preferences")
+PURPOSES = ("unsubscribe", "preferences", "track", "click")
+_PREFIXES = {purpose: f"mailhouse\0{purpose}\0".encode() for purpose in PURPOSES}
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _ID = 16
 _SIGNATURE = 16
+_BLOCK = 64  # bytes of SHA-256's block
+
+
+class LinkKey:
+    """The signing key, made ready to sign many links: half the time of `make_token` each. Never log it."""
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+        block = hashlib.sha256(key).digest() if len(key) > _BLOCK else key
+        inner, outer = (bytes(byte ^ pad for byte in block.ljust(_BLOCK, b"\0")) for pad in (0x36, 0x5C))
+        self._inner = {purpose: hashlib.sha256(inner + prefix) for purpose, prefix in _PREFIXES.items()}
+        self._outer = hashlib.sha256(outer)
+
+    def token(self, message_id: str, purpose: str) -> str:
+        """As `make_token`."""
+        content = bytes.fromhex(message_id.replace("-", ""))
+        if len(content) != _ID:
+            raise ValueError(f"{message_id!r} is no UUID")
+        token = binascii.b2a_base64(content + self.sign(purpose, content), newline=False)
+        return token.translate(_URL_SAFE)[:43].decode()
+
+    def sign(self, purpose: str, content: bytes) -> bytes:
+        """HMAC-SHA256 over purpose and content (RFC 2104), cut to 128 bits."""
+        inner, outer = self._inner[purpose].copy(), self._outer.copy()
+        inner.update(content)
+        outer.update(inner.digest())
+        return outer.digest()[:_SIGNATURE]
+
+    def __repr__(self) -> str:
+        return "LinkKey(...)"
+
+    def __reduce__(self) -> tuple[type[LinkKey], tuple[bytes]]:
+        return LinkKey, (self.key,)
 
 
 def make_token(key: bytes, message_id: str, purpose: str = "unsubscribe") -> str:
@@ -23,8 +58,9 @@ def make_token(key: bytes, message_id: str, purpose: str = "unsubscribe") -> str
     Raises:
         ValueError: the message id is no UUID.
     """
-    content = uuid.UUID(message_id).bytes
-    return base64.urlsafe_b64encode(content + _sign(key, purpose, content)).rstrip(b"=").decode()
+    if purpose not in _PREFIXES:
+        raise ValueError(f"purpose {purpose!r} is none of {', '.join(PURPOSES)}")
+    return LinkKey(key).token(message_id, purpose)
 
 
 def verify_token(key: bytes, token: str, purpose: str = "unsubscribe") -> str | None:
@@ -38,24 +74,8 @@ def verify_token(key: bytes, token: str, purpose: str = "unsubscribe") -> str | 
         return None
     if len(content) != _ID + _SIGNATURE:
         return None
-    expected = _sign(key, purpose, content[:_ID])
+    expected = LinkKey(key).sign(purpose, content[:_ID])
     if not hmac.compare_digest(expected, content[_ID:]):
         return None
     message_id = str(uuid.UUID(bytes=content[:_ID]))
     return message_id if make_token(key, message_id, purpose) == token else None
-
-
-def unsubscribe_url(base_url: str, message_id: str, key: bytes) -> str:
-    """The link of one message: GET shows a page that asks, POST unsubscribes (RFC 8058)."""
-    return f"{base_url.rstrip('/')}/unsubscribe/{make_token(key, message_id)}"
-
-
-def preferences_url(base_url: str, message_id: str, key: bytes) -> str:
-    """The link to the page where the recipient chooses what to get."""
-    return f"{base_url.rstrip('/')}/preferences/{make_token(key, message_id, 'preferences')}"
-
-
-def _sign(key: bytes, purpose: str, content: bytes) -> bytes:
-    if purpose not in PURPOSES:
-        raise ValueError(f"purpose {purpose!r} is none of {', '.join(PURPOSES)}")
-    return hmac.digest(key, f"mailhouse\0{purpose}\0".encode() + content, hashlib.sha256)[:_SIGNATURE]

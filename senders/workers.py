@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -21,21 +22,22 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Self
 
+import polars as pl
+
 from senders import mime
+from senders.composing import Composer, Envelope, RecipientError, constants_of, render_batch
 from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
-from senders.providers.base import Provider, ProviderError, ProviderRefusedError
-from senders.rendering import RenderError, Template, TemplateLibrary
+from senders.providers.base import ADDRESS_COLUMNS, Provider, ProviderError
+from senders.rendering import Recommendations, RenderError, Template
 from senders.settings import SenderSettings
-from senders.unsubscribe import preferences_url, unsubscribe_url
 from warehouse.errors import MailhouseError
 from warehouse.settings import PROJECT_ROOT
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from senders.pipeline import SendPlan
 
 #: Columns of an audience that are not the contact's profile.
@@ -105,142 +107,170 @@ def render_context(
     settings: SenderSettings,
     contact: Mapping[str, Any],
     recommendations: Sequence[Any],
-    now: Any,
+    now: datetime,
     *,
     variant: str = "",
-    unsubscribe_url: str,
-    preferences_url: str,
+    links: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What merge tags of a message may name; the same for a message that is sent and for a preview of it."""
+    """What merge tags of a message may name; a preview's is the same as that of a message that is sent.
+
+    Args:
+        links: from `senders.tracking.link_context`.
+    """
+    constants = constants_of(plan, settings)
     return {
+        **constants,
+        "campaign": {**constants["campaign"], "variant": variant},
         "contact": contact,
-        "recommendations": recommendations,
-        "campaign": {
-            "kind": plan.kind, "name": plan.name, "version": plan.version,
-            "occurrence": plan.occurrence, "category": plan.category, "variant": variant,
-        },
-        "unsubscribe_url": unsubscribe_url,
-        "preferences_url": preferences_url,
-        "postal_address": settings.postal_address,
-        "company_name": settings.company_name,
+        "recommendations": Recommendations(recommendations),
         "now": now,
-    }  # fmt: skip
+        **links,
+    }
 
 
 class Worker:
-    """Renders windows and hands them over."""
+    """Renders windows and hands them over.
+
+    Raises:
+        SettingsError: the sender address or a key cannot be used.
+    """
 
     def __init__(
         self, plan: SendPlan, settings: SenderSettings, template: Template, provider: Provider
     ) -> None:
         self.plan, self.settings, self.template, self.provider = plan, settings, template, provider
-        self.key = settings.signing_key()
-        self.sender = Address(
-            plan.from_email or settings.from_email, mime.one_line(plan.from_name or settings.from_name)
-        )
-        self.reply_to = Address(plan.reply_to) if plan.reply_to else None
-        label = "".join(c if c.isalnum() and c.isascii() else "-" for c in plan.name).strip("-")
-        domain = mime.ascii_domain(self.sender.email.rpartition("@")[2])
-        self._list_id = f"<{label}.{domain}>"
-        self._feedback_id = f"{label}:{plan.category}:{plan.kind}:mailhouse"
+        self._address_column = ADDRESS_COLUMNS.get(plan.channel, "")
+        self._envelope = Envelope.of(plan, settings)
+        self._composer = Composer(template, self._envelope)
 
     def work(self, window: Window) -> Answer:
         """Render a window and hand over what could be rendered."""
-        answer = Answer()
-        messages: list[Message] = []
-        places: list[int] = []
-        for place, made in enumerate(self._messages(window)):
-            if isinstance(made, Message):
-                messages.append(made)
-                places.append(place)
-                answer.subjects.append(made.subject)
-            else:
-                answer.deliveries.append(made)
-                answer.subjects.append("")
+        made = self._messages(window)
+        messages = [one for one in made if isinstance(one, Message)]
+        found = {one.message_id: one for one in made if isinstance(one, Delivery)}
         if messages:
             try:
-                found = {
-                    delivery.message_id: delivery
-                    for delivery in (*self.provider.send(messages), *answer.deliveries)
-                }
+                found |= {delivery.message_id: delivery for delivery in self.provider.send(messages)}
             except ProviderError as error:
                 return Answer(error=error)
-        else:
-            found = {delivery.message_id: delivery for delivery in answer.deliveries}
-        answer.deliveries = [
-            found.get(message_id) or Delivery(message_id, Status.UNKNOWN, reply="the provider gave no answer")
-            for message_id in window.message_ids
-        ]
-        return answer
+        return Answer(
+            [
+                found.get(message_id)
+                or Delivery(message_id, Status.UNKNOWN, reply="the provider gave no answer")
+                for message_id in window.message_ids
+            ],
+            [one.subject if isinstance(one, Message) else "" for one in made],
+        )
 
     def _messages(self, window: Window) -> list[Message | Delivery]:
-        """A message for each row, or why there is none."""
+        """A message for each row, or why there is none: made before the provider is called, so that this is known."""
         now = self.settings.now()
         frame = window.rows
         columns = [name for name in frame.columns if name not in NOT_PROFILE]
         if self.template.columns is not None:
-            always = {"contact_id", "email", "first_name", "last_name"} | self.template.columns
+            always = {"contact_id", "email", "first_name", "last_name", "locale", self._address_column}
+            always |= self.template.columns
             columns = [name for name in columns if name in always]
+        contacts = frame.select(columns).to_dicts()
         recommendations = (
-            frame["recommendations"].to_list() if "recommendations" in frame.columns else [[]] * frame.height
+            frame["recommendations"].to_list()
+            if "recommendations" in frame.columns
+            else [None] * len(contacts)
         )
+        variants = texts(frame, "variant")
+        if self.provider.capabilities.wants_raw:
+            return self._written(contacts, recommendations, variants, window.message_ids, now)
         made: list[Message | Delivery] = []
         for contact, items, variant, message_id in zip(
-            frame.select(columns).iter_rows(named=True),
-            recommendations,
-            texts(frame, "variant"),
-            window.message_ids,
-            strict=True,
+            contacts, recommendations, variants, window.message_ids, strict=True
         ):
             try:
-                message = self._message(contact, items or [], variant, message_id, now)
-                # made here, so that what cannot be written is known before the provider is called
-                _ = message.raw
-                made.append(message)
+                made.append(self._in_parts(contact, items or [], variant, message_id, now))
             except RenderError as error:
-                made.append(Delivery(message_id, Status.FAILED, Reason.NOT_RENDERED, reply=str(error)))
+                made.append(_not_rendered(message_id, error))
             except ValueError as error:
                 made.append(Delivery(message_id, Status.INVALID, RejectReason.INVALID, reply=str(error)))
         return made
 
-    def _message(
-        self, contact: dict[str, Any], items: list[Any], variant: str, message_id: str, now: Any
+    def _written(
+        self,
+        contacts: Sequence[Mapping[str, Any]],
+        recommendations: Sequence[Sequence[Any] | None],
+        variants: Sequence[str],
+        message_ids: Sequence[str],
+        now: datetime,
+    ) -> list[Message | Delivery]:
+        """Whole messages as bytes, for providers that take those."""
+        subjects: list[str] = []
+        raws = render_batch(
+            self._composer,
+            contacts,
+            message_ids,
+            now,
+            recommendations=recommendations,
+            variants=variants,
+            subjects=subjects,
+        )
+        sent_at = now.replace(microsecond=0)
+        made: list[Message | Delivery] = []
+        for contact, message_id, raw, subject in zip(contacts, message_ids, raws, subjects, strict=True):
+            if isinstance(raw, RenderError):
+                made.append(_not_rendered(message_id, raw))
+            else:
+                made.append(
+                    Message.composed(
+                        raw,
+                        message_id=message_id,
+                        contact_id=contact["contact_id"],
+                        sender=self._envelope.sender,
+                        recipient=Address(contact["email"]),
+                        subject=subject,
+                        sent_at=sent_at,
+                    )
+                )
+        return made
+
+    def _in_parts(
+        self, contact: dict[str, Any], items: Sequence[Any], variant: str, message_id: str, now: datetime
     ) -> Message:
-        plan, settings = self.plan, self.settings
-        url = unsubscribe_url(settings.base_url, message_id, self.key)
-        rendered = self.template.render(
-            render_context(
-                plan, settings, contact, items, now, variant=variant, unsubscribe_url=url,
-                preferences_url=preferences_url(settings.base_url, message_id, self.key),
-            )
-        )  # fmt: skip
-        headers: tuple[tuple[str, str], ...] = ()
-        if plan.category == "marketing":
+        """Subject, HTML and text, for providers that put messages together themselves."""
+        plan, envelope = self.plan, self._envelope
+        context = self._composer.context(contact, items, message_id, now, variant)
+        rendered = self.template.render(context)
+        headers = envelope.headers
+        if envelope.is_marketing:
             headers = (
-                ("List-Unsubscribe", f"<{url}>"),
+                ("List-Unsubscribe", f"<{context['unsubscribe_url']}>"),
                 ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click"),
-                ("List-Id", self._list_id),
-                ("Feedback-ID", self._feedback_id),
+                *headers,
             )
         names = (contact.get("first_name"), contact.get("last_name"))
         return Message(
             message_id=message_id,
             contact_id=contact["contact_id"],
-            sender=self.sender,
+            sender=envelope.sender,
             recipient=Address(contact["email"], mime.one_line(" ".join(str(name) for name in names if name))),
             subject=rendered.subject,
             html=rendered.html,
             text=rendered.text,
             sent_at=now.replace(microsecond=0),
-            reply_to=self.reply_to,
+            reply_to=envelope.reply_to,
             headers=headers,
+            attachments=self.template.in_locale(contact.get("locale")).source.attachments,
+            address=str(contact.get(self._address_column) or "") if self._address_column else "",
+            deliver_at=now + plan.hold if plan.hold else None,
+            is_tracked=plan.is_tracked,
         )
+
+
+def _not_rendered(message_id: str, error: RenderError) -> Delivery:
+    if isinstance(error, RecipientError):
+        return Delivery(message_id, Status.INVALID, RejectReason.INVALID, reply=str(error))
+    return Delivery(message_id, Status.FAILED, Reason.NOT_RENDERED, reply=str(error))
 
 
 def texts(frame: pl.DataFrame, name: str) -> list[str]:
     """A text column without NULLs; all empty if the frame does not have it."""
-    import polars as pl
-
     if name not in frame.columns:
         return [""] * frame.height
     return frame[name].cast(pl.String).fill_null("").to_list()
@@ -311,9 +341,8 @@ class _Job:
 
     plan: SendPlan
     settings: SenderSettings
+    template: Template
     provider: str
-    contact_columns: tuple[str, ...]
-    template_version: str
 
 
 class _Process:
@@ -347,7 +376,7 @@ class Processes(Workers):
 
     Args:
         count: how many; the provider's connections are shared out among them.
-        contact_columns: profile columns that templates may name.
+        provider: its name; each process makes one of its own.
 
     Raises:
         WorkerError: they die one after the other.
@@ -358,13 +387,12 @@ class Processes(Workers):
         count: int,
         plan: SendPlan,
         settings: SenderSettings,
+        template: Template,
         provider: str,
-        contact_columns: Sequence[str],
-        template_version: str,
     ) -> None:
         share = max(1, settings.smtp_connections // count)
         own = settings.model_copy(update={"smtp_connections": share})
-        self._job = _Job(plan, own, provider, tuple(contact_columns), template_version)
+        self._job = _Job(plan, own, template, provider)
         self.processes = [_Process(self._job) for _ in range(count)]
         self._deaths = 0
 
@@ -386,7 +414,7 @@ class Processes(Workers):
         process.held.append(window)
         # if it has died, the answer says so
         with contextlib.suppress(OSError):
-            process.pipe.send_bytes(pickle.dumps((window.message_ids, window.rows)))
+            process.pipe.send_bytes(pickle.dumps((window.message_ids, _packed(window.rows))))
 
     def answers(self, *, wait: bool) -> list[tuple[Window, Answer]]:
         busy = {one.pipe: one for one in self.processes if one.held}
@@ -417,6 +445,16 @@ class Processes(Workers):
             process.close()
 
 
+def _packed(rows: pl.DataFrame) -> bytes:
+    """A frame to be sent: an Arrow stream of these rows alone.
+
+    The newest layout of text in Arrow, and with it pickle, would send the text of all rows of which these were cut.
+    """
+    stream = io.BytesIO()
+    rows.write_ipc_stream(stream, compat_level=pl.CompatLevel.oldest())
+    return stream.getvalue()
+
+
 def _unknown(message_ids: Sequence[str], how: str) -> Answer:
     deliveries = [Delivery(message_id, Status.UNKNOWN, reply=how) for message_id in message_ids]
     return Answer(deliveries, [""] * len(deliveries))
@@ -427,25 +465,14 @@ def _serve(pipe: Connection, parent: int) -> None:
     from senders.providers import get_provider
 
     job: _Job = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from the process that started this one
-    plan = job.plan
-    templates = TemplateLibrary.load(job.settings.content_dir / "templates", job.contact_columns)
-    template = templates.template(
-        plan.template, subject=plan.subject, preheader=plan.preheader, place=plan.place
-    )
     with get_provider(job.settings, job.provider) as provider:
-        worker = Worker(plan, job.settings, template, provider)
+        worker = Worker(job.plan, job.settings, job.template, provider)
         while True:
-            message_ids, rows = pickle.loads(pipe.recv_bytes())  # noqa: S301
+            message_ids, packed = pickle.loads(pipe.recv_bytes())  # noqa: S301
             if os.getppid() != parent:
                 return
             try:
-                if template.version != job.template_version:
-                    raise WorkerError(
-                        f"Template {plan.template} was changed while it was being sent.", fix="Send again."
-                    )
-                answer = worker.work(Window([], message_ids, rows))
-            except WorkerError as error:
-                answer = Answer(error=ProviderRefusedError(error.message, fix=error.fix))
+                answer = worker.work(Window([], message_ids, pl.read_ipc_stream(packed)))
             except Exception:  # noqa: BLE001  (the coordinator records the window, then stops)
                 answer = _unknown(message_ids, "a defect of the sending process")
                 answer.defect = traceback.format_exc()

@@ -27,7 +27,7 @@ from senders.ledger import Ledger
 from senders.pipeline import Progress, SendPlan, SendSummary, send
 from senders.providers import get_provider
 from senders.rendering import TemplateLibrary
-from senders.settings import SenderSettings
+from senders.settings import SenderSettings, require_identity
 from warehouse.client import Warehouse
 from warehouse.errors import InputError, MailhouseError
 from warehouse.yaml_specs import nearest
@@ -36,7 +36,7 @@ SEGMENTS_DIR = PROJECT_DIR / "models" / "segments"
 BATCH_ROWS = 1_000
 
 CHECKS: Mapping[str, str] = {
-    "template_lint": "The template compiles, and all its merge tags have a meaning.",
+    "template_lint": "The template compiles, its merge tags have a meaning, and it has what the law asks for.",
     "consent": "Nobody is about to get marketing without consent, or although suppressed.",
     "audience_not_empty": "Somebody is left to send to.",
     "audience_drift": "The audience is not wildly larger than that of the occurrence before.",
@@ -98,9 +98,9 @@ def campaign_named(settings: SenderSettings, name: str) -> CampaignSpec:
             f"There is no campaign {name!r} in {settings.content_dir.name}/campaigns.",
             fix=nearest(name, specs) or "Add a YAML file there.",
         )
-    templates = [path.stem for path in (settings.content_dir / "templates").glob("*.mjml")]
+    templates = TemplateLibrary.load(settings.content_dir / "templates").names()
     segments = [path.stem for path in SEGMENTS_DIR.glob("*.sql")]
-    check_references({name: specs[name]}, templates, segments)
+    check_references({name: specs[name]}, templates, segments, provider=settings.provider)
     return specs[name]
 
 
@@ -124,8 +124,12 @@ def prepare(
             f"{spec.place('schedule')}: campaign {name} never happens.", fix="Correct its schedule."
         )
     version = segment_version(SEGMENTS_DIR, spec.audience.segment)
-    audience = Audience(warehouse, spec, moment, segment_version=version, is_dry_run=is_dry_run)
-    templates = TemplateLibrary.load(settings.content_dir / "templates", audience.profile_columns())
+    audience = Audience(
+        warehouse, spec, moment, segment_version=version, is_dry_run=is_dry_run, clock=settings.now
+    )
+    templates = TemplateLibrary.load(
+        settings.content_dir / "templates", audience.profile_columns(), assets_url=settings.assets_url
+    )
     problems = templates.check(
         spec.send.template,
         subject=spec.send.subject,
@@ -133,8 +137,27 @@ def prepare(
         place=spec.place("send", "subject"),
     )
     summary = audience.summary()
-    checks = run_checks(spec, summary, [str(problem) for problem in problems])
+    said = [str(problem) for problem in problems] or _compliance(settings, spec, templates)
+    checks = run_checks(spec, summary, said)
     return Prepared(settings, spec, moment, audience, templates, version, summary, tuple(checks))
+
+
+def _compliance(settings: SenderSettings, spec: CampaignSpec, templates: TemplateLibrary) -> list[str]:
+    """What the law asks of advertising and this campaign does not give; nothing for transactional mail."""
+    if spec.send.category != "marketing":
+        return []
+    try:
+        templates.template(
+            spec.send.template,
+            subject=spec.send.subject,
+            preheader=spec.send.preheader or "",
+            place=spec.place("send", "subject"),
+            attachments=spec.send.attachments,
+        ).require_marketing(spec.send.template)
+        require_identity(settings, category="marketing", from_email=spec.send.from_email or "")
+    except MailhouseError as error:
+        return [f"{error.message} {error.fix}"]
+    return []
 
 
 def deliver(
@@ -163,6 +186,7 @@ def deliver(
             templates=prepared.templates,
             on_progress=on_progress,
             stop=stop,
+            workers=prepared.settings.workers_for(prepared.summary.sendable),
         )
 
 

@@ -52,7 +52,9 @@ def render_preview(
         """,
         {"contact_id": contact_id, "limit": (spec.send.recommendations if spec else 0) or _PRODUCTS},
     )
-    library = TemplateLibrary.load(settings.content_dir / "templates", profile.columns)
+    library = TemplateLibrary.load(
+        settings.content_dir / "templates", profile.columns, assets_url=settings.assets_url
+    )
     if spec is not None:
         plan = SendPlan.from_campaign(spec, settings.now().replace(microsecond=0))
     else:
@@ -70,8 +72,7 @@ def render_preview(
                 profile.row(0, named=True),
                 _plain(products),
                 settings.now(),
-                unsubscribe_url=f"{settings.base_url}/preview",
-                preferences_url=f"{settings.base_url}/preview",
+                links=dict.fromkeys(("unsubscribe_url", "preferences_url"), f"{settings.base_url}/preview"),
             )
         )
     except RenderError as error:

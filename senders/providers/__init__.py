@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import importlib
+from typing import Any
 
-from senders.providers.base import Provider
+from senders.providers.base import Capabilities, NotSupportedError, Provider, WebhookReader
 from senders.settings import SenderSettings
 from warehouse.errors import SettingsError
 
+#: Name -> class; it is imported when it is first asked for.
+PROVIDERS: dict[str, str] = {
+    "maildir": "senders.providers.maildir:MaildirProvider",
+    "smtp": "senders.providers.smtp:SmtpProvider",
+    "sendgrid": "senders.providers.sendgrid:SendGridProvider",
+    "mandrill": "senders.providers.mandrill:MandrillProvider",
+    "mailchimp": "senders.providers.mailchimp:MailchimpProvider",
+    "bombbomb": "senders.providers.bombbomb:BombBombProvider",
+    "twilio": "senders.providers.twilio:TwilioProvider",
+    "fcm": "senders.providers.fcm:FcmProvider",
+    "slack": "senders.providers.slack:SlackProvider",
+    "webhook": "senders.providers.webhook:WebhookProvider",
+}
 
-def _maildir(settings: SenderSettings) -> Provider:
-    from senders.providers.maildir import MaildirProvider
-
-    return MaildirProvider(settings.maildir)
-
-
-def _smtp(settings: SenderSettings) -> Provider:
-    from senders.providers.smtp import SmtpProvider, SmtpServer
-
-    if settings.smtp_url is None:
-        raise SettingsError(
-            "Provider smtp needs a server, and MAILHOUSE_SMTP_URL is not set.",
-            fix="Set it, like smtp://user:password@mail.example.com:587?tls=starttls.",
-        )
-    server = SmtpServer.parse(settings.smtp_url.get_secret_value())
-    return SmtpProvider(server, connections=settings.smtp_connections)
+#: Those that report by webhook what became of messages which went out another way, by SMTP.
+WEBHOOK_READERS: dict[str, str] = {
+    "amazon_ses": "senders.providers.amazon_ses:AmazonSesEvents",
+    "postmark": "senders.providers.postmark:PostmarkEvents",
+}
 
 
-PROVIDERS: dict[str, Callable[[SenderSettings], Provider]] = {"maildir": _maildir, "smtp": _smtp}
+def provider_class(name: str) -> type[Provider]:
+    """The class of a provider.
+
+    Raises:
+        SettingsError: no provider has the name; names what is allowed.
+    """
+    if name not in PROVIDERS:
+        raise _unknown(name, "provider", "Providers", list(PROVIDERS))
+    return _load(PROVIDERS[name])
+
+
+def get_capabilities(name: str) -> Capabilities:
+    """What the provider of that name can do, whether or not it is set up here.
+
+    Raises:
+        SettingsError: no provider has the name.
+    """
+    return provider_class(name).capabilities
 
 
 def get_provider(settings: SenderSettings, name: str = "") -> Provider:
@@ -37,12 +57,33 @@ def get_provider(settings: SenderSettings, name: str = "") -> Provider:
     Raises:
         SettingsError: no provider has the name, or its own settings are missing; names what is allowed.
     """
-    name = name or settings.provider
-    make = PROVIDERS.get(name)
-    if make is None:
-        near = difflib.get_close_matches(name, PROVIDERS, n=1)
-        hint = f"Did you mean {near[0]}? " if near else ""
-        raise SettingsError(
-            f"There is no provider {name!r}.", fix=f"{hint}Providers are: {', '.join(sorted(PROVIDERS))}."
-        )
-    return make(settings)
+    return provider_class(name or settings.provider).from_settings(settings)
+
+
+def get_webhook_reader(settings: SenderSettings, name: str) -> WebhookReader:
+    """What reads the webhook calls of the provider of that name.
+
+    Raises:
+        SettingsError: no provider has the name, or its own settings are missing.
+        NotSupportedError: the provider calls no webhooks.
+    """
+    if name in WEBHOOK_READERS:
+        return _load(WEBHOOK_READERS[name]).from_settings(settings)
+    if name not in PROVIDERS:
+        raise _unknown(name, "provider", "Providers", [*PROVIDERS, *WEBHOOK_READERS])
+    if not get_capabilities(name).has_webhooks:
+        raise NotSupportedError(f"Provider {name} calls no webhooks.")
+    return provider_class(name).from_settings(settings)
+
+
+def _load(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _unknown(name: str, kind: str, kinds: str, known: list[str]) -> SettingsError:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    return SettingsError(
+        f"There is no {kind} {name!r}.", fix=f"{hint}{kinds} are: {', '.join(sorted(known))}."
+    )

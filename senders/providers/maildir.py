@@ -15,6 +15,7 @@ from pathlib import Path
 
 from senders.message import Delivery, Message, Status
 from senders.providers.base import Capabilities, Provider, ProviderUnavailableError
+from senders.settings import SenderSettings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")
 _HOST = "mailhouse"
@@ -29,6 +30,11 @@ class MaildirProvider(Provider):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    @classmethod
+    def from_settings(cls, settings: SenderSettings) -> MaildirProvider:
+        """The provider of the settings."""
+        return cls(settings.maildir)
 
     def send(self, batch: Sequence[Message]) -> list[Delivery]:
         """Write every message; all are on disk when this returns."""

@@ -18,14 +18,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from senders.message import Delivery, Message, Reason, RejectReason, Status
 from senders.mime import mailbox
 from senders.providers.base import Capabilities, Provider, ProviderRefusedError, ProviderUnavailableError
-from senders.settings import is_loopback
+from senders.settings import SenderSettings, is_loopback
 from warehouse.errors import SettingsError
 
 TlsMode = Literal["none", "starttls", "implicit", "opportunistic"]
@@ -317,13 +317,29 @@ class SmtpProvider(Provider):
     """
 
     name = "smtp"
+    capabilities = Capabilities(dispatch_window=_WINDOW)
+
+    @classmethod
+    def from_settings(cls, settings: SenderSettings) -> SmtpProvider:
+        """The provider of the settings.
+
+        Raises:
+            SettingsError: no server is set, or it is no URL of one.
+        """
+        if settings.smtp_url is None:
+            raise SettingsError(
+                "Provider smtp needs a server, and MAILHOUSE_SMTP_URL is not set.",
+                fix="Set it, like smtp://user:password@mail.example.com:587?tls=starttls.",
+            )
+        server = SmtpServer.parse(settings.smtp_url.get_secret_value())
+        return cls(server, connections=settings.smtp_connections)
 
     def __init__(self, server: SmtpServer, *, connections: int = 4) -> None:
         if connections < 1:
             raise SettingsError(f"MAILHOUSE_SMTP_CONNECTIONS is {connections}.", fix="Set it to 1 or more.")
         self.server = server
         self.connections = connections
-        self.capabilities = Capabilities(dispatch_window=_WINDOW, reaches_people=not is_loopback(server.host))
+        self.capabilities = replace(self.capabilities, reaches_people=not is_loopback(server.host))
         self._idle: list[SmtpConnection] = []
         self._refused: ProviderRefusedError | None = None
         self._context: ssl.SSLContext | None = None

@@ -67,6 +67,51 @@ def test_transactional_needs_no_consent_but_honours_hard_bounces(marts, write_sp
     assert reasons(audience) == {1: "suppressed", 2: "", 3: "", 4: ""}
 
 
+def test_quiet_hours_are_by_the_contacts_clock(marts, write_spec):
+    zones = {
+        1: "Europe/London", 2: "America/Los_Angeles", 3: "Asia/Tokyo", 4: None, 5: "Nowhere/At_All", 6: "",
+        7: "Asia/Kolkata",
+    }  # fmt: skip
+    marts.contacts(1, 7)
+    for contact_id, zone in zones.items():
+        marts.warehouse.execute(
+            "alter table marts.contact_profiles update timezone = {zone:Nullable(String)} where contact_id = {id:Int64}"
+            " settings mutations_sync = 1",
+            {"zone": zone, "id": contact_id},
+        )
+    marts.suppress("c2@example.com", "unsubscribed")
+    spec = write_spec(quiet_hours={"after": "17:00", "before": "08:30"})
+
+    def skipped(hour: int) -> list[int]:
+        now = MONDAY.replace(hour=hour)
+        found = reasons(Audience(marts.warehouse, spec, MONDAY, clock=lambda: now))
+        assert found.pop(2) == "suppressed"
+        assert set(found.values()) <= {"", "quiet_hours"}
+        return [contact_id for contact_id, reason in found.items() if reason]
+
+    # 8 UTC is 9:00 in London (also for those without a zone), 17:00 in Tokyo, 13:30 in Kolkata
+    assert skipped(8) == [3]
+    # 7 UTC is 8:00 in London, 16:00 in Tokyo
+    assert skipped(7) == [1, 4, 5, 6]
+    # 12 UTC is 13:00 in London, 21:00 in Tokyo, 17:30 in Kolkata
+    assert skipped(12) == [3, 7]
+    summary = Audience(marts.warehouse, spec, MONDAY, clock=lambda: MONDAY).summary()
+    assert (summary.sendable, summary.skipped) == (5, {"quiet_hours": 1, "suppressed": 1})
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "quiet"),
+    [("21:00", "08:00", [21, 23, 0, 7]), ("12:00", "14:00", [12, 13]), ("00:00", "06:00", [0, 5])],
+)
+def test_quiet_hours_may_go_over_midnight(write_spec, after, before, quiet):
+    hours = write_spec(quiet_hours={"after": after, "before": before}).quiet_hours
+    found = [hour for hour in range(24) if hours.is_quiet(MONDAY.replace(hour=hour), "UTC")]
+    assert set(quiet) <= set(found)
+    assert all(
+        (hour in found) != hours.is_quiet(MONDAY.replace(hour=(hour + 12) % 24), "UTC") for hour in quiet
+    )
+
+
 ADDRESSES = {
     "ann@example.com": True,
     "Ann.O'Hara+news@mail.example.co.uk": True,

@@ -68,7 +68,7 @@ class Models:
         """Run dbt at `now` plus an offset, with variables; fails the test with dbt's words if a node fails."""
         clock = (self.now + offset - datetime.now(UTC)).total_seconds()
         settings = self.settings.model_copy(update={"clock_offset": clock})
-        given = json.dumps({"database_prefix": PREFIX, **variables})
+        given = json.dumps({"database_prefix": PREFIX, "check_contracts": True, **variables})
         with environment(dbt_environment(settings)):
             result = dbt(
                 [command, "--vars", given, "--no-write-json", *args], self.target, manifest=self.manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -18,6 +19,7 @@ import pytest
 
 from campaigns.identity import message_id
 from senders.ledger import PLAN_COLUMNS, Claim, Ledger
+from senders.links import Links
 from senders.settings import SenderSettings
 from senders.unsubscribe import make_token
 from warehouse.client import Warehouse
@@ -260,6 +262,53 @@ def test_a_message_that_only_the_warehouse_remembers(
     assert [row["email"] for row in events(warehouse)] == ["bob@example.com"]
 
 
+def test_clicks_lead_on_and_are_stored(
+    gateway: httpx.Client, sender: SenderSettings, warehouse: Warehouse
+) -> None:
+    links = Links(sender.signing_key(), "")
+    start, pixel = links.tracked(ID)
+    path = start + links.target(3, "https://shop.example/é?a=1&b=%20#x")
+    answer = gateway.get(path, headers={"user-agent": "Firefox"})
+    assert (answer.status_code, answer.headers["location"]) == (
+        302,
+        "https://shop.example/%C3%A9?a=1&b=%20#x",
+    )
+    assert answer.headers["cache-control"] == "no-store"
+    assert gateway.head(path).status_code == 302
+    answer = gateway.get(str(pixel))
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/gif")
+    assert answer.content.startswith(b"GIF89a")
+    rows = sorted(events(warehouse), key=lambda row: (str(row["type"]), "HEAD" in str(row)))
+    assert [row["type"] for row in rows] == ["clicked", "clicked", "opened"]
+    assert {(row["email"], row["message_id"], row["source"]) for row in rows} == {(EMAIL, ID, "gateway")}
+    said = [json.loads(str(row["properties"])) for row in rows]
+    assert {(one.get("url"), str(one.get("position"))) for one in said[:2]} == {
+        ("https://shop.example/é?a=1&b=%20#x", "3")
+    }
+    assert sorted(str(one["is_machine"]) for one in said) == ["False", "False", "True"]
+    assert "Firefox" in {one["user_agent"] for one in said}
+
+
+def test_nobody_is_led_where_we_did_not_point(
+    gateway: httpx.Client, sender: SenderSettings, warehouse: Warehouse
+) -> None:
+    links = Links(sender.signing_key(), "")
+    start, pixel = links.tracked(ID)
+    good = links.target(3, "https://shop.example/")
+    foreign = Links(b"another key of some length", "")
+    bad = [
+        start + foreign.target(3, "https://evil.example/"), foreign.tracked(ID)[0] + good, start + "4" + good[1:],
+        start + good[:-3] + "AAA", start + "3/" + "A" * 60, start + links.target(1, "javascript:alert(1)"),
+        start, start + "3/", foreign.tracked(ID)[1], pixel.replace(".gif", ""), "/c/x/1/y", start + "03" + good[1:],
+        f"/c/{make_token(sender.signing_key(), ID)}/{good}",
+    ]  # fmt: skip
+    for path in bad:
+        answer = gateway.get(str(path))
+        assert (answer.status_code, answer.headers.get("location")) == (404, None), path
+    assert gateway.post(start + good).status_code == 405
+    assert events(warehouse) == []
+
+
 def test_health(gateway: httpx.Client) -> None:
     answer = gateway.get("/healthz")
     assert (answer.status_code, answer.json()) == (200, {"warehouse": "ok", "ledger": "ok"})
@@ -273,6 +322,9 @@ def test_no_answer_of_success_while_the_warehouse_is_away(sender: SenderSettings
         assert answer.headers["retry-after"] == "60"
         assert "<strong>not</strong> unsubscribed" in answer.text
         assert httpx.get(url + link, timeout=20).status_code == 200
+        links = Links(sender.signing_key(), url)
+        clicked = httpx.get(links.tracked(ID)[0] + links.target(1, "https://shop.example/"), timeout=20)
+        assert (clicked.status_code, clicked.headers["location"]) == (302, "https://shop.example/")
         health = httpx.get(url + "/healthz", timeout=20)
         assert (health.status_code, health.json()["warehouse"]) == (503, "does not answer")
     finally:

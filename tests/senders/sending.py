@@ -86,6 +86,15 @@ def audience(
         )  # fmt: skip
 
 
+def people(number: int) -> pl.DataFrame:
+    """An audience that can be reached on every channel."""
+    frame = pl.concat(list(audience(number)))
+    return frame.with_columns(
+        phone=pl.format("+4477009{}", pl.col("contact_id").cast(pl.String).str.zfill(5)),
+        push_token=pl.format("token-{}", "contact_id"),
+    )
+
+
 def send_all(settings: SenderSettings, people: int, **more: object) -> SendSummary:
     """Send the plan to an audience through the settings' provider."""
     with Ledger.open(settings) as ledger, get_provider(settings) as provider:

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from senders.links import Links
 from senders.retries import RetryPolicy, is_retryable, parse_retry_after
 from senders.settings import SenderSettings, is_loopback
-from senders.unsubscribe import PURPOSES, make_token, preferences_url, unsubscribe_url, verify_token
+from senders.unsubscribe import PURPOSES, make_token, verify_token
 from warehouse.errors import SettingsError
 
 KEY = b"a secret of at least sixteen bytes"
@@ -71,10 +72,12 @@ def test_any_text_is_refused_without_failing(text: str) -> None:
 
 
 def test_links_name_nobody() -> None:
-    url = unsubscribe_url("https://mail.example.com/", ID, KEY)
+    url = Links(KEY, "https://mail.example.com/").unsubscribe(ID)
     assert url == f"https://mail.example.com/unsubscribe/{make_token(KEY, ID)}"
-    assert preferences_url("https://mail.example.com", ID, KEY).startswith(
-        "https://mail.example.com/preferences/"
+    assert (
+        Links(KEY, "https://mail.example.com")
+        .preferences(ID)
+        .startswith("https://mail.example.com/preferences/")
     )
 
 

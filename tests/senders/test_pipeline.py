@@ -295,14 +295,16 @@ def test_stopping_keeps_what_is_done_and_leaves_the_rest(settings: SenderSetting
 def test_signals_end_it_cleanly(settings: SenderSettings) -> None:
     slow = settings.model_copy(update={"rate_per_second": 20.0})
 
+    provider = Memory()
+
     def interrupt() -> None:
-        time.sleep(0.4)
+        while not provider.taken:
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=interrupt)
     thread.start()
-    provider = Memory()
     summary = through(slow, provider, 200)
     thread.join()
     assert summary.is_interrupted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email
 import re
 import socket
 from datetime import UTC, date, datetime
@@ -9,12 +10,16 @@ from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from senders.composing import Composer, Envelope, render_batch
 from senders.filters import money, number, pluralize
+from senders.links import Links
+from senders.message import Address
 from senders.rendering import PROFILE_COLUMNS, Rendered, RenderError, TemplateError, TemplateLibrary
 
 WILD = Path(__file__).parents[3] / "shared/data/mjml_templates"
@@ -340,19 +345,65 @@ def test_marketing_needs_a_way_out_and_an_address(folder: Path) -> None:
         library.template("t").require_marketing()
 
 
+@pytest.mark.parametrize(
+    ("inner", "is_enough"),
+    [
+        ("{{ unsubscribe_url }}", True),
+        ('<a href="{{ unsubscribe_url }}">x</a>', True),
+        ("{% with a = 1 %}{{ unsubscribe_url | default('x') }}{% endwith %}", True),
+        ("{% if contact.city %}{{ unsubscribe_url }}{% endif %}", False),
+        ("{% for p in recommendations %}{{ unsubscribe_url }}{% endfor %}", False),
+        ("{{ unsubscribe_url if contact.city else '' }}", False),
+        ("{% set x = unsubscribe_url %}", False),
+        ("{% macro x() %}{{ unsubscribe_url }}{% endmacro %}", False),
+    ],
+)
+def test_the_way_out_is_there_for_everybody(folder: Path, inner: str, is_enough: bool) -> None:
+    (folder / "t.mjml").write_text(BODY.format(f"<mj-text>{{{{ postal_address }}}} {inner}</mj-text>"))
+    template = TemplateLibrary.load(folder).template("t")
+    if is_enough:
+        template.require_marketing()
+    else:
+        with pytest.raises(TemplateError, match="only within a condition"):
+            template.require_marketing()
+
+
+@pytest.mark.parametrize("subject", ["Re: your order", "FW: x", "AW : x", "re[2]: x", "TR:x"])
+def test_subjects_do_not_pretend(folder: Path, subject: str) -> None:
+    (folder / "t.mjml").write_text(
+        BODY.format("<mj-text>{{ postal_address }} {{ unsubscribe_url }}</mj-text>")
+    )
+    library = TemplateLibrary.load(folder)
+    with pytest.raises(TemplateError, match="pretends"):
+        library.template("t", subject=subject).require_marketing()
+    library.template("t", subject="Regarding: " + subject).require_marketing()
+
+
 @pytest.mark.skipif(not WILD.is_dir(), reason="shared/data/mjml_templates is not on this machine")
 def test_templates_from_the_wild(tmp_path: Path) -> None:
     library = TemplateLibrary.load(WILD)
     assert len(library.names()) == 25
     for name in library.names():
         try:
-            done = library.template(name).render(CONTEXT)
+            template = library.template(name)
         except TemplateError:
             # two have merge tags of another system; given defaults they are ours
             text = (WILD / f"{name}.mjml").read_text()
             text = re.sub(r"\{\{\s*(\w+)\s*\}\}", r"{{ \1 | default('x') }}", text)
             (tmp_path / f"{name}.mjml").write_text(text)
-            done = TemplateLibrary.load(tmp_path).template(name).render(CONTEXT)
+            template = TemplateLibrary.load(tmp_path).template(name)
+        done = template.render(CONTEXT)
+        envelope = Envelope(
+            sender=Address("s@example.com"), links=Links(b"k" * 32, "https://m.example"), constants=CONTEXT
+        )
+        contacts = [CONTEXT["contact"]]
+        (raw,) = render_batch(
+            Composer(template.source, envelope), contacts, [str(UUID(int=1))], CONTEXT["now"]
+        )
+        assert isinstance(raw, bytes), (name, raw)
+        assert max(map(len, raw.partition(b"\r\n\r\n")[2].split(b"\r\n"))) <= 76
+        html = email.message_from_bytes(raw).get_payload()[1].get_payload(decode=True).decode()
+        assert html.replace("\r\n", "\n") == done.html.removesuffix("\n") + "\n"
         assert "mhtag" not in done.html
         assert done.html.count("<body") == 1
         assert len(done.text) > 100

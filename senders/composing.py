@@ -1,0 +1,302 @@
+"""From a template and a batch of contacts to the bytes of whole messages, as fast as Python can.
+
+A `Composer` is made once a process and send, from two things that can be pickled: a `TemplateSource` and an `Envelope`.
+Headers that all messages share are encoded then, and so is what is constant in the template (`senders.wire`).
+What it writes parses, field for field, as what `senders.mime.build` makes of the same message.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from senders.dkim import DkimSigner
+from senders.links import Links
+from senders.message import Address
+from senders.mime import (
+    BOUNDARY,
+    ascii_domain,
+    body_ends,
+    header_date,
+    header_lines,
+    mailbox,
+    one_line,
+    unstructured,
+)
+from senders.mime import address as header_address
+from senders.rendering import (
+    GLOBALS,
+    RENDER_ERRORS,
+    Recommendations,
+    RenderError,
+    Template,
+    TemplateSource,
+    render_error,
+)
+from senders.tracking import link_context
+from warehouse.errors import SettingsError
+
+if TYPE_CHECKING:
+    from senders.pipeline import SendPlan
+    from senders.settings import SenderSettings
+
+__all__ = ["Composer", "Envelope", "RecipientError", "keep_heap", "render_batch"]
+
+_NO_RECOMMENDATIONS: Sequence[Any] = ()
+_HTML_BOUNDARY = b"\r\n--%b\r\n" % BOUNDARY.encode()
+
+
+class RecipientError(RenderError):
+    """The contact has no address that mail can go to; the text does not repeat it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Envelope:
+    """What all messages of one send have in common. Can be pickled; holds the signing key, so never log it.
+
+    Attributes:
+        constants: names of the context that are the same for everybody: campaign (without `variant`),
+            postal_address, company_name.
+        links: makes the signed links.
+        is_marketing: whether each message says in its header how to unsubscribe (RFC 8058).
+        headers: further header fields, the same for everybody, unfolded ASCII.
+        signer: signs each message; None where the provider does, or nobody.
+    """
+
+    sender: Address
+    constants: Mapping[str, Any]
+    links: Links = field(repr=False)
+    is_marketing: bool = True
+    reply_to: Address | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    signer: DkimSigner | None = None
+
+    @classmethod
+    def of(cls, plan: SendPlan, settings: SenderSettings) -> Envelope:
+        """The envelope of a plan's messages, as the settings have it.
+
+        Raises:
+            SettingsError: the sender's address or a DKIM key cannot be used.
+        """
+        sender = sender_of(plan, settings)
+        return cls(
+            sender=sender,
+            constants=constants_of(plan, settings),
+            links=Links(settings.signing_key(), settings.base_url),
+            is_marketing=plan.category == "marketing",
+            reply_to=Address(plan.reply_to) if plan.reply_to else None,
+            headers=identity_headers(plan, sender),
+            signer=DkimSigner.from_settings(settings, sender.email),
+        )
+
+
+def constants_of(plan: SendPlan, settings: SenderSettings) -> dict[str, Any]:
+    """What merge tags may name that is the same for everybody."""
+    return {
+        "campaign": {
+            "kind": plan.kind, "name": plan.name, "version": plan.version, "occurrence": plan.occurrence,
+            "category": plan.category,
+        },
+        "postal_address": settings.postal_address,
+        "company_name": settings.company_name,
+    }  # fmt: skip
+
+
+def sender_of(plan: SendPlan, settings: SenderSettings) -> Address:
+    """Whom messages come from: the campaign's sender, else the settings'.
+
+    Raises:
+        SettingsError: the address cannot be used.
+    """
+    sender = Address(plan.from_email or settings.from_email, one_line(plan.from_name or settings.from_name))
+    try:
+        mailbox(sender.email)
+    except ValueError as error:
+        raise SettingsError(
+            f"The sender address {sender.email!r} cannot be used: {error}.",
+            fix="Correct MAILHOUSE_FROM_EMAIL, or `from_email` in the campaign.",
+        ) from None
+    return sender
+
+
+def identity_headers(plan: SendPlan, sender: Address) -> tuple[tuple[str, str], ...]:
+    """What mailbox providers tell mailings apart by: List-Id (RFC 2919) for marketing, Gmail's Feedback-ID for all."""
+    label = "".join(c if c.isalnum() and c.isascii() else "-" for c in plan.name).strip("-") or plan.kind
+    feedback = ("Feedback-ID", f"{label}:{plan.category}:{plan.kind}:mailhouse")
+    if plan.category != "marketing":
+        return (feedback,)
+    return (("List-Id", f"<{label}.{ascii_domain(sender.email.rpartition('@')[2])}>"), feedback)
+
+
+class Composer:
+    """Writes the messages of one send.
+
+    Raises:
+        ValueError: a header of the envelope cannot be written.
+    """
+
+    def __init__(self, source: TemplateSource | Template, envelope: Envelope) -> None:
+        self.template = source if isinstance(source, Template) else Template(source)
+        self.envelope = envelope
+        # the header needs it whatever the template says
+        self._names = self.template.names | ({"unsubscribe_url"} if envelope.is_marketing else set())
+        self._constants = {
+            **GLOBALS, "preheader": "", **envelope.constants,
+            "campaign": {**envelope.constants.get("campaign", {}), "variant": ""},
+        }  # fmt: skip
+        domain = ascii_domain(envelope.sender.email.rpartition("@")[2])
+        self._from = f"From: {header_address(envelope.sender, 6)}\r\nTo: ".encode()
+        self._after_id = f"@{domain}>\r\n".encode()
+        shared = list(envelope.headers)
+        lines = header_lines(shared)
+        if envelope.reply_to is not None:
+            lines.insert(0, f"Reply-To: {header_address(envelope.reply_to, 10)}")
+        lines += ["MIME-Version: 1.0", ""]
+        self._shared = "\r\n".join(lines).encode()
+        self._attached = {
+            one.locale: body_ends(one.attachments)
+            for one in (self.template.source, *self.template.source.translations)
+        }
+        # compiled now: whoever measures or forks wants it done
+        for locale in self._attached:
+            _ = self.template.in_locale(locale).wire_parts
+
+    def context(
+        self,
+        contact: Mapping[str, Any],
+        recommendations: Sequence[Any],
+        message_id: str,
+        now: datetime,
+        variant: str = "",
+    ) -> dict[str, Any]:
+        """What merge tags of one message may name."""
+        context = {
+            **self._constants,
+            "contact": contact,
+            "recommendations": Recommendations(recommendations),
+            "now": now,
+            **link_context(self.envelope.links, message_id, self.template.source.tracking, self._names),
+        }
+        if variant:
+            context["campaign"] = {**context["campaign"], "variant": variant}
+        return context
+
+    def compose(
+        self, context: dict[str, Any], message_id: str, sent_at: datetime, subjects: list[str] | None = None
+    ) -> bytes:
+        """One message, header and all, with CRLF line ends.
+
+        Args:
+            context: from `context`, with a contact that has `email`, and `first_name` and `last_name` if known; gets
+                `preheader`.
+            subjects: a list that the subject is appended to.
+
+        Raises:
+            RecipientError: the contact's address cannot be used.
+            RenderError: something is missing for this contact, or does not fit a filter.
+        """
+        contact = context["contact"]
+        template = self.template.in_locale(contact.get("locale"))
+        context["locale"] = template.source.locale
+        first, last = contact.get("first_name"), contact.get("last_name")
+        name = f"{first} {last}" if first and last else str(first or last or "")
+        try:
+            recipient = header_address(Address(contact["email"] or "", one_line(name)), 4)
+        except ValueError as error:
+            raise RecipientError(str(error)) from None
+        try:
+            subject, context["preheader"] = template.heading(context)
+            out = [
+                self._from, recipient.encode(), b"\r\nSubject: ", unstructured(subject, 9).encode(),
+                b"\r\nMessage-ID: <", message_id.encode("ascii"), self._after_id, header_date(sent_at),
+            ]  # fmt: skip
+            if self.envelope.is_marketing:
+                out.append(
+                    b"List-Unsubscribe: <%b>\r\nList-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n"
+                    % context["unsubscribe_url"].encode("ascii")
+                )
+            text, html = template.wire_parts
+            attached = self._attached[template.source.locale]
+            out += (self._shared, attached[0])
+            text.write(context, out)
+            out.append(_HTML_BOUNDARY)
+            html.write(context, out)
+        except RENDER_ERRORS as error:
+            raise render_error(error) from error
+        out.append(attached[1])
+        if subjects is not None:
+            subjects.append(subject)
+        raw = b"".join(out)
+        if self.envelope.signer is None:
+            return raw
+        # our quoted-printable and base64 are in that form; file names may not be
+        return self.envelope.signer.sign(raw, is_relaxed=not template.source.attachments)
+
+
+def keep_heap(size: int = 256 << 20) -> bool:
+    """Have glibc keep freed memory up to a size for this process, for workers that compose.
+
+    Messages of 40 KB are made and freed by the hundred. By default glibc gives such memory back to the system at once
+    and asks for it again, a page fault every 4 KB: a quarter of the whole cost of a message.
+
+    Args:
+        size: bytes that are kept at most, and by which the heap grows an eighth at a time.
+
+    Returns:
+        Whether this C library could be told so.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    # M_TRIM_THRESHOLD and M_TOP_PAD of malloc.h
+    return bool(mallopt(-1, size)) and bool(mallopt(-2, size // 8))
+
+
+def render_batch(
+    composer: Composer,
+    contacts: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]],
+    message_ids: Sequence[str],
+    now: datetime,
+    *,
+    recommendations: Sequence[Sequence[Any] | None] | None = None,
+    variants: Sequence[str] | None = None,
+    subjects: list[str] | None = None,
+) -> list[bytes | RenderError]:
+    """The messages of a batch of contacts, in their order; an error stands where a message could not be made.
+
+    Args:
+        contacts: profiles, as columns (lists by name) or as one dict each; with `email`, and what the template uses.
+        message_ids: one a contact.
+        now: the Date header, and `now` in merge tags; UTC.
+        recommendations: each contact's products, best first; dicts with `product_id`, `name`, `price` and so on.
+        variants: each contact's variant of the experiment.
+        subjects: a list that gets each message's subject, empty where there is an error.
+    """
+    rows: Iterable[Mapping[str, Any]]
+    if isinstance(contacts, Mapping):
+        names = tuple(contacts)
+        rows = (dict(zip(names, row, strict=True)) for row in zip(*contacts.values(), strict=True))
+    else:
+        rows = contacts
+    sent_at = now.replace(microsecond=0)
+    done: list[bytes | RenderError] = []
+    for contact, message_id, products, variant in zip(
+        rows,
+        message_ids,
+        recommendations if recommendations is not None else itertools.repeat(None, len(message_ids)),
+        variants if variants is not None else itertools.repeat("", len(message_ids)),
+        strict=True,
+    ):
+        try:
+            context = composer.context(contact, products or _NO_RECOMMENDATIONS, message_id, now, variant)
+            done.append(composer.compose(context, message_id, sent_at, subjects))
+        except RenderError as error:
+            done.append(error)
+            if subjects is not None:
+                subjects.append("")
+    return done

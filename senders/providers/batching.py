@@ -1,0 +1,189 @@
+"""Many personal messages in one call: what they share is sent once, what differs as values a recipient.
+
+A provider is handed messages that are rendered, each with HTML of its own. `share` finds what messages of one template
+have in common and leaves gaps where they differ. Whatever it finds, filling a recipient's values into the gaps gives
+that recipient's message back character by character, because the values are what stands between the common parts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from senders.message import Message
+
+#: Tokens between which messages may differ: in HTML text runs, tags' words and attributes, in text lines.
+_HTML = re.compile(r'[^<>"\n]+|[<>"\n]+')
+_TEXT = re.compile(r"[^\n]+|\n+")
+#: A common part that is shorter joins the values beside it: it would be found anywhere.
+_SHORTEST = 4
+#: Share of the HTML that messages of one shape have in common at least: less is not worth sending together.
+_LEAST = 0.25
+#: Shapes that are tried before a message counts as a shape of its own.
+_SHAPES = 16
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Messages with one HTML and one text for all.
+
+    Attributes:
+        html, text: with a tag at each gap.
+        values: for each message, tag -> what stands there. Empty for messages that are the same for all.
+    """
+
+    messages: Sequence[Message]
+    html: str
+    text: str
+    values: Sequence[dict[str, str]]
+
+
+def share(
+    messages: Sequence[Message], *, tag: Callable[[str], str], most_bytes: int, most: int = 1000
+) -> list[Shared]:
+    """Group messages by their common HTML and text.
+
+    Args:
+        tag: a name of letters and digits -> how the provider writes a tag of that name.
+        most_bytes: UTF-8 bytes of one message's tags and values at most; a message with more goes alone.
+        most: messages in one group at most.
+    """
+    groups: list[_Group] = []
+    alike: dict[tuple[int, ...], list[_Group]] = {}
+    for message in messages:
+        # most messages are of a shape that is known by now, and trying is cheaper than counting
+        if any(group.take(message) for group in groups[-_SHAPES:]):
+            continue
+        # messages that are built alike have as many of each
+        html, text = message.html, message.text
+        key = (html.count("<"), html.count('"'), html.count("\n"), text.count("\n"))
+        candidates = alike.setdefault(key, [])
+        if not any(group.take(message, widen=True) for group in candidates[-_SHAPES:]):
+            groups.append(_Group(message))
+            candidates.append(groups[-1])
+    return [
+        shared
+        for group in groups
+        for start in range(0, len(group.members), most)
+        for shared in group.finish(start, start + most, tag, most_bytes)
+    ]
+
+
+class _Shape:
+    """The common parts of texts: `parts[0] value parts[1] value ... parts[-1]`."""
+
+    def __init__(self, text: str, token: re.Pattern[str], least: float = 0.0) -> None:
+        self._token, self._least = token, least
+        self._tokens: list[str | None] = list(token.findall(text))
+        self.parts: list[str] = [text]
+
+    def values(self, text: str) -> list[str] | None:
+        """What stands in the gaps of a text; None if the text is not of this shape."""
+        parts = self.parts
+        if len(parts) == 1:
+            return [] if text == parts[0] else None
+        if not text.startswith(parts[0]):
+            return None
+        at = len(parts[0])
+        found: list[str] = []
+        for part in parts[1:-1]:
+            begin = text.find(part, at)
+            if begin < 0:
+                return None
+            found.append(text[at:begin])
+            at = begin + len(part)
+        end = len(text) - len(parts[-1])
+        if end < at or not text.endswith(parts[-1]):
+            return None
+        found.append(text[at:end])
+        return found
+
+    def widened(self, text: str) -> bool:
+        """Open gaps where the text differs; False if it is built differently, or too little would be in common."""
+        tokens = self._token.findall(text)
+        if len(tokens) != len(self._tokens):
+            return False
+        common = [ours if ours == theirs else None for ours, theirs in zip(self._tokens, tokens, strict=True)]
+        if sum(len(token) for token in common if token is not None) < self._least * len(text):
+            return False
+        self._tokens = common
+        runs = [
+            "" if is_gap else "".join(token for token in group if token is not None)
+            for is_gap, group in itertools.groupby(self._tokens, key=lambda token: token is None)
+        ]
+        parts = [""] if self._tokens[:1] == [None] else []
+        for number, run in enumerate(runs):
+            if run and (len(run) >= _SHORTEST or number in (0, len(runs) - 1)):
+                parts.append(run)
+        if self._tokens[-1:] == [None]:
+            parts.append("")
+        self.parts = parts
+        return True
+
+
+class _Group:
+    def __init__(self, message: Message) -> None:
+        self.html, self.text = _Shape(message.html, _HTML, _LEAST), _Shape(message.text, _TEXT)
+        # each with its values under the shape of then, which are good as long as the shape is
+        self.members: list[tuple[Message, list[str], int]] = [(message, [], 0)]
+        self.version = 0
+
+    @property
+    def gaps(self) -> int:
+        return len(self.html.parts) + len(self.text.parts) - 2
+
+    def take(self, message: Message, *, widen: bool = False) -> bool:
+        """Add the message if it is of this shape, or with `widen` if the shape can be made to hold it."""
+        values: list[str] = []
+        for shape, text in ((self.html, message.html), (self.text, message.text)):
+            found = shape.values(text)
+            if found is None and widen and shape.widened(text):
+                self.version += 1
+                found = shape.values(text)
+            if found is None:
+                return False
+            values += found
+        self.members.append((message, values, self.version))
+        return True
+
+    def finish(self, start: int, stop: int, tag: Callable[[str], str], most_bytes: int) -> list[Shared]:
+        """The members from `start` to `stop`: together, but for those that have too much of their own."""
+        # nobody can know it beforehand, so no content holds it
+        salt = secrets.token_hex(6)
+        tags = [tag(f"{salt}{number}") for number in range(self.gaps)]
+        size = sum(map(len, tags))
+        together: list[Message] = []
+        values: list[dict[str, str]] = []
+        groups: list[Shared] = []
+        for message, known, version in self.members[start:stop]:
+            found = known if version == self.version else self._values(message)
+            if found is None or size + len("".join(found).encode()) > most_bytes:
+                groups.append(_alone(message))
+            else:
+                together.append(message)
+                values.append(dict(zip(tags, found, strict=True)))
+        if len(together) == 1:
+            groups.append(_alone(together[0]))
+        elif together:
+            html_gaps = len(self.html.parts) - 1
+            html, text = (
+                _filled(self.html.parts, tags[:html_gaps]),
+                _filled(self.text.parts, tags[html_gaps:]),
+            )
+            groups.append(Shared(together, html, text, values))
+        return groups
+
+    def _values(self, message: Message) -> list[str] | None:
+        html, text = self.html.values(message.html), self.text.values(message.text)
+        return None if html is None or text is None else html + text
+
+
+def _alone(message: Message) -> Shared:
+    return Shared([message], message.html, message.text, [{}])
+
+
+def _filled(parts: Sequence[str], tags: Sequence[str]) -> str:
+    return "".join(itertools.chain.from_iterable(zip(parts, [*tags, ""], strict=True)))
