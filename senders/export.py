@@ -2,19 +2,26 @@
 
 The ledger marks a change as exported after the warehouse has it. A crash between the two leaves rows that the
 warehouse has and the ledger thinks it has not; so every batch leaves out what is there already, by message and number
-of the change. One export runs at a time: a second one finds the first at work and leaves it the job.
+of the change. One export runs at a time: a second one finds the first at work and leaves it the job. Recipients that a
+mail server refused at once become `bounced` events on the way.
 """
 
 from __future__ import annotations
 
+import json
+import re
+import uuid
 from collections import Counter
 from datetime import UTC, datetime
+from typing import Any
 
 import polars as pl
 
+from senders.bounces import bounce_class_of
 from senders.ledger import Ledger
-from senders.message import EventType, Status
+from senders.message import EventType, RejectReason, Status
 from warehouse.client import Warehouse
+from warehouse.loads import load_events
 
 BATCH_ROWS = 10_000
 
@@ -32,6 +39,8 @@ SETTLED_BY: dict[EventType, Status] = {
     ),
 }  # fmt: skip
 _UTC_MS = pl.Datetime("ms", "UTC")
+_NAMESPACE = uuid.UUID("0f1b3a52-5f5e-5d0b-8f57-6a1c9b1f2c33")
+_SMTP_REPLY = re.compile(r"5\d\d[ -]")
 
 
 def export_messages(ledger: Ledger, warehouse: Warehouse, *, now: datetime | None = None) -> int:
@@ -49,6 +58,7 @@ def export_messages(ledger: Ledger, warehouse: Warehouse, *, now: datetime | Non
         while changes := ledger.changes_to_export(BATCH_ROWS):
             frame = pl.DataFrame(changes, infer_schema_length=None)
             added += _copy(warehouse, frame.drop("change_id"))
+            _load_refusals(warehouse, changes)
             ledger.mark_exported(frame["change_id"].to_list())
             ledger.heartbeat(run)
             if len(changes) < BATCH_ROWS:
@@ -56,6 +66,33 @@ def export_messages(ledger: Ledger, warehouse: Warehouse, *, now: datetime | Non
     finally:
         ledger.end_run(run, "finished", moment)
     return added
+
+
+def _load_refusals(warehouse: Warehouse, changes: list[dict[str, Any]]) -> None:
+    """A recipient that the mail server refused at once is a bounce, like one that comes back later.
+
+    HTTP providers tell of theirs by events of their own.
+    """
+    rows = [
+        {
+            "event_id": str(uuid.uuid5(_NAMESPACE, f"{change['message_id']} {change['sequence']}")),
+            "type": EventType.BOUNCED.value, "source": change["provider"], "email": change["email"].lower(),
+            "message_id": change["message_id"], "occurred_at": change["changed_at"],
+            "properties": json.dumps(
+                {"bounce_class": bounce_class_of(change["provider_reply"]), "reject_reason": change["reason"],
+                 "diagnostic": change["provider_reply"], "is_permanent": "true"}
+            ),
+        }
+        for change in changes
+        if change["status"] == Status.REJECTED
+        and change["reason"] in (RejectReason.INVALID, RejectReason.BOUNCED)
+        and _SMTP_REPLY.match(change["provider_reply"])
+    ]  # fmt: skip
+    if rows:
+        load_events(
+            warehouse,
+            pl.DataFrame(rows).with_columns(pl.col("occurred_at").cast(pl.Datetime("ms")).cast(_UTC_MS)),
+        )
 
 
 def _copy(warehouse: Warehouse, frame: pl.DataFrame) -> int:

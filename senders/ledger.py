@@ -1027,7 +1027,7 @@ _DEAD = sa.text(
     "coalesce(c.provider_reply, '') as provider_reply "
     "from messages m join plans p on p.plan_id = m.plan_id "
     "left join message_changes c on c.message_row = m.id and c.sequence = m.sequence "
-    "where m.status in ('failed', 'rejected', 'invalid') and (m.status <> 'failed' "
+    "where (m.status = 'failed' or m.status = 'rejected' or m.status = 'invalid') and (m.status <> 'failed' "
     "or m.reason not in ('deferred', 'revived', 'warm_up') "
     f"or (m.reason = 'deferred' and {_TRIED} >= :tries)) "
     "and (:name = '' or p.name = :name) order by m.changed_at desc, m.id desc limit :limit"
@@ -1040,7 +1040,7 @@ _DEFERRED = sa.text(
     "select p.kind, p.name, p.occurrence, case when m.reason = 'warm_up' then 1 else 0 end as is_warm_up, "  # noqa: S608
     "count(*) as number, max(m.changed_at) as newest "
     "from messages m join plans p on p.plan_id = m.plan_id "
-    "where m.status in ('failed', 'rejected', 'invalid') and m.status = 'failed' "
+    "where (m.status = 'failed' or m.status = 'rejected' or m.status = 'invalid') and m.status = 'failed' "
     f"and (m.reason in ('revived', 'warm_up') or (m.reason = 'deferred' and {_TRIED} < :tries)) "
     "group by 1, 2, 3, 4 order by newest"
 )

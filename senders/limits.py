@@ -206,10 +206,10 @@ class LimitsSpec(Spec):
         warm_up: ladders, by provider.
     """
 
-    providers: Annotated[dict[str, Rate], Field(default_factory=dict)]
-    campaigns: Annotated[dict[str, Rate], Field(default_factory=dict)]
-    domains: Annotated[dict[str, DomainRate], Field(default_factory=dict)]
-    warm_up: Annotated[dict[str, WarmUp], Field(default_factory=dict)]
+    providers: dict[str, Rate] = Field(default_factory=dict)
+    campaigns: dict[str, Rate] = Field(default_factory=dict)
+    domains: dict[str, DomainRate] = Field(default_factory=dict)
+    warm_up: dict[str, WarmUp] = Field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> LimitsSpec:
@@ -221,7 +221,7 @@ class LimitsSpec(Spec):
         """
         path = folder / "limits.yaml"
         if not path.exists():
-            return cls.model_validate({})
+            return cls()
         spec = load_spec(path, cls)
         seen: dict[str, str] = {}
         for name, group in spec.domains.items():

@@ -415,8 +415,13 @@ class _Sender:
         while not self.workers.is_free and not self.is_over:
             self.collect(run, wait=True)
         self.stop.wait(max(0.0, self.resumes_at - time.monotonic(), self.breaker.wait))
+        if self.is_over:
+            return
         window = self.allowed_today(run, window)
-        if self.is_over or not window.row_ids or not self.limit.take(texts(window.rows, "email"), self.stop):
+        if not window.row_ids:
+            return
+        if not self.limit.take(texts(window.rows, "email"), self.stop):
+            self.not_today(window)
             return
         granted = self.ledger.dispatch(run, window.row_ids, self.settings.now())
         if len(granted) < len(window.row_ids):
@@ -442,6 +447,11 @@ class _Sender:
             window = window.only(range(number))
         return window
 
+    def not_today(self, window: Window) -> None:
+        """A window that did not go after all takes nothing of the day's allowance."""
+        if window.tries == 1:
+            self.allowance.give_back(len(window.row_ids), self.settings.now())
+
     def collect(self, run: Run, *, wait: bool) -> None:
         """Record what workers have done."""
         for window, answer in self.workers.answers(wait=wait):
@@ -453,6 +463,7 @@ class _Sender:
     def not_handed_over(self, run: Run, window: Window, error: ProviderError) -> None:
         """All of it may be tried again, now or by the next run."""
         self.ledger.record(run, [], self.settings.now(), release=window.row_ids)
+        self.not_today(window)
         if not isinstance(error, ProviderUnavailableError):
             self.trouble = self.trouble or error
             return

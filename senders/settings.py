@@ -56,6 +56,10 @@ class SenderSettings(MailhouseSettings):
             process keeps its own.
         default_cap_messages, default_cap_days: marketing messages one person gets at most within so many days,
             where the campaign states no cap; 0 messages means no cap.
+        bounce_folder: a folder or maildir into which bounces and complaints are delivered.
+        bounce_imap_url: `imaps://user:password@host/INBOX` of the mailbox that gets them.
+        bounce_soft_limit, bounce_soft_days: an address that bounces softly on so many days within so many days is
+            given up; 0 means never.
         track_clicks, track_opens: categories whose links lead through the gateway, and whose HTML has a pixel that
             tells of an open: `marketing`, `transactional`, both with a comma, or empty; a campaign may say otherwise.
         utm_source, utm_medium: added to web links as utm_source and utm_medium, with utm_campaign the campaign's
@@ -111,6 +115,10 @@ class SenderSettings(MailhouseSettings):
     redis_url: SecretStr | None = None
     default_cap_messages: int = 0
     default_cap_days: float = 7.0
+    bounce_folder: Path | None = None
+    bounce_imap_url: SecretStr | None = None
+    bounce_soft_limit: int = 5
+    bounce_soft_days: float = 30.0
     track_clicks: str = ""
     track_opens: str = ""
     utm_source: str = ""

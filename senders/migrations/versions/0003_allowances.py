@@ -11,7 +11,7 @@ down_revision = "0002"
 
 def upgrade() -> None:
     """Make the table and the index."""
-    has_failed = sa.text("status in ('failed', 'rejected', 'invalid')")
+    has_failed = sa.text("(status = 'failed' or status = 'rejected' or status = 'invalid')")
     op.create_index(
         "messages_failed", "messages", ["id"], sqlite_where=has_failed, postgresql_where=has_failed
     )
