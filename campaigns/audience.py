@@ -270,6 +270,21 @@ class Audience:
                 return
             last = int(frame["contact_id"][-1])
 
+    def sample(self, rows: int = 20) -> pl.DataFrame:
+        """The first contacts, by contact_id, who would get it now; columns as of `batches`. Settles nothing."""
+        members, parameters = self._members()
+        chosen = self.warehouse.frame(
+            f"""
+            select contact_id from ({self._judged(members)}) where skip_reason = ''
+            order by contact_id limit {{rows:UInt64}} settings join_use_nulls = 0
+            """,
+            {**parameters, "rows": rows},
+        )
+        page = "select arrayJoin({contact_ids:Array(Int64)}) as contact_id"
+        return self.warehouse.frame(
+            self._personalised(page), {**parameters, "contact_ids": chosen["contact_id"].to_list()}
+        )
+
     def _parameters(self, **more: Any) -> dict[str, Any]:
         return {
             "campaign": self.spec.campaign,

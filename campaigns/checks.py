@@ -17,16 +17,18 @@ class CheckResult:
     """A judgement.
 
     Attributes:
-        name: `template_lint`, `consent`, `audience_not_empty` or `audience_drift`.
-        is_passed: whether the send may go on.
+        name: `template_lint`, `consent`, `audience_not_empty`, `audience_drift`, or one of `deliverability.preflight`.
+        is_passed: whether nothing was found.
         message: one sentence for people.
         metadata: the numbers behind it.
+        is_blocking: whether the send may not go on unless it is passed; a warning otherwise.
     """
 
     name: str
     is_passed: bool
     message: str
     metadata: Mapping[str, int | float | str] = field(default_factory=dict)
+    is_blocking: bool = True
 
 
 def run_checks(

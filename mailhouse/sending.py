@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
 from rich.table import Table
 
 from mailhouse.console import console, progress_bar
@@ -43,7 +44,8 @@ def show_checks(prepared: Prepared) -> None:
     table.add_column("")
     table.add_column("finding")
     for check in prepared.checks:
-        table.add_row(check.name, "[green]passed[/]" if check.is_passed else "[red]failed[/]", check.message)
+        verdict = "[red]failed[/]" if check.is_blocking else "[yellow]warning[/]"
+        table.add_row(check.name, "[green]passed[/]" if check.is_passed else verdict, escape(check.message))
     console.print(table)
 
 

@@ -70,6 +70,7 @@ class SenderSettings(MailhouseSettings):
             goes out by SMTP, and the name of its record in DNS; unset means no signature of ours.
         dkim_second_key, dkim_second_selector: another one, usually Ed25519 beside RSA.
         dkim_domain: signs for this domain; empty means the sender's.
+        preflight_network: the checks before a send may ask for links and look up the sender's domain in DNS.
         claim_lease: seconds without a heartbeat after which a sender on another machine counts as dead.
     """
 
@@ -130,6 +131,7 @@ class SenderSettings(MailhouseSettings):
     dkim_domain: str = ""
     assets_url: str = ""
     assets_store: str = ""
+    preflight_network: bool = False
     claim_lease: float = 60.0
 
     @field_validator("track_clicks", "track_opens")

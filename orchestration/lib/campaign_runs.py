@@ -21,7 +21,9 @@ from campaigns.specs import (
     occurrence,
     segment_version,
 )
+from deliverability.preflight import CHECKS as PREFLIGHT_CHECKS
 from orchestration.lib.dbt_runs import PROJECT_DIR
+from orchestration.lib.preflights import judge_message
 from senders.export import export_messages, settle_from_events
 from senders.ledger import Ledger
 from senders.pipeline import Progress, SendPlan, SendSummary, send
@@ -40,6 +42,7 @@ CHECKS: Mapping[str, str] = {
     "consent": "Nobody is about to get marketing without consent, or although suppressed.",
     "audience_not_empty": "Somebody is left to send to.",
     "audience_drift": "The audience is not wildly larger than that of the occurrence before.",
+    **PREFLIGHT_CHECKS,
 }
 
 
@@ -72,12 +75,12 @@ class Prepared:
         return occurrence_key(self.occurrence)
 
     def require_passed(self) -> None:
-        """Stop here if a check failed.
+        """Stop here if a check that blocks failed.
 
         Raises:
             CheckError: names every failed check and what it found.
         """
-        failed = [check for check in self.checks if not check.is_passed]
+        failed = [check for check in self.checks if check.is_blocking and not check.is_passed]
         if failed:
             raise CheckError(
                 f"{self.spec.campaign} was not sent: "
@@ -138,7 +141,10 @@ def prepare(
     )
     summary = audience.summary()
     said = [str(problem) for problem in problems] or _send_problems(settings, spec, templates)
-    checks = run_checks(spec, summary, said)
+    checks = [
+        *run_checks(spec, summary, said),
+        *judge_message(settings, spec, moment, audience, templates, has_problems=bool(said)),
+    ]
     return Prepared(settings, spec, moment, audience, templates, version, summary, tuple(checks))
 
 

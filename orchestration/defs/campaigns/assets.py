@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
+from deliverability.preflight import WARNINGS
 from orchestration.lib.campaign_runs import (
     CHECKS,
     deliver,
@@ -54,7 +55,7 @@ OBSERVE_SECONDS = 15.0
         ),
     ],
     check_specs=[
-        dg.AssetCheckSpec(name, asset=AUDIENCES, blocking=True, description=description)
+        dg.AssetCheckSpec(name, asset=AUDIENCES, blocking=name not in WARNINGS, description=description)
         for name, description in CHECKS.items()
     ],
     partitions_def=CAMPAIGNS,
@@ -62,7 +63,7 @@ OBSERVE_SECONDS = 15.0
     pool="sends",
 )
 def campaigns(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
-    """Judge the audience; if every check passes, send to it."""
+    """Judge the audience; if every check that blocks passes, send to it."""
     settings = SenderSettings.load()
     with open_warehouse(context.run.run_id) as warehouse:
         prepared = prepare(settings, warehouse, context.partition_key)
@@ -71,6 +72,7 @@ def campaigns(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResul
                 check_name=check.name,
                 asset_key=AUDIENCES,
                 passed=check.is_passed,
+                severity=dg.AssetCheckSeverity.ERROR if check.is_blocking else dg.AssetCheckSeverity.WARN,
                 description=check.message,
                 metadata=dict(check.metadata),
             )

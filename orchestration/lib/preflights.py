@@ -1,0 +1,117 @@
+"""A campaign's message, rendered for contacts who would get it and judged before anybody does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from campaigns.audience import Audience
+from campaigns.checks import CheckResult
+from campaigns.identity import message_id
+from campaigns.specs import CampaignSpec
+from deliverability.preflight import Surroundings, not_judged, preflight
+from deliverability.samples import Sample
+from senders.composing import Composer, Envelope
+from senders.links import Links
+from senders.pipeline import SendPlan
+from senders.providers import get_capabilities, get_provider
+from senders.rendering import RenderError, TemplateLibrary, TemplateSource
+from senders.settings import SenderSettings
+from senders.tracking import tracking_of
+from senders.workers import NOT_PROFILE
+from warehouse.errors import MailhouseError
+
+_CONTACTS = 20
+
+
+def judge_message(
+    settings: SenderSettings,
+    spec: CampaignSpec,
+    occurrence: datetime,
+    audience: Audience,
+    templates: TemplateLibrary,
+    *,
+    has_problems: bool = False,
+) -> list[CheckResult]:
+    """Render the message for the first contacts, in every locale of the template, and judge it.
+
+    Args:
+        has_problems: the template is known to be wrong, so there is nothing to render.
+    """
+    if spec.send.channel != "email":
+        return not_judged(f"channel {spec.send.channel} is not email.", is_passed=True)
+    if has_problems:
+        return not_judged("template_lint failed.", is_passed=True)
+    plan = SendPlan.from_campaign(spec, occurrence)
+    try:
+        samples, error = _samples(settings, plan, audience, templates)
+    except MailhouseError as problem:
+        return not_judged(f"{problem.message} {problem.fix}", is_passed=False)
+    if not samples and error:
+        return not_judged(
+            f"the message could be rendered for none of the first {_CONTACTS} contacts: {error}.",
+            is_passed=False,
+        )
+    if not samples:
+        return not_judged("nobody would get it.", is_passed=True)
+    links = Links(settings.signing_key(), settings.base_url)
+    base = f"{links.base_url}/"
+
+    def unwrap(url: str) -> str | None:
+        if not url.startswith(f"{base}c/"):
+            return None
+        click = links.resolve(url.removeprefix(f"{base}c/"))
+        return click.url if click else None
+
+    return preflight(
+        samples,
+        Surroundings(
+            reaches_people=reaches_people(settings, plan.provider),
+            uses_network=settings.preflight_network,
+            unwrap=unwrap,
+            is_own=lambda url: url.startswith(base),
+        ),
+    )
+
+
+def reaches_people(settings: SenderSettings, provider: str) -> bool:
+    """Whether what a provider sends leaves this machine; of one that is not set up yet, whether it would by default."""
+    try:
+        with get_provider(settings, provider) as made:
+            return made.capabilities.reaches_people
+    except MailhouseError:
+        return get_capabilities(provider or settings.provider).reaches_people
+
+
+def _samples(
+    settings: SenderSettings, plan: SendPlan, audience: Audience, templates: TemplateLibrary
+) -> tuple[list[Sample], str]:
+    """Samples, and why the last contact has none."""
+    template = templates.template(
+        plan.template, subject=plan.subject, preheader=plan.preheader, place=plan.place,
+        tracking=tracking_of(plan, settings), links=Links(settings.signing_key(), settings.base_url),
+        attachments=plan.attachments,
+    )  # fmt: skip
+    # a signature changes nothing that is judged
+    composer = Composer(template, replace(Envelope.of(plan, settings), signer=None))
+    now = settings.now()
+    samples: list[Sample] = []
+    error = ""
+    for row in audience.sample(_CONTACTS).to_dicts():
+        contact = {name: value for name, value in row.items() if name not in NOT_PROFILE}
+        # no message of this id was or will be sent: its links lead to nobody's preferences
+        ident = message_id(plan.kind, plan.name, contact["contact_id"], "preflight")
+        for locale in _locales(template.source.translations, contact.get("locale")):
+            try:
+                context = composer.context({**contact, "locale": locale}, row["recommendations"], ident, now)
+                raw = composer.compose(context, ident, now.replace(microsecond=0))
+            except RenderError as problem:
+                error = str(problem)
+            else:
+                samples.append(Sample(raw, template.in_locale(locale).source.locale))
+    return samples, error
+
+
+def _locales(translations: tuple[TemplateSource, ...], own: object) -> list[object]:
+    """The contact's own locale, and one for each translation, so that none goes unseen."""
+    return [own, *(one.locale for one in translations if one.locale != own)]
