@@ -9,6 +9,7 @@ from campaigns.checks import CheckResult
 from deliverability.links import Unwrap, check_links, references_of, url_problem
 from deliverability.reachability import reach
 from deliverability.samples import Sample, one_a_locale
+from deliverability.sender_dns import Lookup, Selector, check_sender, txt_lookup
 from deliverability.size import check_size
 from deliverability.support import check_support
 
@@ -16,6 +17,7 @@ from deliverability.support import check_support
 CHECKS: Mapping[str, str] = {
     "size": "Gmail shows the message whole.",
     "links": "Links and images have addresses that work for who gets it, and images have a text.",
+    "sender_dns": "Receivers can authenticate mail in the name of the sender's domain (SPF, DKIM, DMARC).",
     "client_support": "Mail programs that many use show what the message has. Only a warning.",
 }
 #: Those that warn and block nothing.
@@ -30,6 +32,7 @@ class Surroundings:
         reaches_people: the provider delivers to people; otherwise this is a rehearsal.
         uses_network: links may be asked for and DNS may be looked up.
         unwrap: for an address of a tracked link where it leads to; None for any other.
+        sender: whose domain is looked up in DNS, if the network is used and people are reached.
         is_own: whether an address is the gateway's, which is never asked for: it would count a click.
     """
 
@@ -37,13 +40,27 @@ class Surroundings:
     uses_network: bool = False
     unwrap: Unwrap = lambda _: None
     is_own: Callable[[str], bool] = lambda _: False
+    sender: Sender | None = None
 
 
-def preflight(samples: Sequence[Sample], surroundings: Surroundings) -> list[CheckResult]:
+@dataclass(frozen=True)
+class Sender:
+    """In whose name mail is sent; see `sender_dns.check_sender`."""
+
+    domain: str
+    selectors: tuple[Selector, ...] = ()
+    dkim_domain: str = ""
+    envelope_domain: str = ""
+
+
+def preflight(
+    samples: Sequence[Sample], surroundings: Surroundings, *, lookup: Lookup | None = None
+) -> list[CheckResult]:
     """Judge a message by samples of it, one result for each of `CHECKS`.
 
     Args:
         samples: at least one.
+        lookup: asks DNS; left out, the system's name servers.
     """
     is_rehearsal = not surroundings.reaches_people
     reached = None
@@ -57,8 +74,24 @@ def preflight(samples: Sequence[Sample], surroundings: Surroundings) -> list[Che
     return [
         check_size(samples),
         check_links(samples, is_rehearsal=is_rehearsal, unwrap=surroundings.unwrap, reached=reached),
+        _judge_sender(surroundings, lookup),
         check_support(chosen),
     ]
+
+
+def _judge_sender(surroundings: Surroundings, lookup: Lookup | None) -> CheckResult:
+    sender = surroundings.sender
+    if not surroundings.reaches_people or sender is None:
+        return CheckResult("sender_dns", True, "Not judged: the provider does not deliver to people.")
+    if not surroundings.uses_network:
+        return CheckResult("sender_dns", True, "Not judged: MAILHOUSE_PREFLIGHT_NETWORK is off.")
+    return check_sender(
+        sender.domain,
+        lookup or txt_lookup(),
+        selectors=sender.selectors,
+        dkim_domain=sender.dkim_domain,
+        envelope_domain=sender.envelope_domain,
+    )
 
 
 def not_judged(why: str, *, is_passed: bool) -> list[CheckResult]:

@@ -67,7 +67,8 @@ class SenderSettings(MailhouseSettings):
         assets_url: where published pictures are served from; `asset:` in templates becomes an address below it.
         assets_store: where `mailhouse assets publish` puts them: a folder, `s3://bucket/path`, `gs://bucket/path`.
         dkim_key, dkim_selector: a private key (RSA 2048 or Ed25519; PEM, or the path of a PEM file) that signs what
-            goes out by SMTP, and the name of its record in DNS; unset means no signature of ours.
+            goes out by SMTP, and the name of its record in DNS; no key means no signature of ours, and the selector is
+            then that of the provider's, for the check of the sender's domain.
         dkim_second_key, dkim_second_selector: another one, usually Ed25519 beside RSA.
         dkim_domain: signs for this domain; empty means the sender's.
         preflight_network: the checks before a send may ask for links and look up the sender's domain in DNS.

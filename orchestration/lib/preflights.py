@@ -9,10 +9,13 @@ from campaigns.audience import Audience
 from campaigns.checks import CheckResult
 from campaigns.identity import message_id
 from campaigns.specs import CampaignSpec
-from deliverability.preflight import Surroundings, not_judged, preflight
+from deliverability.preflight import Sender, Surroundings, not_judged, preflight
 from deliverability.samples import Sample
-from senders.composing import Composer, Envelope
+from deliverability.sender_dns import Selector
+from senders.composing import Composer, Envelope, sender_of
+from senders.dkim import DkimSigner
 from senders.links import Links
+from senders.mime import ascii_domain
 from senders.pipeline import SendPlan
 from senders.providers import get_capabilities, get_provider
 from senders.rendering import RenderError, TemplateLibrary, TemplateSource
@@ -70,7 +73,27 @@ def judge_message(
             uses_network=settings.preflight_network,
             unwrap=unwrap,
             is_own=lambda url: url.startswith(base),
+            sender=_sender(settings, plan),
         ),
+    )
+
+
+def _sender(settings: SenderSettings, plan: SendPlan) -> Sender:
+    """Whose domain receivers look up, and where our DKIM keys, or the provider's, must be."""
+    address = sender_of(plan, settings).email
+    domain = ascii_domain(address.rpartition("@")[2])
+    is_ours = (plan.provider or settings.provider) == "smtp"
+    signer = DkimSigner.from_settings(settings, address) if is_ours else None
+    public = {key.selector: key.record().partition("p=")[2] for key in signer.keys} if signer else {}
+    names = dict.fromkeys(
+        name for name in (settings.dkim_selector, settings.dkim_second_selector, *public) if name
+    )
+    return Sender(
+        domain,
+        tuple(Selector(name, public.get(name, "")) for name in names),
+        dkim_domain=settings.dkim_domain,
+        # others than SMTP servers of our own choice have bounces come to a domain of theirs
+        envelope_domain=domain if is_ours else "",
     )
 
 
