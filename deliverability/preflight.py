@@ -11,6 +11,7 @@ from deliverability.reachability import reach
 from deliverability.samples import Sample, one_a_locale
 from deliverability.sender_dns import Lookup, Selector, check_sender, txt_lookup
 from deliverability.size import check_size
+from deliverability.spamd import Spamd, check_spam
 from deliverability.support import check_support
 
 #: Checks by name, with what each is about.
@@ -18,6 +19,7 @@ CHECKS: Mapping[str, str] = {
     "size": "Gmail shows the message whole.",
     "links": "Links and images have addresses that work for who gets it, and images have a text.",
     "sender_dns": "Receivers can authenticate mail in the name of the sender's domain (SPF, DKIM, DMARC).",
+    "spam_score": "SpamAssassin gives the message few points.",
     "client_support": "Mail programs that many use show what the message has. Only a warning.",
 }
 #: Those that warn and block nothing.
@@ -33,6 +35,7 @@ class Surroundings:
         uses_network: links may be asked for and DNS may be looked up.
         unwrap: for an address of a tracked link where it leads to; None for any other.
         sender: whose domain is looked up in DNS, if the network is used and people are reached.
+        spamd, spam_limit: who is asked whether it is spam, and points at which it is; None: nobody.
         is_own: whether an address is the gateway's, which is never asked for: it would count a click.
     """
 
@@ -41,6 +44,8 @@ class Surroundings:
     unwrap: Unwrap = lambda _: None
     is_own: Callable[[str], bool] = lambda _: False
     sender: Sender | None = None
+    spamd: Spamd | None = None
+    spam_limit: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,15 @@ def preflight(
         check_size(samples),
         check_links(samples, is_rehearsal=is_rehearsal, unwrap=surroundings.unwrap, reached=reached),
         _judge_sender(surroundings, lookup),
+        _judge_spam(chosen, surroundings),
         check_support(chosen),
     ]
+
+
+def _judge_spam(samples: Sequence[Sample], surroundings: Surroundings) -> CheckResult:
+    if surroundings.spamd is None:
+        return CheckResult("spam_score", True, "Not judged: MAILHOUSE_SPAMD_URL is not set.")
+    return check_spam(samples, surroundings.spamd.score, limit=surroundings.spam_limit)
 
 
 def _judge_sender(surroundings: Surroundings, lookup: Lookup | None) -> CheckResult:

@@ -72,6 +72,8 @@ class SenderSettings(MailhouseSettings):
         dkim_second_key, dkim_second_selector: another one, usually Ed25519 beside RSA.
         dkim_domain: signs for this domain; empty means the sender's.
         preflight_network: the checks before a send may ask for links and look up the sender's domain in DNS.
+        spamd_url: `tcp://host:port` or `unix:///path` of SpamAssassin's daemon, which then judges before a send.
+        spam_limit: points of SpamAssassin at which a campaign is not sent.
         claim_lease: seconds without a heartbeat after which a sender on another machine counts as dead.
     """
 
@@ -133,6 +135,8 @@ class SenderSettings(MailhouseSettings):
     assets_url: str = ""
     assets_store: str = ""
     preflight_network: bool = False
+    spamd_url: str = ""
+    spam_limit: float = 5.0
     claim_lease: float = 60.0
 
     @field_validator("track_clicks", "track_opens")

@@ -12,6 +12,7 @@ from campaigns.specs import CampaignSpec
 from deliverability.preflight import Sender, Surroundings, not_judged, preflight
 from deliverability.samples import Sample
 from deliverability.sender_dns import Selector
+from deliverability.spamd import Spamd
 from senders.composing import Composer, Envelope, sender_of
 from senders.dkim import DkimSigner
 from senders.links import Links
@@ -74,6 +75,8 @@ def judge_message(
             unwrap=unwrap,
             is_own=lambda url: url.startswith(base),
             sender=_sender(settings, plan),
+            spamd=Spamd.parse(settings.spamd_url) if settings.spamd_url else None,
+            spam_limit=settings.spam_limit,
         ),
     )
 
