@@ -77,11 +77,14 @@ def preview(
     template: Annotated[str, typer.Argument(help="A campaign, or a template in content/templates.")],
     contact: Annotated[int, typer.Option("--contact", help="The contact_id to fill it in for.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write to.")] = None,
+    screenshots: Annotated[
+        bool, typer.Option("--screenshots", help="Take pictures too: phone and desktop, light and dark.")
+    ] = False,
 ) -> None:
     """Write a message as one contact would get it: HTML and text."""
     from mailhouse.preview import run
 
-    run(template, contact, output)
+    run(template, contact, output, screenshots=screenshots)
 
 
 @app.command()

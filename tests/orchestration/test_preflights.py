@@ -1,0 +1,145 @@
+"""The message of a campaign, rendered for real customers and judged before a send."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from location import Location
+
+from campaigns.checks import CheckResult
+from deliverability.preflight import CHECKS
+from mailhouse.console import console
+from mailhouse.sending import show_checks
+from orchestration.defs.campaigns.assets import CAMPAIGNS
+from orchestration.lib.campaign_runs import CheckError, Prepared, prepare
+
+
+@pytest.fixture
+def content(location: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the content folder, which the settings name."""
+    shutil.copytree(location.settings.content_dir, tmp_path / "content")
+    monkeypatch.setenv("MAILHOUSE_CONTENT_DIR", str(tmp_path / "content"))
+    return tmp_path / "content"
+
+
+@pytest.fixture
+def judged(location: Location) -> Callable[[str], dict[str, CheckResult]]:
+    """The checks of a campaign by name, as a dry run has them."""
+
+    def judge(campaign: str) -> dict[str, CheckResult]:
+        return {check.name: check for check in dry_run(location, campaign).checks}
+
+    return judge
+
+
+def dry_run(location: Location, campaign: str) -> Prepared:
+    return prepare(location.settings, location.warehouse, campaign, is_dry_run=True)
+
+
+def with_text(content: Path, text: str, name: str = "win_back.mjml") -> None:
+    """Put text before the footer of the template."""
+    path = content / "templates" / "win_back.mjml"
+    footer = '<mj-include path="./_footer.mjml" />'
+    section = f"<mj-section><mj-column>{text}</mj-column></mj-section>"
+    path.with_name(name).write_text(path.read_text().replace(footer, section + footer))
+
+
+def test_what_is_shipped_passes(judged) -> None:
+    for campaign in ("win_back", "second_order", "thank_champions"):
+        found = judged(campaign)
+        assert list(found)[-len(CHECKS) :] == list(CHECKS)
+        failed = [check for check in found.values() if check.is_blocking and not check.is_passed]
+        assert failed == []
+        assert found["size"].metadata["samples"] == 20
+        assert 10_000 < found["size"].metadata["html_bytes"] < 102 * 1024
+        assert found["links"].metadata["links"] >= 3
+        assert found["links"].metadata["is_network_used"] == 0
+
+
+def test_a_long_template_is_clipped(content: Path, judged) -> None:
+    with_text(content, f"<mj-text>{'long ' * 20_000}</mj-text>")
+    found = judged("win_back")
+    assert not found["size"].is_passed
+    assert found["size"].metadata["html_bytes"] > 102 * 1024
+
+
+def test_links_are_judged_with_what_is_filled_in(content: Path, location: Location, judged) -> None:
+    with_text(content, '<mj-button href="https://{{ contact.contact_id }}.shop.local/x">Go</mj-button>')
+    assert judged("win_back")["links"].is_passed
+    with_text(content, '<mj-image src="{{ contact.contact_id }}.png" alt="x" />')
+    found = judged("win_back")["links"]
+    assert not found.is_passed and "is relative" in found.message
+    with pytest.raises(CheckError, match=r"links: .*is relative"):
+        dry_run(location, "win_back").require_passed()
+
+
+def test_this_machine_is_no_place_to_send_people(
+    content: Path, judged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_text(content, '<mj-button href="https://staging.shop.local/x">Go</mj-button>')
+    monkeypatch.setenv("MAILHOUSE_PROVIDER", "sendgrid")
+    monkeypatch.setenv("MAILHOUSE_BASE_URL", "https://mail.shop.com")
+    found = judged("win_back")
+    assert "only this machine or network knows" in found["links"].message
+    assert "MAILHOUSE_PREFLIGHT_NETWORK is off" in found["sender_dns"].message
+    # the same where clicks are counted: the link leads through the gateway
+    monkeypatch.setenv("MAILHOUSE_TRACK_CLICKS", "marketing")
+    assert "'https://staging.shop.local/x' leads to" in judged("win_back")["links"].message
+
+
+def test_every_translation_is_judged(content: Path, judged) -> None:
+    with_text(content, '<mj-button href="/laden">Los</mj-button>', "win_back.de.mjml")
+    found = judged("win_back")
+    assert "'/laden' is relative" in found["links"].message
+    assert found["size"].metadata["samples"] == 40
+
+
+def test_a_message_that_nobody_could_get_is_not_sent(content: Path, judged) -> None:
+    with_text(content, "<mj-text>{{ contact.email | date }}</mj-text>")
+    found = judged("win_back")
+    assert not found["size"].is_passed
+    assert "could be rendered for none of the first 20 contacts" in found["size"].message
+
+
+def test_a_template_that_is_wrong_is_told_of_once(content: Path, judged) -> None:
+    with_text(content, "<mj-text>{{ contact.no_such_thing }}</mj-text>")
+    failed = [name for name, check in judged("win_back").items() if not check.is_passed]
+    assert failed == ["template_lint"]
+
+
+def test_spamd_that_is_away_stops_the_send(judged, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAILHOUSE_SPAMD_URL", "tcp://127.0.0.1:1")
+    assert "does not answer" in judged("win_back")["spam_score"].message
+
+
+def test_a_warning_is_shown_and_stops_nothing(
+    content: Path, location: Location, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_text(content, '<mj-text><div style="display:flex">x</div></mj-text>')
+    prepared = dry_run(location, "win_back")
+    prepared.require_passed()
+    with console.capture() as shown:
+        show_checks(prepared)
+    row = next(line for line in shown.get().splitlines() if "client_support" in line)
+    assert "warning" in row
+
+
+def test_dagster_shows_the_checks(content: Path, location: Location) -> None:
+    with_text(
+        content, '<mj-button href="/x">Go</mj-button><mj-text><div style="display:flex">x</div></mj-text>'
+    )
+    location.instance.add_dynamic_partitions(CAMPAIGNS.name, ["second_order"])
+    path = content / "campaigns" / "second_order.yaml"
+    path.write_text(path.read_text().replace("template: second_order", "template: win_back"))
+    result = location.run("send_campaign", "second_order", must_succeed=False)
+    assert not result.success
+    failed = {one.check_name: one for one in result.get_asset_check_evaluations() if not one.passed}
+    assert {name: one.severity for name, one in failed.items()} == {
+        "links": dg.AssetCheckSeverity.ERROR,
+        "client_support": dg.AssetCheckSeverity.WARN,
+    }
+    assert failed["links"].metadata["problems"].value == 1
