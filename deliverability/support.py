@@ -95,7 +95,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("linear-gradient", "css-linear-gradient", (*_OUTLOOKS, *_YAHOO), _has(r"linear-gradient\(")),
     Feature(
         "opacity", "css-opacity", ("Gmail for mobile browsers", *_OUTLOOK_WINDOWS, "AOL"),
-        _declares("opacity", r"(?<![\d.])(0?\.\d|0(?![.\d]))"),
+        _declares("opacity", r"(?<![\d.])0?\.\d*[1-9]"),
     ),
     Feature(
         "object-fit", "css-object-fit", ("Gmail for mobile browsers", *_OUTLOOK_WINDOWS, *_YAHOO),

@@ -277,6 +277,24 @@ def test_dry_run_keeps_nothing(marts, write_spec):
     assert audience.frozen() is None
 
 
+def test_a_sample_is_of_those_who_would_get_it(marts, write_spec):
+    marts.contacts(1, 50)
+    marts.suppress("c1@example.com", "unsubscribed")
+    marts.suppress("c3@example.com", "unsubscribed")
+    audience = Audience(marts.warehouse, write_spec(), MONDAY)
+    sample = audience.sample(3)
+    assert sample["contact_id"].to_list() == [2, 4, 5]
+    assert sample["skip_reason"].to_list() == ["", "", ""]
+    assert audience.frozen() is None
+    audience.freeze()
+    marts.suppress("c2@example.com", "unsubscribed")
+    assert audience.sample(1)["contact_id"].to_list() == [4]
+    whole = Audience(marts.warehouse, write_spec(), MONDAY, is_dry_run=True)
+    assert sample.columns == next(whole.batches()).columns
+    nobody = write_spec(audience__where="orders_count < 0")
+    assert Audience(marts.warehouse, nobody, LAST_MONDAY).sample().is_empty()
+
+
 def test_summary_and_checks(marts, write_spec):
     spec = write_spec()
     marts.contacts(1, 50)

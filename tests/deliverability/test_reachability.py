@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from deliverability.preflight import Surroundings, preflight
 from deliverability.reachability import is_global, reach
+from deliverability.samples import Sample
 
 
 class Pages(BaseHTTPRequestHandler):
@@ -111,6 +114,34 @@ def test_a_dead_server_and_a_dead_name(server: ThreadingHTTPServer) -> None:
     found = reach(["http://shop.com:1/"], resolve=here, is_allowed=lambda _: True)
     assert "cannot be reached (ConnectError)" in found["http://shop.com:1/"]
     assert reach(["http://shop.com/"], altogether=-1.0)["http://shop.com/"] == "does not answer in time"
+
+
+def test_the_network_is_used_only_where_wanted_and_never_for_our_own_links(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def reach(urls: Iterable[str]) -> dict[str, str]:
+        asked.extend(url for url in urls if not url.startswith("mailto:"))
+        return {"https://shop.com/a": "is answered with HTTP status 404"}
+
+    monkeypatch.setattr("deliverability.preflight.reach", reach)
+    html = (
+        '<a href="https://mail.shop.com/c/x/1/y">a</a><a href="https://mail.shop.com/unsubscribe/x">b</a>'
+        '<a href="mailto:us@shop.com">c</a><img src="https://cdn.shop.com/a.png" alt="">'
+        '<a href="http://127.0.0.1/x">d</a>'
+    )
+    sample = Sample(f"Content-Type: text/html\r\n\r\n{html}".encode())
+    where = Surroundings(
+        reaches_people=False,
+        unwrap=lambda url: "https://shop.com/a" if "/c/" in url else None,
+        is_own=lambda url: url.startswith("https://mail.shop.com/"),
+    )
+    preflight([sample], where)
+    assert asked == []
+    found = preflight([sample], dataclasses.replace(where, uses_network=True))
+    assert asked == ["https://shop.com/a", "https://cdn.shop.com/a.png"]
+    assert "HTTP status 404" in next(one for one in found if one.name == "links").message
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import dagster as dg
+import matplotlib.image
 import pytest
 from location import Location
 
 from campaigns.checks import CheckResult
 from deliverability.preflight import CHECKS
+from deliverability.screenshots import BROWSERS, VIEWS
+from mailhouse import preview
 from mailhouse.console import console
 from mailhouse.sending import show_checks
 from orchestration.defs.campaigns.assets import CAMPAIGNS
@@ -143,3 +147,30 @@ def test_dagster_shows_the_checks(content: Path, location: Location) -> None:
         "client_support": dg.AssetCheckSeverity.WARN,
     }
     assert failed["links"].metadata["problems"].value == 1
+
+
+def test_a_preview_has_pictures_beside_it(location: Location, tmp_path: Path) -> None:
+    if not any(shutil.which(name) for name in BROWSERS):
+        pytest.skip("Chromium is not here: apt-get install chromium")
+    contact = location.warehouse.value("select min(contact_id) from segments.at_risk")
+    preview.run("win_back", contact, tmp_path, screenshots=True)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"win_back-{contact}{end}" for end in (".html", ".txt", *(f"-{view.name}.png" for view in VIEWS))
+    }
+    light, dark = (
+        (tmp_path / f"win_back-{contact}-desktop-{scheme}.png").read_bytes() for scheme in ("light", "dark")
+    )
+    # nothing of the shipped templates stays light where it is meant to be dark: header and footer neither
+    for picture, is_light in ((light, True), (dark, False)):
+        brightness = matplotlib.image.imread(BytesIO(picture))[..., :3].mean(axis=(1, 2))
+        assert ((brightness > 0.5) == is_light).all()
+
+
+def test_pictures_may_be_somebody_elses(location: Location, tmp_path: Path) -> None:
+    class Service:
+        def take(self, html: str, views: object = ()) -> dict[str, bytes]:
+            return {"outlook": html[:15].encode()}
+
+    contact = location.warehouse.value("select min(contact_id) from segments.at_risk")
+    preview.run("win_back", contact, tmp_path, screenshots=Service())
+    assert (tmp_path / f"win_back-{contact}-outlook.png").read_bytes().lower() == b"<!doctype html>"
