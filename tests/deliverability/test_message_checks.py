@@ -193,7 +193,7 @@ def test_common_html_warns_of_nothing() -> None:
     html = """
         <style>@media only screen { .a { width:100% !important; text-transform:uppercase; background-position:0 0 } }
         /* display:flex */</style>
-        <p style="display:block;opacity:1;opacity:1.0;opacity:0;background:#fff;border-radius:3px">position: absolute</p>"""
+        <p style="display:block;opacity:1;opacity:1.0;opacity:0;background:#fff;border-radius:3px">gap: 1px</p>"""
     result = check_support([sample(html)])
     assert result.is_passed, result.message
 
