@@ -100,6 +100,33 @@ def why(message_id: Annotated[str, typer.Argument(help="The id of a message, sen
 
 
 @app.command()
+def pause(campaign: Annotated[str, typer.Argument(help="The campaign's name.")]) -> None:
+    """Hold a campaign back: a send under way stops within seconds, and none begins."""
+    from orchestration.lib.campaign_runs import campaign_named
+    from senders.ledger import Ledger
+    from senders.settings import SenderSettings
+
+    settings = SenderSettings.load()
+    campaign_named(settings, campaign)
+    with Ledger.open(settings) as ledger:
+        is_new = ledger.pause("campaign", campaign, settings.now())
+    console.print(
+        f"{campaign} {'is paused' if is_new else 'was paused already'}. `mailhouse resume {campaign}` lets it go on."
+    )
+
+
+@app.command()
+def resume(campaign: Annotated[str, typer.Argument(help="The campaign's name.")]) -> None:
+    """Let a paused campaign go on where it stopped; the sensor launches it if it is still due."""
+    from senders.ledger import Ledger
+    from senders.settings import SenderSettings
+
+    with Ledger.open(SenderSettings.load()) as ledger:
+        was_paused = ledger.resume("campaign", campaign)
+    console.print(f"{campaign} {'goes on' if was_paused else 'was not paused'}.")
+
+
+@app.command()
 def deadletters(
     campaign: Annotated[str, typer.Option("--campaign", "-c", help="Only those of this campaign.")] = "",
     limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="At most so many.")] = 100,

@@ -58,5 +58,7 @@ def show_summary(summary: SendSummary) -> None:
     for name in ("failed", "rejected", "invalid", "unknown"):
         if number := getattr(summary, name):
             console.print(f"{number:,} {name}.")
-    if summary.is_interrupted:
+    if summary.is_paused:
+        console.print("Paused: everything under way is recorded. `mailhouse resume` lets it go on from here.")
+    elif summary.is_interrupted:
         console.print("Interrupted: everything under way is recorded. The same command goes on from here.")

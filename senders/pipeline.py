@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from campaigns.specs import CampaignSpec
 
 _REQUIRED = ("contact_id", "email", "skip_reason")
+_PAUSE_SECONDS = 2.0  # a pause takes hold within so many, and the windows under way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,8 @@ class SendSummary:
         already_claimed: decided by an earlier run, or held by another one that is at work.
         settled: what a crashed run had left open, by what became of it.
         seconds: wall time.
-        is_interrupted: stopped by a signal; the rest of the audience waits for a rerun.
+        is_interrupted: stopped by a signal or a pause; the rest of the audience waits for a rerun.
+        is_paused: stopped, or not begun, because somebody has paused it.
     """
 
     sent: int = 0
@@ -166,6 +168,7 @@ class SendSummary:
     settled: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     is_interrupted: bool = False
+    is_paused: bool = False
 
     @property
     def seen(self) -> int:
@@ -296,6 +299,7 @@ class _Sender:
         self.again: list[tuple[float, Window]] = []
         # while the provider is away: how often it was in a row, and when it is asked again
         self.absences, self.resumes_at = 0, 0.0
+        self.looked_at = 0.0
         self.trouble: MailhouseError | None = None
         self.ledger_plan = {
             "kind": plan.kind, "name": plan.name, "version": plan.version, "occurrence": plan.occurrence,
@@ -411,7 +415,8 @@ class _Sender:
         ]
 
     def dispatch(self, run: Run, window: Window) -> None:
-        """Give a window out, as soon as somebody is free and the rate allows."""
+        """Give a window out, as soon as somebody is free and the rate allows, unless somebody has paused it."""
+        self.look_for_pause()
         while not self.workers.is_free and not self.is_over:
             self.collect(run, wait=True)
         self.stop.wait(max(0.0, self.resumes_at - time.monotonic(), self.breaker.wait))
@@ -451,6 +456,15 @@ class _Sender:
         """A window that did not go after all takes nothing of the day's allowance."""
         if window.tries == 1:
             self.allowance.give_back(len(window.row_ids), self.settings.now())
+
+    def look_for_pause(self) -> None:
+        """Stop as if by a signal if somebody has paused this; asked once in a while."""
+        now = time.monotonic()
+        if now - self.looked_at >= _PAUSE_SECONDS:
+            self.looked_at = now
+            if self.plan.name in self.ledger.paused(self.plan.kind):
+                self.summary.is_paused = True
+                self.stop.set()
 
     def collect(self, run: Run, *, wait: bool) -> None:
         """Record what workers have done."""

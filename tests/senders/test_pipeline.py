@@ -363,3 +363,20 @@ def test_unknown_providers_are_named(settings: SenderSettings) -> None:
         get_provider(settings, "mialdir")
     with pytest.raises(SettingsError, match="MAILHOUSE_SMTP_URL is not set"):
         get_provider(settings, "smtp")
+
+
+def test_what_is_paused_stops_and_goes_on_where_it_stopped(settings: SenderSettings) -> None:
+    provider = Memory()
+    with Ledger.open(settings) as ledger:
+        assert ledger.pause("campaign", "offer", settings.now())
+        assert not ledger.pause("campaign", "offer", settings.now())
+        assert ledger.paused("campaign") == {"offer"} and not ledger.paused("journey")
+    summary = through(settings, provider, 30)
+    assert summary.is_paused and summary.is_interrupted
+    assert not provider.taken
+    with Ledger.open(settings) as ledger:
+        assert ledger.resume("campaign", "offer")
+        assert not ledger.resume("campaign", "offer")
+    summary = through(settings, provider, 30)
+    assert not summary.is_paused
+    assert summary.sent == len(provider.taken) == 30
