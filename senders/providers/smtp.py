@@ -527,6 +527,7 @@ class _Transfer:
         self.refused: ProviderRefusedError | None = None
         self.selector = selectors.DefaultSelector()
         self._waiting = deque(range(len(batch)))
+        self._mailboxes: dict[str, str] = {}
         self._again: set[int] = set()
         self._checked_at = time.monotonic()
 
@@ -616,7 +617,8 @@ class _Transfer:
             raise _LostError(f"unexpected answer to DATA: {reply}")
         if command == "data" and lane.refusal is None:
             lane.position, lane.ended = None, position
-            content = _stuffed(self.batch[position].raw) + b".\r\n"
+            message = self.batch[position]
+            content = (message.raw if message.is_stuffed else _stuffed(message.raw)) + b".\r\n"
             lane.expected.append("end")
             lane.before_end = len(lane.unsent) + len(content)
             following = self._envelope(lane) if lane.pipelines else b""
@@ -677,7 +679,7 @@ class _Transfer:
                 self.answers[position] = parameters
                 continue
             lane.position = position
-            mail = f"MAIL FROM:<{mailbox(message.sender.email)}>{parameters}\r\n".encode()
+            mail = f"MAIL FROM:<{self._mailbox(message.sender.email)}>{parameters}\r\n".encode()
             if not lane.pipelines:
                 lane.expected.append("mail")
                 return mail
@@ -686,12 +688,18 @@ class _Transfer:
         return b""
 
     def _recipient(self, position: int) -> bytes:
-        return f"RCPT TO:<{mailbox(self.batch[position].recipient.email)}>\r\n".encode()
+        return f"RCPT TO:<{self._mailbox(self.batch[position].recipient.email)}>\r\n".encode()
+
+    def _mailbox(self, address: str) -> str:
+        """`senders.mime.mailbox`, once an address and batch."""
+        if address not in self._mailboxes:
+            self._mailboxes[address] = mailbox(address)
+        return self._mailboxes[address]
 
     def _parameters(self, message: Message, features: Mapping[str, str]) -> str | Delivery:
         """Parameters of MAIL, or why this server cannot take the message."""
         try:
-            sender, recipient = mailbox(message.sender.email), mailbox(message.recipient.email)
+            sender, recipient = self._mailbox(message.sender.email), self._mailbox(message.recipient.email)
         except ValueError as error:
             return Delivery(message.message_id, Status.INVALID, RejectReason.INVALID, reply=str(error))
         is_utf8 = not (sender.isascii() and recipient.isascii())
