@@ -65,11 +65,14 @@ def up() -> None:
 def send(
     campaign: Annotated[str, typer.Option("--campaign", "-c", help="Name of a file in content/campaigns.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge and count, change nothing.")] = False,
+    shard: Annotated[
+        str, typer.Option("--shard", help="Only this part, like 2/4; other processes send the others.")
+    ] = "",
 ) -> None:
     """Send a campaign's newest occurrence; what has been sent already is not sent again."""
     from mailhouse.sending import run
 
-    run(campaign, dry_run=dry_run)
+    run(campaign, dry_run=dry_run, shard=shard)
 
 
 @app.command()

@@ -199,6 +199,7 @@ def send(
     retry: RetryPolicy | None = None,
     stop: threading.Event | None = None,
     workers: int = 0,
+    is_part: bool = False,
 ) -> SendSummary:
     """Send one occurrence to its audience; safe to call again at any time.
 
@@ -212,6 +213,8 @@ def send(
         templates: compiled templates; left out, those of `content_dir`, checked against the first batch's columns.
         workers: processes that render and hand over, each with a provider of its own made from the settings by the
             name of `provider`; 0 does it in this process, which is quicker for some thousands of messages.
+        is_part: the batches are one of several parts, sent by other processes; so what dead runs left claimed may
+            belong to another part, and is left for that one.
 
     Raises:
         SettingsError, TemplateError: found before anything was claimed.
@@ -245,7 +248,16 @@ def send(
     stop = stop or threading.Event()
     with _signals(stop), _workers(plan, settings, template, provider, workers) as lanes:
         sender = _Sender(
-            plan, template, settings, ledger, provider, retry or RetryPolicy(), stop, on_progress, lanes
+            plan,
+            template,
+            settings,
+            ledger,
+            provider,
+            retry or RetryPolicy(),
+            stop,
+            on_progress,
+            lanes,
+            is_part=is_part,
         )
         return sender.run(itertools.chain([] if first is None else [first], frames))
 
@@ -276,8 +288,10 @@ class _Sender:
         stop: threading.Event,
         on_progress: Progress | None,
         workers: Workers,
+        *,
+        is_part: bool,
     ) -> None:
-        self.plan, self.settings = plan, settings
+        self.plan, self.settings, self.is_part = plan, settings, is_part
         self.ledger, self.provider, self.retry, self.stop = ledger, provider, retry, stop
         self.on_progress, self.workers = on_progress, workers
         self.columns = needed_columns(template, plan.channel)
@@ -328,7 +342,7 @@ class _Sender:
                         self.collect(run, wait=True)
                 if self.trouble is not None:
                     raise self.trouble
-                if not self.stop.is_set():
+                if not self.stop.is_set() and not self.is_part:
                     left = self.ledger.abandon(run, self.settings.now())
                     if left:
                         self.skip(Reason.LEFT_AUDIENCE, left)

@@ -380,3 +380,17 @@ def test_what_is_paused_stops_and_goes_on_where_it_stopped(settings: SenderSetti
     summary = through(settings, provider, 30)
     assert not summary.is_paused
     assert summary.sent == len(provider.taken) == 30
+
+
+def test_a_part_leaves_what_other_parts_left(settings: SenderSettings) -> None:
+    provider = Memory()
+    first, second = audience(20, rows=10)
+    with Ledger.open(settings) as ledger:
+        rest = {"settings": settings, "ledger": ledger, "provider": provider, "retry": QUICK}
+        provider.errors = [ProviderRefusedError("not today")]
+        with pytest.raises(ProviderRefusedError):
+            send(plan(), iter([first]), **rest, is_part=True)
+        summary = send(plan(), iter([second]), **rest, is_part=True)
+        assert summary.sent == 10 and not summary.skipped
+        assert send(plan(), iter([first]), **rest, is_part=True).sent == 10
+        assert ledger.counts(*THING) == {"sent": 20}
