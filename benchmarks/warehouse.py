@@ -1,7 +1,7 @@
 """What the warehouse costs: all models from raw events, one more day, the same with twice the history, and by hand.
 
     python benchmarks/warehouse.py             1 M contacts and 100 M events over two years, about an hour
-    python benchmarks/warehouse.py --quick     a hundredth, within a minute on a machine that does nothing else
+    python benchmarks/warehouse.py --quick     a two-hundredth, within a minute on a machine that does nothing else
     python benchmarks/warehouse.py --check     exit code 1 unless every target holds
 
 An embedded engine is started on a free port over an empty folder. A seeded shop (`benchmarks/lib/history.py`) is made
@@ -88,8 +88,8 @@ class Size:
     def of(cls, given: argparse.Namespace) -> Size:
         """The size asked for."""
         quick = given.quick
-        events = given.events or (1_000_000 if quick else 100_000_000)
-        contacts = given.contacts or (20_000 if quick else 1_000_000)
+        events = given.events or (500_000 if quick else 100_000_000)
+        contacts = given.contacts or (10_000 if quick else 1_000_000)
         return cls(
             contacts // 10 * 10,
             events,

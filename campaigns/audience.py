@@ -85,6 +85,26 @@ _RECOMMENDATIONS = (
 
 
 @dataclass(frozen=True)
+class Shard:
+    """One of several parts of an audience, by a hash of the contact: part `number` (from 1) of `count`."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """`2/4` is the second of four parts.
+
+        Raises:
+            InputError: it is no such pair.
+        """
+        number, _, count = text.partition("/")
+        if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count) <= 10_000:
+            return cls(int(number), int(count))
+        raise InputError(f"{text!r} is no part of an audience.", fix="Write it like 2/4: the second of four.")
+
+
+@dataclass(frozen=True)
 class FrozenAudience:
     """A kept audience: the versions that chose its members, for `mailhouse why`."""
 
@@ -241,11 +261,12 @@ class Audience:
             is_frozen=kept is not None,
         )
 
-    def batches(self, rows: int = 1_000) -> Iterator[pl.DataFrame]:
+    def batches(self, rows: int = 1_000, *, shard: Shard | None = None) -> Iterator[pl.DataFrame]:
         """The audience in order of contact_id; settles its members first, unless this is a dry run.
 
         Args:
             rows: contacts a frame, at most.
+            shard: only this part of it.
 
         Yields:
             Frames with `AUDIENCE_COLUMNS` and the profile's columns. `recommendations` is a list of structs
@@ -256,10 +277,13 @@ class Audience:
         if not self.is_dry_run and self.freeze() is None:
             return
         members, parameters = self._members()
+        part = "and cityHash64(contact_id) % {shards:UInt64} = {shard:UInt64}" if shard else ""
+        if shard:
+            parameters |= {"shards": shard.count, "shard": shard.number - 1}
         last = -(2**63)
         while True:
             page = f"""
-                select contact_id from ({members}) where contact_id > {{last:Int64}}
+                select contact_id from ({members}) where contact_id > {{last:Int64}} {part}
                 order by contact_id limit {{page_rows:UInt64}}
             """
             frame = self.warehouse.frame(

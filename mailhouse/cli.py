@@ -65,11 +65,14 @@ def up() -> None:
 def send(
     campaign: Annotated[str, typer.Option("--campaign", "-c", help="Name of a file in content/campaigns.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge and count, change nothing.")] = False,
+    shard: Annotated[
+        str, typer.Option("--shard", help="Only this part, like 2/4; other processes send the others.")
+    ] = "",
 ) -> None:
     """Send a campaign's newest occurrence; what has been sent already is not sent again."""
     from mailhouse.sending import run
 
-    run(campaign, dry_run=dry_run)
+    run(campaign, dry_run=dry_run, shard=shard)
 
 
 @app.command()
@@ -100,6 +103,33 @@ def why(message_id: Annotated[str, typer.Argument(help="The id of a message, sen
         explanation = explain(message_id, ledger, warehouse)
     for line in explanation.lines():
         console.print(line, markup=False, soft_wrap=True)
+
+
+@app.command()
+def pause(campaign: Annotated[str, typer.Argument(help="The campaign's name.")]) -> None:
+    """Hold a campaign back: a send under way stops within seconds, and none begins."""
+    from orchestration.lib.campaign_runs import campaign_named
+    from senders.ledger import Ledger
+    from senders.settings import SenderSettings
+
+    settings = SenderSettings.load()
+    campaign_named(settings, campaign)
+    with Ledger.open(settings) as ledger:
+        is_new = ledger.pause("campaign", campaign, settings.now())
+    console.print(
+        f"{campaign} {'is paused' if is_new else 'was paused already'}. `mailhouse resume {campaign}` lets it go on."
+    )
+
+
+@app.command()
+def resume(campaign: Annotated[str, typer.Argument(help="The campaign's name.")]) -> None:
+    """Let a paused campaign go on where it stopped; the sensor launches it if it is still due."""
+    from senders.ledger import Ledger
+    from senders.settings import SenderSettings
+
+    with Ledger.open(SenderSettings.load()) as ledger:
+        was_paused = ledger.resume("campaign", campaign)
+    console.print(f"{campaign} {'goes on' if was_paused else 'was not paused'}.")
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
+from campaigns.audience import Shard
 from mailhouse.console import console, progress_bar
 from mailhouse.engine import open_warehouse
 from orchestration.lib.campaign_runs import Prepared, deliver, export_ledger, prepare
@@ -12,13 +13,14 @@ from senders.pipeline import SendSummary
 from senders.settings import SenderSettings
 
 
-def run(campaign: str, *, dry_run: bool) -> None:
+def run(campaign: str, *, dry_run: bool, shard: str = "") -> None:
     """Judge a campaign's audience and, unless it is a dry run, send to it.
 
     Raises:
         MailhouseError: a file is wrong, a check failed, or a service does not answer.
     """
     settings = SenderSettings.load()
+    part = Shard.parse(shard) if shard else None
     with open_warehouse(settings, f"mailhouse send {campaign}") as warehouse:
         prepared = prepare(settings, warehouse, campaign, is_dry_run=dry_run)
         show_checks(prepared)
@@ -29,8 +31,10 @@ def run(campaign: str, *, dry_run: bool) -> None:
             )
             return
         with progress_bar() as bar:
-            task = bar.add_task(campaign, total=prepared.summary.members)
-            summary = deliver(prepared, on_progress=lambda so_far: bar.update(task, completed=so_far.seen))
+            task = bar.add_task(campaign, total=prepared.summary.members // (part.count if part else 1))
+            summary = deliver(
+                prepared, on_progress=lambda so_far: bar.update(task, completed=so_far.seen), shard=part
+            )
         export_ledger(settings, warehouse)
     show_summary(summary)
 
@@ -60,5 +64,7 @@ def show_summary(summary: SendSummary) -> None:
     for name in ("failed", "rejected", "invalid", "unknown"):
         if number := getattr(summary, name):
             console.print(f"{number:,} {name}.")
-    if summary.is_interrupted:
+    if summary.is_paused:
+        console.print("Paused: everything under way is recorded. `mailhouse resume` lets it go on from here.")
+    elif summary.is_interrupted:
         console.print("Interrupted: everything under way is recorded. The same command goes on from here.")

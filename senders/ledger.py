@@ -41,10 +41,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from senders.liveness import own_process, process_started_at
 from senders.message import DELIVERABLE, RETRYABLE, Delivery, Reason, Status
 from senders.settings import SenderSettings
-from senders.tables import message_changes, messages, metadata, plans, runs
+from senders.tables import message_changes, messages, metadata, pauses, plans, runs
 from warehouse.errors import MailhouseError
 
-HEAD = "0003"
+HEAD = "0004"
 _T = TypeVar("_T")
 _ACTIVE: dict[str, set[int]] = {}
 _CHUNK = 1000  # ids in one IN list, rows in one transaction
@@ -284,6 +284,26 @@ class Ledger:
                 )
             ).scalars()
             return not (set(older) & self._live(connection))
+
+    def pause(self, kind: str, name: str, now: datetime) -> bool:
+        """Hold back what is not under way yet; False if it was paused already."""
+        with self._writing() as connection:
+            known = sa.select(pauses.c.name).where(pauses.c.kind == kind, pauses.c.name == name)
+            if connection.execute(known).first() is not None:
+                return False
+            connection.execute(pauses.insert().values(kind=kind, name=name, paused_at=milliseconds(now)))
+            return True
+
+    def resume(self, kind: str, name: str) -> bool:
+        """Let it go again; False if it was not paused."""
+        with self._writing() as connection:
+            gone = pauses.delete().where(pauses.c.kind == kind, pauses.c.name == name)
+            return connection.execute(gone).rowcount > 0
+
+    def paused(self, kind: str) -> set[str]:
+        """Names that are paused."""
+        with self._reading() as connection:
+            return set(connection.execute(sa.select(pauses.c.name).where(pauses.c.kind == kind)).scalars())
 
     def live_runs(self) -> set[int]:
         """Numbers of the runs whose process is alive, here or elsewhere."""

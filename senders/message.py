@@ -150,7 +150,13 @@ class Message:
         """A message that is written already (`senders.composing`): `raw` is all there is of HTML and text."""
         message = cls(message_id, contact_id, sender, recipient, subject, "", "", sent_at)
         message.__dict__["raw"] = raw
+        message.__dict__["is_stuffed"] = True
         return message
+
+    @cached_property
+    def is_stuffed(self) -> bool:
+        """Whether no line of `raw` begins with a dot, so that SMTP need not double any; False where nobody knows."""
+        return False
 
     @cached_property
     def raw(self) -> bytes:

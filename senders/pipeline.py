@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from campaigns.specs import CampaignSpec
 
 _REQUIRED = ("contact_id", "email", "skip_reason")
+_PAUSE_SECONDS = 2.0  # a pause takes hold within so many, and the windows under way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,8 @@ class SendSummary:
         already_claimed: decided by an earlier run, or held by another one that is at work.
         settled: what a crashed run had left open, by what became of it.
         seconds: wall time.
-        is_interrupted: stopped by a signal; the rest of the audience waits for a rerun.
+        is_interrupted: stopped by a signal or a pause; the rest of the audience waits for a rerun.
+        is_paused: stopped, or not begun, because somebody has paused it.
     """
 
     sent: int = 0
@@ -166,6 +168,7 @@ class SendSummary:
     settled: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     is_interrupted: bool = False
+    is_paused: bool = False
 
     @property
     def seen(self) -> int:
@@ -196,6 +199,7 @@ def send(
     retry: RetryPolicy | None = None,
     stop: threading.Event | None = None,
     workers: int = 0,
+    is_part: bool = False,
 ) -> SendSummary:
     """Send one occurrence to its audience; safe to call again at any time.
 
@@ -209,6 +213,8 @@ def send(
         templates: compiled templates; left out, those of `content_dir`, checked against the first batch's columns.
         workers: processes that render and hand over, each with a provider of its own made from the settings by the
             name of `provider`; 0 does it in this process, which is quicker for some thousands of messages.
+        is_part: the batches are one of several parts, sent by other processes; so what dead runs left claimed may
+            belong to another part, and is left for that one.
 
     Raises:
         SettingsError, TemplateError: found before anything was claimed.
@@ -242,7 +248,16 @@ def send(
     stop = stop or threading.Event()
     with _signals(stop), _workers(plan, settings, template, provider, workers) as lanes:
         sender = _Sender(
-            plan, template, settings, ledger, provider, retry or RetryPolicy(), stop, on_progress, lanes
+            plan,
+            template,
+            settings,
+            ledger,
+            provider,
+            retry or RetryPolicy(),
+            stop,
+            on_progress,
+            lanes,
+            is_part=is_part,
         )
         return sender.run(itertools.chain([] if first is None else [first], frames))
 
@@ -273,8 +288,10 @@ class _Sender:
         stop: threading.Event,
         on_progress: Progress | None,
         workers: Workers,
+        *,
+        is_part: bool,
     ) -> None:
-        self.plan, self.settings = plan, settings
+        self.plan, self.settings, self.is_part = plan, settings, is_part
         self.ledger, self.provider, self.retry, self.stop = ledger, provider, retry, stop
         self.on_progress, self.workers = on_progress, workers
         self.columns = needed_columns(template, plan.channel)
@@ -296,6 +313,7 @@ class _Sender:
         self.again: list[tuple[float, Window]] = []
         # while the provider is away: how often it was in a row, and when it is asked again
         self.absences, self.resumes_at = 0, 0.0
+        self.looked_at = 0.0
         self.trouble: MailhouseError | None = None
         self.ledger_plan = {
             "kind": plan.kind, "name": plan.name, "version": plan.version, "occurrence": plan.occurrence,
@@ -324,7 +342,7 @@ class _Sender:
                         self.collect(run, wait=True)
                 if self.trouble is not None:
                     raise self.trouble
-                if not self.stop.is_set():
+                if not self.stop.is_set() and not self.is_part:
                     left = self.ledger.abandon(run, self.settings.now())
                     if left:
                         self.skip(Reason.LEFT_AUDIENCE, left)
@@ -411,7 +429,8 @@ class _Sender:
         ]
 
     def dispatch(self, run: Run, window: Window) -> None:
-        """Give a window out, as soon as somebody is free and the rate allows."""
+        """Give a window out, as soon as somebody is free and the rate allows, unless somebody has paused it."""
+        self.look_for_pause()
         while not self.workers.is_free and not self.is_over:
             self.collect(run, wait=True)
         self.stop.wait(max(0.0, self.resumes_at - time.monotonic(), self.breaker.wait))
@@ -451,6 +470,15 @@ class _Sender:
         """A window that did not go after all takes nothing of the day's allowance."""
         if window.tries == 1:
             self.allowance.give_back(len(window.row_ids), self.settings.now())
+
+    def look_for_pause(self) -> None:
+        """Stop as if by a signal if somebody has paused this; asked once in a while."""
+        now = time.monotonic()
+        if now - self.looked_at >= _PAUSE_SECONDS:
+            self.looked_at = now
+            if self.plan.name in self.ledger.paused(self.plan.kind):
+                self.summary.is_paused = True
+                self.stop.set()
 
     def collect(self, run: Run, *, wait: bool) -> None:
         """Record what workers have done."""

@@ -56,6 +56,8 @@ class SenderSettings(MailhouseSettings):
             process keeps its own.
         default_cap_messages, default_cap_days: marketing messages one person gets at most within so many days,
             where the campaign states no cap; 0 messages means no cap.
+        bounce_address: where bounces of mail sent by SMTP go: `bounce@mail.example.com` makes the return path
+            `bounce+MESSAGE_ID@mail.example.com` (VERP), so that each names its message; empty: the sender's address.
         bounce_folder: a folder or maildir into which bounces and complaints are delivered.
         bounce_imap_url: `imaps://user:password@host/INBOX` of the mailbox that gets them.
         bounce_soft_limit, bounce_soft_days: an address that bounces softly on so many days within so many days is
@@ -119,6 +121,7 @@ class SenderSettings(MailhouseSettings):
     redis_url: SecretStr | None = None
     default_cap_messages: int = 0
     default_cap_days: float = 7.0
+    bounce_address: str = ""
     bounce_folder: Path | None = None
     bounce_imap_url: SecretStr | None = None
     bounce_soft_limit: int = 5

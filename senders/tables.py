@@ -127,6 +127,15 @@ allowances = Table(
     Column("used", BigInteger, nullable=False),
 )
 
+#: What people have paused: one row a campaign, journey or trigger.
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("kind", String(20), primary_key=True),
+    Column("name", String(200), primary_key=True),
+    Column("paused_at", BigInteger, nullable=False),
+)
+
 #: One row a name: whoever updates it first in a transaction makes the others wait.
 locks = Table(
     "locks",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import io
 import multiprocessing
 import multiprocessing.connection
@@ -465,6 +466,9 @@ def _serve(pipe: Connection, parent: int) -> None:
     from senders.providers import get_provider
 
     keep_heap()
+    # templates and libraries live as long as this process; what a message leaves behind is freed by counting references
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
     job: _Job = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from the process that started this one
     with get_provider(job.settings, job.provider) as provider:
         worker = Worker(job.plan, job.settings, job.template, provider)

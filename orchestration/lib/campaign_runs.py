@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from campaigns.audience import Audience, AudienceSummary
+from campaigns.audience import Audience, AudienceSummary, Shard
 from campaigns.checks import CheckResult, run_checks
 from campaigns.identity import occurrence_key
 from campaigns.specs import (
@@ -167,9 +167,17 @@ def _send_problems(settings: SenderSettings, spec: CampaignSpec, templates: Temp
 
 
 def deliver(
-    prepared: Prepared, *, on_progress: Progress | None = None, stop: threading.Event | None = None
+    prepared: Prepared,
+    *,
+    on_progress: Progress | None = None,
+    stop: threading.Event | None = None,
+    shard: Shard | None = None,
 ) -> SendSummary:
     """Send what `prepare` judged; safe to repeat, also after a crash.
+
+    Args:
+        shard: only this part of the audience; other processes, perhaps on other machines with the same ledger, send
+            the others.
 
     Raises:
         CheckError: a check had failed.
@@ -185,14 +193,15 @@ def deliver(
     ):
         return send(
             plan,
-            prepared.audience.batches(BATCH_ROWS),
+            prepared.audience.batches(BATCH_ROWS, shard=shard),
             settings=prepared.settings,
             ledger=ledger,
             provider=provider,
             templates=prepared.templates,
             on_progress=on_progress,
             stop=stop,
-            workers=prepared.settings.workers_for(prepared.summary.sendable),
+            workers=prepared.settings.workers_for(prepared.summary.sendable // (shard.count if shard else 1)),
+            is_part=shard is not None,
         )
 
 

@@ -3,7 +3,7 @@
 One rule decides everything: a message may be sent again only if the server certainly did not take it. Until the final
 dot of the data has been handed to the network, a lost connection means just that; once it has, only the server's
 answer tells, and without one the outcome is `unknown`. Extensions that are used where offered: PIPELINING (2920),
-SIZE (1870), STARTTLS (3207), AUTH (4954), SMTPUTF8 (6531), enhanced status codes (3463).
+SIZE (1870), STARTTLS (3207), AUTH (4954), SMTPUTF8 (6531), DSN (3461), enhanced status codes (3463).
 """
 
 from __future__ import annotations
@@ -314,6 +314,7 @@ class SmtpProvider(Provider):
 
     Args:
         connections: at most so many at once.
+        bounce_address: with the message's id behind a plus sign it is the return path; empty: the sender's address.
     """
 
     name = "smtp"
@@ -332,13 +333,22 @@ class SmtpProvider(Provider):
                 fix="Set it, like smtp://user:password@mail.example.com:587?tls=starttls.",
             )
         server = SmtpServer.parse(settings.smtp_url.get_secret_value())
-        return cls(server, connections=settings.smtp_connections)
+        return cls(server, connections=settings.smtp_connections, bounce_address=settings.bounce_address)
 
-    def __init__(self, server: SmtpServer, *, connections: int = 4) -> None:
+    def __init__(self, server: SmtpServer, *, connections: int = 4, bounce_address: str = "") -> None:
         if connections < 1:
             raise SettingsError(f"MAILHOUSE_SMTP_CONNECTIONS is {connections}.", fix="Set it to 1 or more.")
+        if bounce_address:
+            try:
+                mailbox(bounce_address)
+            except ValueError as error:
+                raise SettingsError(
+                    f"MAILHOUSE_BOUNCE_ADDRESS {bounce_address!r} is no address: {error}.",
+                    fix="Write it like bounce@mail.example.com.",
+                ) from None
         self.server = server
         self.connections = connections
+        self.bounce_address = bounce_address
         self.capabilities = replace(self.capabilities, reaches_people=not is_loopback(server.host))
         self._idle: list[SmtpConnection] = []
         self._refused: ProviderRefusedError | None = None
@@ -362,7 +372,7 @@ class SmtpProvider(Provider):
         """
         if self._refused is not None:
             raise self._refused
-        transfer = _Transfer(batch, self.server)
+        transfer = _Transfer(batch, self.server, self.bounce_address)
         with contextlib.closing(transfer.selector):
             for connection in self._take(min(self.connections, transfer.left), transfer):
                 transfer.begin(connection)
@@ -517,8 +527,9 @@ class _Transfer:
         error: the first connection that could not be made. `refused`: the server does not want this sender.
     """
 
-    def __init__(self, batch: Sequence[Message], server: SmtpServer) -> None:
+    def __init__(self, batch: Sequence[Message], server: SmtpServer, bounce_address: str) -> None:
         self.batch, self.server = batch, server
+        self._bounce_to = mailbox(bounce_address).rsplit("@", 1) if bounce_address else None
         self.answers: dict[int, Delivery] = {}
         self.lanes: set[_Lane] = set()
         self.done: list[SmtpConnection] = []
@@ -527,6 +538,7 @@ class _Transfer:
         self.refused: ProviderRefusedError | None = None
         self.selector = selectors.DefaultSelector()
         self._waiting = deque(range(len(batch)))
+        self._mailboxes: dict[str, str] = {}
         self._again: set[int] = set()
         self._checked_at = time.monotonic()
 
@@ -616,7 +628,8 @@ class _Transfer:
             raise _LostError(f"unexpected answer to DATA: {reply}")
         if command == "data" and lane.refusal is None:
             lane.position, lane.ended = None, position
-            content = _stuffed(self.batch[position].raw) + b".\r\n"
+            message = self.batch[position]
+            content = (message.raw if message.is_stuffed else _stuffed(message.raw)) + b".\r\n"
             lane.expected.append("end")
             lane.before_end = len(lane.unsent) + len(content)
             following = self._envelope(lane) if lane.pipelines else b""
@@ -635,7 +648,7 @@ class _Transfer:
                 self._write(lane, b"RSET\r\n")
         elif not lane.pipelines:
             following, line = (
-                ("rcpt", self._recipient(position)) if command == "mail" else ("data", b"DATA\r\n")
+                ("rcpt", self._recipient(lane, position)) if command == "mail" else ("data", b"DATA\r\n")
             )
             lane.expected.append(following)
             self._write(lane, line)
@@ -677,21 +690,35 @@ class _Transfer:
                 self.answers[position] = parameters
                 continue
             lane.position = position
-            mail = f"MAIL FROM:<{mailbox(message.sender.email)}>{parameters}\r\n".encode()
+            mail = f"MAIL FROM:<{self._return_path(message)}>{parameters}\r\n".encode()
             if not lane.pipelines:
                 lane.expected.append("mail")
                 return mail
             lane.expected += ("mail", "rcpt", "data")
-            return mail + self._recipient(position) + b"DATA\r\n"
+            return mail + self._recipient(lane, position) + b"DATA\r\n"
         return b""
 
-    def _recipient(self, position: int) -> bytes:
-        return f"RCPT TO:<{mailbox(self.batch[position].recipient.email)}>\r\n".encode()
+    def _return_path(self, message: Message) -> str:
+        if self._bounce_to is None:
+            return self._mailbox(message.sender.email)
+        local, domain = self._bounce_to
+        return f"{local}+{message.message_id}@{domain}"
+
+    def _recipient(self, lane: _Lane, position: int) -> bytes:
+        # RFC 3461: tell of what fails and what is late, never of what arrives
+        wanted = " NOTIFY=FAILURE,DELAY" if "DSN" in lane.connection.features else ""
+        return f"RCPT TO:<{self._mailbox(self.batch[position].recipient.email)}>{wanted}\r\n".encode()
+
+    def _mailbox(self, address: str) -> str:
+        """`senders.mime.mailbox`, once an address and batch."""
+        if address not in self._mailboxes:
+            self._mailboxes[address] = mailbox(address)
+        return self._mailboxes[address]
 
     def _parameters(self, message: Message, features: Mapping[str, str]) -> str | Delivery:
         """Parameters of MAIL, or why this server cannot take the message."""
         try:
-            sender, recipient = mailbox(message.sender.email), mailbox(message.recipient.email)
+            sender, recipient = self._mailbox(message.sender.email), self._mailbox(message.recipient.email)
         except ValueError as error:
             return Delivery(message.message_id, Status.INVALID, RejectReason.INVALID, reply=str(error))
         is_utf8 = not (sender.isascii() and recipient.isascii())
@@ -711,6 +738,8 @@ class _Transfer:
                 reply=f"{size} bytes, and the server takes {limit}",
             )
         parameters = f" SIZE={size}" if "SIZE" in features else ""
+        # RFC 3461: a report names the message by this id and returns its header only
+        parameters += f" RET=HDRS ENVID={message.message_id}" if "DSN" in features else ""
         return parameters + (" BODY=8BITMIME SMTPUTF8" if is_utf8 else "")
 
     def _lose(self, lane: _Lane, why: str, reply: Reply | None = None) -> None:

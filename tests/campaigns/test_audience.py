@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 import pytest
 
-from campaigns.audience import AUDIENCE_COLUMNS, Audience
+from campaigns.audience import AUDIENCE_COLUMNS, Audience, Shard
 from campaigns.checks import check_drift, run_checks
 from warehouse.client import Warehouse
 from warehouse.errors import InputError
@@ -180,6 +180,23 @@ def test_pages_lose_and_double_nobody(marts, write_spec, page_rows, size):
     frames = list(audience.batches(size))
     assert all(frame.height <= size for frame in frames)
     assert pl.concat(frames)["contact_id"].to_list() == list(range(1, 31))
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_parts_lose_and_double_nobody(marts, write_spec, count):
+    marts.contacts(1, 30)
+    found = []
+    for number in range(1, count + 1):
+        audience = Audience(marts.warehouse, write_spec(), MONDAY, page_rows=7)
+        for frame in audience.batches(4, shard=Shard.parse(f"{number}/{count}")):
+            found += frame["contact_id"].to_list()
+    assert sorted(found) == list(range(1, 31))
+
+
+@pytest.mark.parametrize("text", ["", "2", "0/4", "5/4", "-1/4", "1/0", "a/b", "1/99999"])
+def test_what_is_no_part(text):
+    with pytest.raises(InputError, match="no part"):
+        Shard.parse(text)
 
 
 def test_condition_narrows_the_segment(marts, write_spec):

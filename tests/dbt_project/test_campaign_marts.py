@@ -15,6 +15,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from models import PREFIX, Models, moment, order
 
+# all marts of campaigns are built several times over: minutes, so it is run with the slow tests
+pytestmark = pytest.mark.slow
+
 MARTS = ("path:models/marts/campaigns", "path:models/marts/deliverability")
 UPSTREAM = (
     "+messages",

@@ -28,6 +28,7 @@ def profile(models: Models, email: str) -> dict[str, Any]:
     return row
 
 
+@pytest.mark.slow
 def test_a_change_of_email_keeps_the_person(history: Models) -> None:
     history.contact("1", "Ann@Example.com ", "01-01", first_name="Ann", country="France")
     history.contact("9", "gone@example.com", "01-01")
@@ -122,6 +123,7 @@ def test_machines_move_no_score_and_no_segment(history: Models) -> None:
     assert profile(history, "bob@example.com")["segments"] == ["engaged"]
 
 
+@pytest.mark.slow
 def test_a_stay_is_an_interval_and_coming_back_another(history: Models) -> None:
     for customer in range(1, 6):
         history.contact(str(customer), f"c{customer}@example.com", "01-01")
@@ -165,6 +167,7 @@ def test_a_stay_is_an_interval_and_coming_back_another(history: Models) -> None:
     assert [(row[1], row[3] is None) for row in again] == [(row[1], row[3] is None) for row in complete]
 
 
+@pytest.mark.slow
 def test_messages_and_campaigns(history: Models) -> None:
     history.contact("1", "ann@example.com", "01-01")
     history.contact("2", "bob@example.com", "01-01")

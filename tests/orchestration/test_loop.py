@@ -14,7 +14,7 @@ from dagster._core.events import DagsterEvent
 from location import NOW, Location
 
 from campaigns.identity import occurrence_key
-from orchestration.defs.campaigns.assets import CAMPAIGNS
+from orchestration.defs.campaigns.assets import CAMPAIGNS, PAUSED_TAG
 from orchestration.defs.campaigns.sensors import CAMPAIGN_TAG, OCCURRENCE_TAG, campaigns_due
 from orchestration.lib.campaign_runs import CheckError, deliver, prepare
 from senders.ledger import Ledger
@@ -79,6 +79,30 @@ def test_due_campaigns_are_launched_once_and_again_after_a_failure(location: Loc
     requests, why = evaluate(location.instance)
     assert not requests
     assert "launched" in why
+
+
+def test_a_paused_campaign_is_launched_when_it_is_resumed(location: Location) -> None:
+    with Ledger.open(location.settings) as ledger:
+        ledger.pause("campaign", "win_back", location.settings.now())
+    try:
+        with dg.DagsterInstance.ephemeral() as fresh:
+            for key in ("raw/recommendations", "marts/contact_profiles", "segments/at_risk"):
+                fresh.report_runless_asset_event(dg.AssetMaterialization(key.split("/")))
+            _, why = evaluate(fresh)
+            assert "win_back is paused" in why
+            # one that was stopped by a pause is no attempt that failed
+            tags = {CAMPAIGN_TAG: "win_back", OCCURRENCE_TAG: OCCURRENCE, PAUSED_TAG: "true"}
+            run = fresh.create_run_for_job(location.definitions.resolve_job_def("ingest"), tags=tags)
+            fresh.report_dagster_event(
+                DagsterEvent(RUN_STATUS_TO_EVENT_TYPE[dg.DagsterRunStatus.CANCELED].value, run.job_name),
+                run.run_id,
+            )
+            with Ledger.open(location.settings) as ledger:
+                ledger.resume("campaign", "win_back")
+            assert [request.run_key for request in evaluate(fresh)[0]] == [f"win_back@{OCCURRENCE}#2"]
+    finally:
+        with Ledger.open(location.settings) as ledger:
+            ledger.resume("campaign", "win_back")
 
 
 def test_a_campaign_waits_until_its_segment_is_built(location: Location) -> None:

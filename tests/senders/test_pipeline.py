@@ -363,3 +363,34 @@ def test_unknown_providers_are_named(settings: SenderSettings) -> None:
         get_provider(settings, "mialdir")
     with pytest.raises(SettingsError, match="MAILHOUSE_SMTP_URL is not set"):
         get_provider(settings, "smtp")
+
+
+def test_what_is_paused_stops_and_goes_on_where_it_stopped(settings: SenderSettings) -> None:
+    provider = Memory()
+    with Ledger.open(settings) as ledger:
+        assert ledger.pause("campaign", "offer", settings.now())
+        assert not ledger.pause("campaign", "offer", settings.now())
+        assert ledger.paused("campaign") == {"offer"} and not ledger.paused("journey")
+    summary = through(settings, provider, 30)
+    assert summary.is_paused and summary.is_interrupted
+    assert not provider.taken
+    with Ledger.open(settings) as ledger:
+        assert ledger.resume("campaign", "offer")
+        assert not ledger.resume("campaign", "offer")
+    summary = through(settings, provider, 30)
+    assert not summary.is_paused
+    assert summary.sent == len(provider.taken) == 30
+
+
+def test_a_part_leaves_what_other_parts_left(settings: SenderSettings) -> None:
+    provider = Memory()
+    first, second = audience(20, rows=10)
+    with Ledger.open(settings) as ledger:
+        rest = {"settings": settings, "ledger": ledger, "provider": provider, "retry": QUICK}
+        provider.errors = [ProviderRefusedError("not today")]
+        with pytest.raises(ProviderRefusedError):
+            send(plan(), iter([first]), **rest, is_part=True)
+        summary = send(plan(), iter([second]), **rest, is_part=True)
+        assert summary.sent == 10 and not summary.skipped
+        assert send(plan(), iter([first]), **rest, is_part=True).sent == 10
+        assert ledger.counts(*THING) == {"sent": 20}

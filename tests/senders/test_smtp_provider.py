@@ -239,9 +239,9 @@ def test_no_starttls_offered_is_refused(serve: Callable[..., tuple[Sink, int]]) 
 class Script:
     """A server that follows a script: for each connection a list of answers; None hangs up."""
 
-    def __init__(self, *connections: list[str | None], pipelining: bool = False) -> None:
+    def __init__(self, *connections: list[str | None], pipelining: bool = False, features: str = "") -> None:
         self.connections = list(connections)
-        self.pipelining = pipelining
+        self.features = "PIPELINING" if pipelining else features
         self.bodies: list[bytes] = []
         self.lines: list[bytes] = []
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -258,9 +258,8 @@ class Script:
                 while line := lines.readline():
                     self.lines.append(line)
                     if line.startswith(b"EHLO"):
-                        connection.sendall(
-                            b"250-here\r\n250 PIPELINING\r\n" if self.pipelining else b"250 here\r\n"
-                        )
+                        offered = f"250-here\r\n250 {self.features}\r\n" if self.features else "250 here\r\n"
+                        connection.sendall(offered.encode())
                         continue
                     if (answer := next(todo, "250 ok")) is None:
                         break
@@ -331,6 +330,22 @@ def test_pipelined_data_for_nobody_is_empty() -> None:
     answers, script = scripted([*refused, "250 ok", "250 ok", "354", "250 ok"], count=2, pipelining=True)
     assert [answer.status for answer in answers] == [Status.REJECTED, Status.SENT]
     assert script.bodies[0] == b".\r\n"
+
+
+def test_bounces_name_their_message() -> None:
+    script = Script(["250 ok", "250 ok", "354", "250 ok"], features="DSN")
+    server = SmtpServer.parse(f"smtp://127.0.0.1:{script.port}")
+    with SmtpProvider(server, connections=1, bounce_address="bounce@mail.example.com") as smtp:
+        (answer,) = smtp.send([message("p@example.com", 7)])
+    script.stop()
+    assert answer.status == Status.SENT
+    envelope = [line.decode().strip() for line in script.lines[1:3]]
+    assert envelope == [
+        f"MAIL FROM:<bounce+{answer.message_id}@mail.example.com> RET=HDRS ENVID={answer.message_id}",
+        "RCPT TO:<p@example.com> NOTIFY=FAILURE,DELAY",
+    ]
+    with pytest.raises(SettingsError, match="MAILHOUSE_BOUNCE_ADDRESS"):
+        SmtpProvider(server, bounce_address="nobody")
 
 
 def test_garbage_is_no_answer() -> None:

@@ -28,6 +28,7 @@ CAMPAIGNS = dg.DynamicPartitionsDefinition(name="campaign")
 AUDIENCES = dg.AssetKey("campaign_audiences")
 SENDS = dg.AssetKey("campaign_sends")
 OBSERVE_SECONDS = 15.0
+PAUSED_TAG = "mailhouse/paused"
 
 
 @dg.multi_asset(
@@ -108,7 +109,10 @@ def campaigns(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResul
 
         sent = deliver(prepared, on_progress=on_progress)
         exported = export_ledger(settings, warehouse)
-    if sent.is_interrupted and _is_cancelled(context):
+    if sent.is_paused:
+        # so marked, the run does not count as an attempt when the campaign is resumed
+        context.instance.add_run_tags(context.run.run_id, {PAUSED_TAG: "true"})
+    if sent.is_paused or (sent.is_interrupted and _is_cancelled(context)):
         # a run that ends as cancelled is not launched again by the sensor; one that fails is
         raise DagsterExecutionInterruptedError
     if sent.is_interrupted:

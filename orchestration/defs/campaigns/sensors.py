@@ -4,11 +4,10 @@ import dagster as dg
 
 from campaigns.identity import occurrence_key
 from campaigns.specs import CampaignSpec, is_due, load_campaigns, occurrence
-from orchestration.defs.campaigns.assets import AUDIENCES, CAMPAIGNS, SENDS
+from orchestration.defs.campaigns.assets import AUDIENCES, CAMPAIGNS, PAUSED_TAG, SENDS
 from senders.ledger import Ledger
 from senders.retries import is_retry_due
 from senders.settings import SenderSettings
-from warehouse.settings import MailhouseSettings
 
 RUNS_PER_TICK = 10
 ATTEMPTS = 3
@@ -36,15 +35,20 @@ def campaigns_due(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.S
 
     The run key only keeps runs from being launched twice. That no message is sent twice is the ledger's doing.
     """
-    settings = MailhouseSettings.load()
+    settings = SenderSettings.load()
     now = settings.now()
     specs = load_campaigns(settings.content_dir)
     due = {name: spec for name, spec in specs.items() if is_due(spec, now)}
     if not due:
         return dg.SkipReason(f"None of {len(specs)} campaigns is due.")
+    with Ledger.open(settings) as ledger:
+        paused = ledger.paused("campaign")
     requests: list[dg.RunRequest] = []
     waiting: list[str] = []
     for name, spec in sorted(due.items()):
+        if name in paused:
+            waiting.append(f"{name} is paused")
+            continue
         missing = [key for key in _needs(spec) if not _is_built(context.instance, key)]
         if missing:
             waiting.append(f"{name} waits for {', '.join(key.to_user_string() for key in missing)}")
@@ -52,13 +56,15 @@ def campaigns_due(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.S
         moment = occurrence(spec, now)
         assert moment is not None
         tags = {CAMPAIGN_TAG: name, OCCURRENCE_TAG: occurrence_key(moment)}
-        earlier = context.instance.get_run_records(dg.RunsFilter(tags=tags), limit=ATTEMPTS)
-        failed = [record for record in earlier if record.dagster_run.status == dg.DagsterRunStatus.FAILURE]
+        launched = context.instance.get_runs(dg.RunsFilter(tags=tags))
+        # what somebody paused goes on once it is resumed; it was no failed attempt
+        earlier = [run for run in launched if PAUSED_TAG not in run.tags or not run.is_finished]
+        failed = [run for run in earlier if run.status == dg.DagsterRunStatus.FAILURE]
         if len(failed) < len(earlier) or len(failed) >= ATTEMPTS:
             continue
         requests.append(
             dg.RunRequest(
-                run_key=f"{name}@{tags[OCCURRENCE_TAG]}#{len(failed) + 1}", partition_key=name, tags=tags
+                run_key=f"{name}@{tags[OCCURRENCE_TAG]}#{len(launched) + 1}", partition_key=name, tags=tags
             )
         )
     if not requests:
@@ -83,7 +89,12 @@ def schedule_retry(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.
     now = settings.now()
     specs = load_campaigns(settings.content_dir)
     with Ledger.open(settings) as ledger:
-        waiting = [one for one in ledger.deferred() if one.kind == "campaign" and one.name in specs]
+        paused = ledger.paused("campaign")
+        waiting = [
+            one
+            for one in ledger.deferred()
+            if one.kind == "campaign" and one.name in specs and one.name not in paused
+        ]
     requests: dict[str, dg.RunRequest] = {}
     for one in waiting:
         moment = occurrence(specs[one.name], now)
