@@ -85,6 +85,7 @@ def _sender(settings: SenderSettings, plan: SendPlan) -> Sender:
     """Whose domain receivers look up, and where our DKIM keys, or the provider's, must be."""
     address = sender_of(plan, settings).email
     domain = ascii_domain(address.rpartition("@")[2])
+    return_path = ascii_domain((settings.bounce_address or address).rpartition("@")[2])
     is_ours = (plan.provider or settings.provider) == "smtp"
     signer = DkimSigner.from_settings(settings, address) if is_ours else None
     public = {key.selector: key.record().partition("p=")[2] for key in signer.keys} if signer else {}
@@ -96,7 +97,7 @@ def _sender(settings: SenderSettings, plan: SendPlan) -> Sender:
         tuple(Selector(name, public.get(name, "")) for name in names),
         dkim_domain=settings.dkim_domain,
         # others than SMTP servers of our own choice have bounces come to a domain of theirs
-        envelope_domain=domain if is_ours else "",
+        envelope_domain=return_path if is_ours else "",
     )
 
 

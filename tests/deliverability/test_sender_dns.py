@@ -245,6 +245,18 @@ def test_alignment_of_a_domain_above(mode: str, is_aligned: bool) -> None:
     assert result.metadata["is_dkim_aligned"] == is_aligned
 
 
+@pytest.mark.parametrize(("mode", "is_aligned"), [("r", True), ("s", False)])
+def test_spf_is_that_of_the_return_path(mode: str, is_aligned: bool) -> None:
+    records = zone(
+        mail__shop__com=["v=spf1 a -all"],
+        shop__com=[],
+        _dmarc__shop__com=[f"v=DMARC1; p=reject; aspf={mode}"],
+    )
+    result = check_sender("shop.com", records, envelope_domain="mail.shop.com")
+    assert result.metadata["spf"] == "good"
+    assert result.is_passed is is_aligned
+
+
 def test_a_signature_of_somebody_else_is_not_aligned() -> None:
     records = {"s1._domainkey.relay.net": [f"p={RSA}"], **GOOD}
     result = check_sender(
