@@ -136,7 +136,7 @@ def built(models: Models) -> Iterator[Models]:
 
 @pytest.mark.slow
 def test_nothing_personal_is_in_any_view(built: Models, manifest: Any) -> None:
-    giveaways = re.compile("zebulina|quackenbush|7700|llanfair|other@|@example", re.IGNORECASE)
+    giveaways = re.compile(r"zebulina|quackenbush|7700\D?900123|llanfair|other@|@example", re.IGNORECASE)
     filled = 0
     for view in bi_views(manifest):
         rows = built.rows(f"select * from bi.{view.name}")
