@@ -355,9 +355,10 @@ def test_any_history_on_sqlite() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_many_histories_on_sqlite() -> None:
     run_state_machine_as_test(
-        LedgerMachine, settings=hypothesis_settings(max_examples=300, stateful_step_count=50, deadline=None)
+        LedgerMachine, settings=hypothesis_settings(max_examples=120, stateful_step_count=50, deadline=None)
     )
 
 
