@@ -1,6 +1,6 @@
 {#-
     Replaces the adapter's macro of this name, which asks for each model and each run which columns its SQL gives. For that
-    ClickHouse runs the scalar subqueries in it: on a large history a fifth of a day's increment went there.
+    ClickHouse runs the scalar subqueries in it: at 5 M events a tenth of a day's increment went there.
 
     A model is checked when its table or view is first made, on a full refresh, and with var `check_contracts`; a segment
     always, since people write them. In between nothing can slip through: rows go into a table of the contract's types, and
