@@ -211,7 +211,8 @@ class Ledger:
             ) from None
         if is_sqlite:
             _prepare_sqlite(engine)
-            if url.database:
+            # file:... is a URI of SQLite's own and no path: it would be made as a folder where we stand
+            if url.database and not url.database.startswith("file:"):
                 with contextlib.suppress(OSError):
                     Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         else:
