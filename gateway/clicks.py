@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from typing import Literal
 
-import polars as pl
-
+from gateway.storing import store_event
 from senders.ledger import Ledger, LedgerError
 from senders.links import Click, Links
 from senders.settings import SenderSettings
 from warehouse.client import Warehouse
-from warehouse.loads import load_events
 
 #: A picture of one transparent pixel, GIF89a.
 PIXEL = bytes.fromhex(
@@ -70,22 +67,12 @@ class Clicks:
             properties["contact_id"] = contact_id
         if click is not None:
             properties |= {"url": click.url, "position": click.index}
-        load_events(
+        store_event(
             self.warehouse,
-            pl.DataFrame(
-                {
-                    "event_id": [f"gateway:{type_}:{message_id}:{uuid.uuid4().hex}"],
-                    "type": [type_],
-                    "source": ["gateway"],
-                    "email": [email],
-                    "message_id": [message_id],
-                    "occurred_at": [now],
-                    "received_at": [now],
-                    "properties": [json.dumps(properties)],
-                },
-                schema_overrides={
-                    "occurred_at": pl.Datetime("ms", "UTC"), "received_at": pl.Datetime("ms", "UTC"),
-                },
-            ),
-            run_id="gateway",
-        )  # fmt: skip
+            f"gateway:{type_}:{message_id}:{uuid.uuid4().hex}",
+            type_,
+            message_id,
+            email,
+            now,
+            properties,
+        )

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from typing import Literal
 
-import polars as pl
-
+from gateway.storing import store_event
 from senders.ledger import Ledger, LedgerError
 from senders.settings import SenderSettings
 from senders.unsubscribe import verify_token
 from warehouse.client import Warehouse
 from warehouse.errors import WarehouseError
-from warehouse.loads import load_events
 
 Method = Literal["one_click", "form"]
 
@@ -101,22 +98,12 @@ class Unsubscribes:
             "method": method, "purpose": "marketing", "contact_id": recipient.contact_id, "is_machine": False,
             "provider": "mailhouse",
         }  # fmt: skip
-        load_events(
+        store_event(
             self.warehouse,
-            pl.DataFrame(
-                {
-                    "event_id": [event_id],
-                    "type": ["unsubscribed"],
-                    "source": ["gateway"],
-                    "email": [recipient.email],
-                    "message_id": [recipient.message_id],
-                    "occurred_at": [now],
-                    "received_at": [now],
-                    "properties": [json.dumps(properties)],
-                },
-                schema_overrides={
-                    "occurred_at": pl.Datetime("ms", "UTC"), "received_at": pl.Datetime("ms", "UTC"),
-                },
-            ),
-            run_id="gateway",
-        )  # fmt: skip
+            event_id,
+            "unsubscribed",
+            recipient.message_id,
+            recipient.email,
+            now,
+            properties,
+        )

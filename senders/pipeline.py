@@ -47,6 +47,7 @@ from senders.workers import (
     Worker,
     WorkerError,
     Workers,
+    needed_columns,
     texts,
 )
 from warehouse.errors import InputError, MailhouseError
@@ -548,15 +549,6 @@ class _Sender:
                 f"A sending process failed:\n{answer.defect}", fix="This is a defect of Mailhouse: report it."
             )
         self.report()
-
-
-def needed_columns(template: Template, channel: str) -> frozenset[str] | None:
-    """Columns of the audience that a worker reads; None for all."""
-    if template.columns is None:
-        return None
-    always = ("contact_id", "email", "first_name", "last_name", "locale", "recommendations", "variant")
-    address = ADDRESS_COLUMNS.get(channel)
-    return frozenset((*template.columns, *always, *((address,) if address else ())))
 
 
 def _check_columns(frame: pl.DataFrame) -> None:

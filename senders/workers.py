@@ -167,11 +167,10 @@ class Worker:
         """A message for each row, or why there is none: made before the provider is called, so that this is known."""
         now = self.settings.now()
         frame = window.rows
-        columns = [name for name in frame.columns if name not in NOT_PROFILE]
-        if self.template.columns is not None:
-            always = {"contact_id", "email", "first_name", "last_name", "locale", self._address_column}
-            always |= self.template.columns
-            columns = [name for name in columns if name in always]
+        needed = needed_columns(self.template, self.plan.channel)
+        columns = [
+            name for name in frame.columns if name not in NOT_PROFILE and (needed is None or name in needed)
+        ]
         contacts = frame.select(columns).to_dicts()
         recommendations = (
             frame["recommendations"].to_list()
@@ -268,6 +267,15 @@ def _not_rendered(message_id: str, error: RenderError) -> Delivery:
     if isinstance(error, RecipientError):
         return Delivery(message_id, Status.INVALID, RejectReason.INVALID, reply=str(error))
     return Delivery(message_id, Status.FAILED, Reason.NOT_RENDERED, reply=str(error))
+
+
+def needed_columns(template: Template, channel: str) -> frozenset[str] | None:
+    """Columns of the audience that a worker reads; None for all."""
+    if template.columns is None:
+        return None
+    always = ("contact_id", "email", "first_name", "last_name", "locale", "recommendations", "variant")
+    address = ADDRESS_COLUMNS.get(channel)
+    return frozenset((*template.columns, *always, *((address,) if address else ())))
 
 
 def texts(frame: pl.DataFrame, name: str) -> list[str]:
