@@ -21,7 +21,7 @@ up: $(READY)  ## the embedded warehouse and the Dagster UI
 	@$(VENV)/bin/mailhouse up
 
 test: $(READY)  ## every test that needs nothing but this folder
-	@$(VENV)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not service"
+	@$(VENV)/bin/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow and not service"
 
 docs: $(READY)  ## every model and column in words, as one page: .mailhouse/docs/index.html
 	@$(VENV)/bin/python -m orchestration.lib.docs_site

@@ -73,7 +73,7 @@ class Screenshots(Protocol):
     """Something that shows a message: a browser here, or a service that has real mail programs."""
 
     def take(self, html: str, views: Sequence[View] = VIEWS) -> Mapping[str, bytes]:
-        """The message in each view, as PNG, by the view's name.
+        """The message in each view, as PNG, by the view's name; what has mail programs of its own, by theirs.
 
         Raises:
             ScreenshotError: there is nothing that could show it, or it fails.

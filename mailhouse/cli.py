@@ -83,11 +83,15 @@ def preview(
     screenshots: Annotated[
         bool, typer.Option("--screenshots", help="Take pictures too: phone and desktop, light and dark.")
     ] = False,
+    litmus: Annotated[
+        bool,
+        typer.Option("--litmus", help="Take pictures by the mail programs at Litmus (needs an account)."),
+    ] = False,
 ) -> None:
     """Write a message as one contact would get it: HTML and text."""
     from mailhouse.preview import run
 
-    run(template, contact, output, screenshots=screenshots)
+    run(template, contact, output, screenshots=screenshots, litmus=litmus)
 
 
 @app.command()

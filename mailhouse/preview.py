@@ -5,24 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 
 from campaigns.specs import load_campaigns
+from deliverability.litmus import LitmusScreenshots
 from deliverability.screenshots import ChromiumScreenshots, Screenshots
 from mailhouse.console import console
 from mailhouse.engine import open_warehouse
 from orchestration.lib.previews import render_preview
 from senders.settings import SenderSettings
+from warehouse.errors import SettingsError
 
 
-def run(name: str, contact_id: int, output: Path | None, *, screenshots: Screenshots | bool = False) -> None:
+def run(
+    name: str,
+    contact_id: int,
+    output: Path | None,
+    *,
+    screenshots: Screenshots | bool = False,
+    litmus: bool = False,
+) -> None:
     """Render a campaign, or a template alone, for a contact and write `<name>-<contact>.html` and `.txt`.
 
     Args:
         screenshots: whether to take pictures too, `<name>-<contact>-<view>.png`, or what takes them; by itself
             Chromium, which loads images if MAILHOUSE_PREFLIGHT_NETWORK is on.
+        litmus: whether the mail programs at Litmus take some too, `<name>-<contact>-<program>.png`.
 
     Raises:
         MailhouseError: no such template or contact, a merge tag that this contact has no value for, or no browser.
     """
     settings = SenderSettings.load()
+    takers: list[Screenshots] = []
+    if screenshots:
+        is_own = screenshots is True
+        takers.append(ChromiumScreenshots(loads_images=settings.preflight_network) if is_own else screenshots)
+    if litmus:
+        takers.append(_litmus(settings))
     spec = load_campaigns(settings.content_dir).get(name)
     with open_warehouse(settings, "mailhouse preview") as warehouse:
         rendered = render_preview(settings, warehouse, contact_id, spec=spec, template=name)
@@ -32,11 +48,18 @@ def run(name: str, contact_id: int, output: Path | None, *, screenshots: Screens
         path = folder / f"{name}-{contact_id}{suffix}"
         path.write_text(content)
         console.print(str(path), soft_wrap=True)
-    if screenshots is True:
-        screenshots = ChromiumScreenshots(loads_images=settings.preflight_network)
-    if screenshots:
-        for view, picture in screenshots.take(rendered.html).items():
+    for taker in takers:
+        for view, picture in taker.take(rendered.html).items():
             path = folder / f"{name}-{contact_id}-{view}.png"
             path.write_bytes(picture)
             console.print(str(path), soft_wrap=True)
     console.print(f"Subject: {rendered.subject}", markup=False)
+
+
+def _litmus(settings: SenderSettings) -> LitmusScreenshots:
+    if settings.litmus_key is None:
+        raise SettingsError(
+            "MAILHOUSE_LITMUS_KEY is not set.", fix="Set it to the key of your account's Instant API."
+        )
+    clients = tuple(name for name in settings.litmus_clients.replace(",", " ").split() if name)
+    return LitmusScreenshots(settings.litmus_key.get_secret_value(), clients)

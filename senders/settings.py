@@ -76,6 +76,8 @@ class SenderSettings(MailhouseSettings):
         preflight_network: the checks before a send may ask for links and look up the sender's domain in DNS.
         spamd_url: `tcp://host:port` or `unix:///path` of SpamAssassin's daemon, which then judges before a send.
         spam_limit: points of SpamAssassin at which a campaign is not sent.
+        litmus_key, litmus_clients: key of Litmus' Instant API, and the mail programs there, with commas, that
+            `mailhouse preview --litmus` shows a message in.
         claim_lease: seconds without a heartbeat after which a sender on another machine counts as dead.
     """
 
@@ -140,6 +142,8 @@ class SenderSettings(MailhouseSettings):
     preflight_network: bool = False
     spamd_url: str = ""
     spam_limit: float = 5.0
+    litmus_key: SecretStr | None = None
+    litmus_clients: str = ""
     claim_lease: float = 60.0
 
     @field_validator("track_clicks", "track_opens")

@@ -23,6 +23,14 @@ hypothesis_settings.register_profile(
 hypothesis_settings.load_profile("mailhouse")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one process, and all tests of the code location in one: it takes long to make."""
+    for item in items:
+        fixtures: list[str] = getattr(item, "fixturenames", [])
+        group = "location" if "location" in fixtures else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def free_port() -> int:
     """A TCP port of the loopback interface that was free a moment ago."""

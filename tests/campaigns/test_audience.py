@@ -182,7 +182,7 @@ def test_pages_lose_and_double_nobody(marts, write_spec, page_rows, size):
     assert pl.concat(frames)["contact_id"].to_list() == list(range(1, 31))
 
 
-@pytest.mark.parametrize("count", [1, 3, 40])
+@pytest.mark.parametrize("count", [1, 3, 8])
 def test_parts_lose_and_double_nobody(marts, write_spec, count):
     marts.contacts(1, 30)
     found = []

@@ -62,9 +62,7 @@ def machines(models: Models) -> set[str]:
 
 
 def scores(models: Models) -> dict[str, float]:
-    return dict(
-        models.rows("select email, round(engagement_score, 3) from intermediate.int_contacts__profiled")
-    )
+    return dict(models.rows("select email, engagement_score from intermediate.int_contacts__profiled"))
 
 
 def test_rules_find_what_the_provider_does_not_say_and_a_version_takes_it_back(built: Models) -> None:
@@ -86,7 +84,7 @@ def test_rules_find_what_the_provider_does_not_say_and_a_version_takes_it_back(b
     assert machines(built) == PROVIDER_SAYS
     assert built.rows("select email from marts.suppressions") == [("stopped@example.com",)]
     lenient = scores(built)
-    assert {email.split("@")[0] for email in strict if lenient[email] != strict[email]} == {
-        *("burst", "quick", "scanned", "stopped")
-    }
+    # a score decays between the two builds, by far less than a click counts
+    moved = {email for email in strict if abs(lenient[email] - strict[email]) > 0.01}
+    assert {email.split("@")[0] for email in moved} == {*("burst", "quick", "scanned", "stopped")}
     assert built.rows(untouched) == rows

@@ -285,6 +285,7 @@ class Expected:
         return rows
 
 
+@pytest.mark.slow
 def test_random_histories_equal_plain_python(built: Models) -> None:
     """Days without builds, builds without change, killed runs, two runs at once, a clock that is set back."""
     dice = random.Random(20110627)

@@ -350,7 +350,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
 def test_any_history_on_sqlite() -> None:
     run_state_machine_as_test(
-        LedgerMachine, settings=hypothesis_settings(max_examples=40, stateful_step_count=30, deadline=None)
+        LedgerMachine, settings=hypothesis_settings(max_examples=20, stateful_step_count=30, deadline=None)
     )
 
 

@@ -97,6 +97,7 @@ def test_workers_that_die_again_and_again_end_the_send(settings: SenderSettings)
             workers.give(window)
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_coordinator(tmp_path: Path, settings: SenderSettings) -> None:
     people = 3000
     chance = random.Random()

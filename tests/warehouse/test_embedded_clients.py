@@ -151,9 +151,8 @@ def test_an_answer_without_rows_has_its_columns(client: Any, sql: str) -> None:
 
 def test_columns_of_a_query_are_told_without_running_it(client: Any) -> None:
     endless = "select number from numbers(20000000000)"
-    heavy = (
-        f"select a, (select max(number) from ({endless})) as b from (select 1 as a) where a in ({endless})"
-    )
+    # a scalar sub-query is computed by the engine even when it only describes; sets and joins are not
+    heavy = f"select a, (select max(number) from numbers(9)) as b from (select 1 as a) where a in ({endless})"
     result = client.query(f"SELECT * FROM ( \n{heavy} \n) LIMIT 0", settings={"max_execution_time": "20"})
     assert result.column_names == ("a", "b")
     assert result.column_types[0].name == "UInt8"

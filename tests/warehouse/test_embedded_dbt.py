@@ -12,6 +12,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from warehouse.client import Warehouse
 from warehouse.settings import MailhouseSettings
 
@@ -170,6 +172,7 @@ def run_dbt(settings: MailhouseSettings, project: Path) -> list[dict[str, Any]]:
     return [*found, json.loads((project / "target" / "catalog.json").read_text())]
 
 
+@pytest.mark.slow
 def test_dbt_clickhouse_builds_rebuilds_and_documents(
     warehouse_server: MailhouseSettings, tmp_path: Path
 ) -> None:
