@@ -35,6 +35,8 @@ class SenderSettings(MailhouseSettings):
         smtp_connections: connections kept open to the SMTP server.
         send_workers: processes that render and hand over messages of one campaign; 0 keeps to one process. Unset
             means one for each core, for audiences that are worth starting them.
+        send_parts, send_executor: Dagster sends a campaign in so many parts, each a step that the executor places:
+            `in_process`, `multiprocess`, `celery`, `celery_kubernetes` or `kubernetes`. One part is one step.
         http_connections: connections kept open to a provider that speaks HTTP; so many calls are under way at once.
         sendgrid_key, sendgrid_url: API key with the permission Mail Send; the EU has its own address.
         sendgrid_webhook_key: the public key that checks its Event Webhook.
@@ -92,6 +94,8 @@ class SenderSettings(MailhouseSettings):
     smtp_url: SecretStr | None = None
     smtp_connections: int = 10
     send_workers: int | None = None
+    send_parts: int = 1
+    send_executor: str = "in_process"
     http_connections: int = 4
     sendgrid_key: SecretStr | None = None
     sendgrid_url: str = "https://api.sendgrid.com"
@@ -145,6 +149,13 @@ class SenderSettings(MailhouseSettings):
     litmus_key: SecretStr | None = None
     litmus_clients: str = ""
     claim_lease: float = 60.0
+
+    @field_validator("send_parts")
+    @classmethod
+    def _some_parts(cls, value: int) -> int:
+        if not 1 <= value <= 1_000:
+            raise ValueError("is no number of parts; write one from 1 to 1000")
+        return value
 
     @field_validator("track_clicks", "track_opens")
     @classmethod

@@ -108,12 +108,21 @@ def campaign_named(settings: SenderSettings, name: str) -> CampaignSpec:
 
 
 def prepare(
-    settings: SenderSettings, warehouse: Warehouse, name: str, *, is_dry_run: bool = False
+    settings: SenderSettings,
+    warehouse: Warehouse,
+    name: str,
+    *,
+    is_dry_run: bool = False,
+    is_judged: bool = False,
 ) -> Prepared:
     """Read a campaign, choose its occurrence, settle its audience and judge all of it.
 
     The occurrence is the newest that has come; a campaign whose first time has not come yet is sent as that one, so
     that its schedule later finds it done.
+
+    Args:
+        is_dry_run: settle nothing.
+        is_judged: the same occurrence has passed its checks already; there are none in the answer.
 
     Raises:
         InputError: a file is wrong, or the campaign has no time at all.
@@ -133,6 +142,8 @@ def prepare(
     templates = TemplateLibrary.load(
         settings.content_dir / "templates", audience.profile_columns(), assets_url=settings.assets_url
     )
+    if is_judged:
+        return Prepared(settings, spec, moment, audience, templates, version, audience.summary(), ())
     problems = templates.check(
         spec.send.template,
         subject=spec.send.subject,

@@ -5,13 +5,16 @@ without the checks.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
+from campaigns.audience import Shard
 from deliverability.preflight import WARNINGS
 from orchestration.lib.campaign_runs import (
     CHECKS,
+    Prepared,
     deliver,
     every,
     export_ledger,
@@ -29,6 +32,7 @@ AUDIENCES = dg.AssetKey("campaign_audiences")
 SENDS = dg.AssetKey("campaign_sends")
 OBSERVE_SECONDS = 15.0
 PAUSED_TAG = "mailhouse/paused"
+_Context = dg.OpExecutionContext | dg.AssetExecutionContext
 
 
 @dg.multi_asset(
@@ -69,56 +73,16 @@ def campaigns(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResul
     with open_warehouse(context.run.run_id) as warehouse:
         prepared = prepare(settings, warehouse, context.partition_key)
         results = [
-            dg.AssetCheckResult(
-                check_name=check.name,
-                asset_key=AUDIENCES,
-                passed=check.is_passed,
-                severity=dg.AssetCheckSeverity.ERROR if check.is_blocking else dg.AssetCheckSeverity.WARN,
-                description=check.message,
-                metadata=dict(check.metadata),
-            )
-            for check in prepared.checks
+            dg.AssetCheckResult(check_name=name, asset_key=AUDIENCES, **judgement)
+            for name, judgement in judgements(prepared).items()
         ]
-        summary = prepared.summary
         yield dg.MaterializeResult(
-            asset_key=AUDIENCES,
-            check_results=results,
-            metadata={
-                "occurrence": prepared.occurrence_key,
-                "members": dg.MetadataValue.int(summary.members),
-                "sendable": dg.MetadataValue.int(summary.sendable),
-                **counts_metadata(summary.skipped, "skipped_"),
-            },
+            asset_key=AUDIENCES, check_results=results, metadata=audience_metadata(prepared)
         )
         prepared.require_passed()
-
-        def observe(so_far: SendSummary) -> None:
-            # shown beside the asset while the send goes on
-            context.log_event(
-                dg.AssetObservation(
-                    SENDS, partition=context.partition_key, metadata=_progress(so_far, summary.members)
-                )
-            )
-
-        line = throttled(context.log.info, summary.members)
-        seen = every(OBSERVE_SECONDS, observe)
-
-        def on_progress(so_far: SendSummary) -> None:
-            line(so_far)
-            seen(so_far)
-
-        sent = deliver(prepared, on_progress=on_progress)
+        sent = send_observed(context, prepared)
         exported = export_ledger(settings, warehouse)
-    if sent.is_paused:
-        # so marked, the run does not count as an attempt when the campaign is resumed
-        context.instance.add_run_tags(context.run.run_id, {PAUSED_TAG: "true"})
-    if sent.is_paused or (sent.is_interrupted and _is_cancelled(context)):
-        # a run that ends as cancelled is not launched again by the sensor; one that fails is
-        raise DagsterExecutionInterruptedError
-    if sent.is_interrupted:
-        raise dg.Failure(
-            f"The send was interrupted after {sent.seen:,} of {summary.members:,}. Materialise it again to go on."
-        )
+    require_whole(context, prepared, sent)
     context.log_event(dg.AssetMaterialization(["raw", "messages"], metadata={"rows": exported}))
     yield dg.MaterializeResult(
         asset_key=SENDS,
@@ -130,7 +94,70 @@ def campaigns(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResul
     )
 
 
-def _progress(so_far: SendSummary, members: int) -> dict[str, dg.MetadataValue]:
+def judgements(prepared: Prepared) -> dict[str, dict[str, Any]]:
+    """Each check's name with what Dagster keeps of its result."""
+    return {
+        check.name: {
+            "passed": check.is_passed,
+            "severity": dg.AssetCheckSeverity.ERROR if check.is_blocking else dg.AssetCheckSeverity.WARN,
+            "description": check.message,
+            "metadata": dict(check.metadata),
+        }
+        for check in prepared.checks
+    }
+
+
+def audience_metadata(prepared: Prepared) -> dict[str, Any]:
+    """The audience in numbers."""
+    summary = prepared.summary
+    return {
+        "occurrence": prepared.occurrence_key,
+        "members": dg.MetadataValue.int(summary.members),
+        "sendable": dg.MetadataValue.int(summary.sendable),
+        **counts_metadata(summary.skipped, "skipped_"),
+    }
+
+
+def send_observed(context: _Context, prepared: Prepared, *, shard: Shard | None = None) -> SendSummary:
+    """Send, or send a part; how far it is stands in the log, and beside the asset."""
+    members = prepared.summary.members // (shard.count if shard else 1)
+
+    def observe(so_far: SendSummary) -> None:
+        metadata = _progress(so_far, members)
+        if shard:
+            metadata["part"] = dg.MetadataValue.text(f"{shard.number}/{shard.count}")
+        context.log_event(dg.AssetObservation(SENDS, partition=context.partition_key, metadata=metadata))
+
+    line = throttled(context.log.info, members)
+    seen = every(OBSERVE_SECONDS, observe)
+
+    def on_progress(so_far: SendSummary) -> None:
+        line(so_far)
+        seen(so_far)
+
+    return deliver(prepared, on_progress=on_progress, shard=shard)
+
+
+def require_whole(context: _Context, prepared: Prepared, sent: SendSummary) -> None:
+    """End the run here if the send was paused, cancelled or interrupted; everything under way is recorded.
+
+    Raises:
+        DagsterExecutionInterruptedError: paused or cancelled: the sensor does not launch a cancelled run again.
+        Failure: interrupted, such as by a machine that is shut down: the sensor does.
+    """
+    if sent.is_paused:
+        # so marked, the run does not count as an attempt when the campaign is resumed
+        context.instance.add_run_tags(context.run.run_id, {PAUSED_TAG: "true"})
+    if sent.is_paused or (sent.is_interrupted and _is_cancelled(context)):
+        raise DagsterExecutionInterruptedError
+    if sent.is_interrupted:
+        raise dg.Failure(
+            f"The send was interrupted after {sent.seen:,} of {prepared.summary.members:,}."
+            " Materialise it again to go on."
+        )
+
+
+def _progress(so_far: SendSummary, members: int) -> dict[str, Any]:
     rate = so_far.seen / so_far.seconds if so_far.seconds else 0.0
     return {
         "members": dg.MetadataValue.int(members),
@@ -143,7 +170,7 @@ def _progress(so_far: SendSummary, members: int) -> dict[str, dg.MetadataValue]:
     }
 
 
-def _is_cancelled(context: dg.AssetExecutionContext) -> bool:
+def _is_cancelled(context: _Context) -> bool:
     """Whether somebody cancels the run in the UI, rather than that the machine is shut down."""
     run = context.instance.get_run_by_id(context.run.run_id)
     return run is not None and run.status == dg.DagsterRunStatus.CANCELING

@@ -1,10 +1,11 @@
-"""The sensor that launches campaigns when they are due."""
+"""The sensors that launch campaigns when they are due, and again where something was put off."""
 
 import dagster as dg
 
 from campaigns.identity import occurrence_key
 from campaigns.specs import CampaignSpec, is_due, load_campaigns, occurrence
 from orchestration.defs.campaigns.assets import AUDIENCES, CAMPAIGNS, PAUSED_TAG, SENDS
+from orchestration.defs.campaigns.parts import parts_job, send_campaign_in_parts
 from senders.ledger import Ledger
 from senders.retries import is_retry_due
 from senders.settings import SenderSettings
@@ -23,13 +24,37 @@ send_campaign = dg.define_asset_job(
 )
 
 
-@dg.sensor(
-    job=send_campaign,
-    # the daemon looks every five seconds; a minimum of five would miss every second look by milliseconds
-    minimum_interval_seconds=4,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Launches a run for each campaign whose time has come and whose segment has been built.",
-)
+@dg.definitions
+def launching() -> dg.Definitions:
+    """The jobs that send, and what launches them."""
+    jobs = [send_campaign, parts_job(SenderSettings.load())]
+    return dg.Definitions(
+        jobs=jobs,
+        sensors=[
+            dg.SensorDefinition(
+                "campaigns_due",
+                evaluation_fn=campaigns_due,
+                jobs=jobs,
+                # the daemon looks every five seconds; a minimum of five would miss every second look by milliseconds
+                minimum_interval_seconds=4,
+                default_status=dg.DefaultSensorStatus.RUNNING,
+                description="Launches a run for each campaign whose time has come and whose segment has been built.",
+            ),
+            dg.SensorDefinition(
+                "schedule_retry",
+                evaluation_fn=schedule_retry,
+                jobs=jobs,
+                minimum_interval_seconds=60,
+                default_status=dg.DefaultSensorStatus.RUNNING,
+                description=(
+                    "Launches a run for campaigns some of whose messages the provider put off, or a day's limit held"
+                    " back."
+                ),
+            ),
+        ],
+    )
+
+
 def campaigns_due(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     """One run a campaign and occurrence; one more after a failed run, three in all.
 
@@ -64,7 +89,10 @@ def campaigns_due(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.S
             continue
         requests.append(
             dg.RunRequest(
-                run_key=f"{name}@{tags[OCCURRENCE_TAG]}#{len(launched) + 1}", partition_key=name, tags=tags
+                run_key=f"{name}@{tags[OCCURRENCE_TAG]}#{len(launched) + 1}",
+                partition_key=name,
+                tags=tags,
+                job_name=_job(settings),
             )
         )
     if not requests:
@@ -77,12 +105,6 @@ def campaigns_due(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.S
     )
 
 
-@dg.sensor(
-    job=send_campaign,
-    minimum_interval_seconds=60,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Launches a run for campaigns some of whose messages the provider put off, or a day's limit held back.",
-)
 def schedule_retry(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     """One run a campaign, later and later; `senders.retries` says when. Only the newest occurrence is tried again."""
     settings = SenderSettings.load()
@@ -106,7 +128,7 @@ def schedule_retry(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.
         if all(run.is_finished for run in runs) and is_retry_due(one, launched, now):
             requests[one.name] = dg.RunRequest(
                 run_key=f"{one.name}@{one.occurrence}!{launched + 1}", partition_key=one.name,
-                tags={**tags, RETRY_TAG: str(launched + 1)},
+                tags={**tags, RETRY_TAG: str(launched + 1)}, job_name=_job(settings),
             )  # fmt: skip
     if not requests:
         return dg.SkipReason(
@@ -116,6 +138,10 @@ def schedule_retry(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.
         run_requests=list(requests.values())[:RUNS_PER_TICK],
         dynamic_partitions_requests=[CAMPAIGNS.build_add_request(list(requests))],
     )
+
+
+def _job(settings: SenderSettings) -> str:
+    return (send_campaign_in_parts if settings.send_parts > 1 else send_campaign).name
 
 
 def _needs(spec: CampaignSpec) -> list[dg.AssetKey]:
