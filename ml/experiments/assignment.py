@@ -221,7 +221,9 @@ def _holdout_salt(holdout: Holdout) -> str:
 
 def _check_name(what: str, name: str) -> None:
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{what} {name!r}: a name is letters, digits and _ . / -, at most 100, a letter or digit first")
+        raise ValueError(
+            f"{what} {name!r}: a name is letters, digits and _ . / -, at most 100, a letter or digit first"
+        )
 
 
 def _check_share(what: str, share: float) -> None:

@@ -32,7 +32,9 @@ def thompson_weights(posteriors: Mapping[str, Posterior], *, floor: float = 0.05
     """
     k = len(posteriors)
     if not k or not 0 <= floor * k < 1:
-        raise ValueError(f"a floor of {floor} for {k} variants: there must be one, and their floors sum below 1")
+        raise ValueError(
+            f"a floor of {floor} for {k} variants: there must be one, and their floors sum below 1"
+        )
     chances = {variant: posterior.chance_best for variant, posterior in posteriors.items()}
     total = sum(chances.values())
     return {variant: floor + (1 - k * floor) * chance / total for variant, chance in chances.items()}

@@ -99,9 +99,7 @@ def bayes_means(
 
 
 def _beta(a: float, b: float) -> _Belief:
-    return _Belief(
-        a / (a + b), lambda x: betainc(a, b, np.clip(x, 0.0, 1.0)), lambda u: betaincinv(a, b, u)
-    )
+    return _Belief(a / (a + b), lambda x: betainc(a, b, np.clip(x, 0.0, 1.0)), lambda u: betaincinv(a, b, u))
 
 
 def _normal(mean: float, se: float) -> _Belief:

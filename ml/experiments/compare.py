@@ -125,7 +125,9 @@ def compare(
     pooled = sum(arm.means[-len(theta) :] * arm.n for arm in arms) / sum(counts) if len(theta) else None
     values = [_value(arm, metric) for arm in arms]
     if pooled is not None:
-        values = [v - float(theta @ (a.means[-len(theta) :] - pooled)) for v, a in zip(values, arms, strict=True)]
+        values = [
+            v - float(theta @ (a.means[-len(theta) :] - pooled)) for v, a in zip(values, arms, strict=True)
+        ]
     control_gradients, treatment_gradients = _gradients(arms, metric, theta)
 
     def moments(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> list[float]:
@@ -138,7 +140,9 @@ def compare(
     parts = moments(difference, difference)
     with np.errstate(invalid="ignore", divide="ignore"):
         # Satterthwaite's, of the difference; the lift is judged with the same
-        df = np.float64(sum(parts)) ** 2 / sum(part**2 / (n - 1) for part, n in zip(parts, counts, strict=True))
+        df = np.float64(sum(parts)) ** 2 / sum(
+            part**2 / (n - 1) for part, n in zip(parts, counts, strict=True)
+        )
 
     def estimate(value: float, gradients: tuple[np.ndarray, ...]) -> Estimate:
         variance = sum(moments(gradients, gradients)) * inflation
@@ -285,7 +289,9 @@ def chi_squared(successes: Sequence[int], totals: Sequence[int]) -> ChiSquared:
     """
     yes, n = np.asarray(successes), np.asarray(totals)
     if len(yes) != len(n) or len(n) < 2 or (yes < 0).any() or (yes > n).any():
-        raise ValueError("successes and totals must be of the same two or more variants, 0 <= successes <= total")
+        raise ValueError(
+            "successes and totals must be of the same two or more variants, 0 <= successes <= total"
+        )
     df = len(n) - 1
     if not (n > 0).all() or yes.sum() in (0, n.sum()):
         return ChiSquared(float("nan"), df, float("nan"), 0.0)
@@ -389,8 +395,6 @@ def _gradients(
             parts.append(gradient)
         found.append(tuple(parts))
     return found[0], found[1]
-
-
 
 
 def _quantile(confidence: float, df: float) -> float:

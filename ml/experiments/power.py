@@ -108,9 +108,7 @@ def sample_size_means(
 
     def missing(log_n: float) -> float:
         return (
-            power_means(
-                difference, sd, math.exp(log_n), sd_treatment=sd_treatment, ratio=ratio, alpha=alpha
-            )
+            power_means(difference, sd, math.exp(log_n), sd_treatment=sd_treatment, ratio=ratio, alpha=alpha)
             - power
         )
 

@@ -329,9 +329,7 @@ def _needed(metrics: Iterable[Metric], balance: Sequence[str]) -> tuple[list[str
     for group in groups:
         _check_columns(group)
     columns = sorted({name for group in groups for name in group})
-    pairs = {
-        pair for group in groups for pair in itertools.combinations_with_replacement(sorted(group), 2)
-    }
+    pairs = {pair for group in groups for pair in itertools.combinations_with_replacement(sorted(group), 2)}
     return columns, sorted(pairs)
 
 
