@@ -105,7 +105,7 @@ class Plan:
             raise ValueError(f"{where}: early_alpha must be at least 0 and below alpha")
 
     def level(self, *, is_final: bool) -> float:
-        """The part of alpha that p-values are held against at the end (for `ml.experiments.power` too), or before it."""
+        """What p-values are held against: the part of alpha for the end (also for `ml.experiments.power`) or before."""
         return self.alpha - self.early_alpha if is_final else self.early_alpha
 
     @property

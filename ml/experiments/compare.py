@@ -114,20 +114,22 @@ def compare(
     arms = [control.select(metric.columns), treatment.select(metric.columns)]
     counts = (arms[0].n, arms[1].n)
     if min(counts) < 2:
-        values = [_value(arm, metric) for arm in arms]
+        values = (_value(arms[0], metric), _value(arms[1], metric))
         unknown = _unknown(values[1] - values[0], confidence)
         nan = float("nan")
         lift = _unknown(_lift(*values), confidence)
-        return Comparison(metric, *counts, *values, (nan, nan, nan), unknown, lift)
+        return Comparison(metric, counts[0], counts[1], values[0], values[1], (nan, nan, nan), unknown, lift)
     binary = metric.kind == "proportion" and not metric.covariates
     covariances = [arm.covariance(binary=binary) / arm.n for arm in arms]
     theta = _coefficients(arms, metric, covariances)
-    pooled = sum(arm.means[-len(theta) :] * arm.n for arm in arms) / sum(counts) if len(theta) else None
-    values = [_value(arm, metric) for arm in arms]
-    if pooled is not None:
-        values = [
-            v - float(theta @ (a.means[-len(theta) :] - pooled)) for v, a in zip(values, arms, strict=True)
-        ]
+    values = (_value(arms[0], metric), _value(arms[1], metric))
+    if len(theta):
+        before = [arm.means[-len(theta) :] for arm in arms]
+        pooled = (before[0] * counts[0] + before[1] * counts[1]) / sum(counts)
+        values = (
+            values[0] - float(theta @ (before[0] - pooled)),
+            values[1] - float(theta @ (before[1] - pooled)),
+        )
     control_gradients, treatment_gradients = _gradients(arms, metric, theta)
 
     def moments(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> list[float]:
@@ -176,7 +178,18 @@ def compare(
         plain = compare(arms[0], arms[1], replace(metric, covariates=()), confidence=confidence).absolute
         reduction = 1 - (absolute.se / plain.se) ** 2 if plain.is_known else 0.0
     coefficients = tuple(float(t) for t in theta)
-    return Comparison(metric, *counts, *values, variances, absolute, relative, coefficients, reduction)
+    return Comparison(
+        metric=metric,
+        control_n=counts[0],
+        treatment_n=counts[1],
+        control_value=values[0],
+        treatment_value=values[1],
+        variances=variances,
+        absolute=absolute,
+        relative=relative,
+        coefficients=coefficients,
+        variance_reduction=reduction,
+    )
 
 
 def fieller_interval(

@@ -9,7 +9,9 @@ distribution, so that small samples are right too.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from scipy import optimize, stats
@@ -117,7 +119,7 @@ def sample_size_means(
         return _size(math.exp(least), ratio)
     if missing(math.log(_MOST)) < 0:
         raise ValueError(f"a difference of {difference} is too small to be found by any number of contacts")
-    return _size(math.exp(optimize.brentq(missing, least, math.log(_MOST), xtol=1e-12)), ratio)
+    return _size(math.exp(_root(missing, least, math.log(_MOST))), ratio)
 
 
 def power_means(
@@ -208,7 +210,7 @@ def detectable_difference(
 
     # in units of the standard error, within which the answer is a small number
     unit = 0.5 * math.log(1 / n_control + 1 / (n_control * ratio))
-    return sd * math.exp(optimize.brentq(missing, unit - 6, unit + 6, xtol=1e-12))
+    return sd * math.exp(_root(missing, unit - 6, unit + 6))
 
 
 def sample_size_guardrail(
@@ -234,6 +236,10 @@ def _proportion_deviations(control: float, treatment: float, ratio: float) -> tu
     at_null = math.sqrt(pooled * (1 - pooled) * (1 + 1 / ratio))
     at_truth = math.sqrt(control * (1 - control) + treatment * (1 - treatment) / ratio)
     return at_null, at_truth
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    return cast(float, optimize.brentq(function, low, high, xtol=1e-12))
 
 
 def _check(alpha: float, power: float, ratio: float) -> None:

@@ -55,7 +55,8 @@ p { margin: .25rem 0 .75rem; }
 section, .verdict { background: var(--paper); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem;
   margin-top: 1rem; }
 .verdict { border-left-width: .5rem; }
-.good { border-left-color: var(--good); } .bad { border-left-color: var(--bad); } .calm { border-left-color: var(--calm); }
+.good { border-left-color: var(--good); } .bad { border-left-color: var(--bad); }
+.calm { border-left-color: var(--calm); }
 .tag { font-weight: 600; } .good .tag { color: var(--good); } .bad .tag { color: var(--bad); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
@@ -63,6 +64,7 @@ caption { text-align: left; color: var(--soft); padding-bottom: .35rem; }
 th, td { text-align: left; padding: .35rem .75rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 ul { margin: 0; padding-left: 1.2rem; } li { margin-bottom: .35rem; overflow-wrap: anywhere; }
+figure { margin: 0 0 1rem; } figcaption { color: var(--soft); font-size: .92rem; padding-bottom: .35rem; }
 svg { display: block; width: 100%; max-width: 40rem; height: auto; }
 svg text { fill: var(--ink); font: 11px system-ui, sans-serif; } svg .small { fill: var(--soft); font-size: 10px; }
 svg .axis { stroke: var(--line); } svg .zero { stroke: var(--soft); stroke-dasharray: 3 3; }
@@ -103,7 +105,8 @@ _PAGE = """<!doctype html>
 {% if show_metrics and tables.guardrails %}<section aria-labelledby="guardrails"><h2 id="guardrails">Guardrails</h2>
 {{ tables.guardrails }}</section>{% endif %}
 {% if show_metrics and tables.secondary %}<section aria-labelledby="secondary"><h2 id="secondary">Other metrics</h2>
-{{ tables.secondary }}<p class="soft">They decide nothing; p-values are corrected for how many there are.</p></section>{% endif %}
+{{ tables.secondary }}
+<p class="soft">They decide nothing; p-values are corrected for how many there are.</p></section>{% endif %}
 {% if show_metrics and plots.segments %}<section aria-labelledby="segments"><h2 id="segments">By segment</h2>
 {{ plots.segments }}</section>{% endif %}
 <section aria-labelledby="contacts"><h2 id="contacts">Contacts</h2>
@@ -120,7 +123,8 @@ _PAGE = """<!doctype html>
 def report_html(analysis: Analysis, verdict: Verdict, *, written_at: datetime | None = None) -> str:
     """The page of an experiment.
 
-    Of an experiment with a broken sample ratio no effects are shown: numbers that must not be believed are better not seen.
+    Of an experiment with a broken sample ratio no effects are shown: numbers that must not be believed are better
+    not seen.
 
     Args:
         analysis: from `analyse`.
@@ -181,6 +185,11 @@ def _methods(analysis: Analysis) -> list[str]:
         lines = [
             "Effects: confidence sequences, which hold at all looks together, so that looking early does no harm."
         ]
+    if plan.early_alpha:
+        lines.append(
+            f"Chance of a wrong winner: at most {100 * plan.early_alpha:g} % before the end and "
+            f"{100 * plan.level(is_final=True):g} % at it."
+        )
     if len(plan.treatments) > 1:
         lines.append(f"{len(plan.treatments)} treatments: p-values by Holm, intervals by Bonferroni.")
     ratio = (
@@ -538,9 +547,17 @@ def _axis(ticks: Sequence[float], x: object, height: float) -> Markup:
 
 def _svg(name: str, title: str, description: str, height: float, parts: Sequence[Markup]) -> Markup:
     return Markup(
-        '<svg viewBox="0 0 {} {:.0f}" role="img" aria-labelledby="{}-title {}-desc" xmlns="http://www.w3.org/2000/svg">'
-        '<title id="{}-title">{}</title><desc id="{}-desc">{}</desc>{}</svg>'
-    ).format(_WIDTH, height, name, name, name, title, name, description, Markup("").join(parts))
+        '<figure><figcaption>{title}</figcaption><svg viewBox="0 0 {width} {height:.0f}" role="img" '
+        'aria-labelledby="{name}-title {name}-desc" xmlns="http://www.w3.org/2000/svg"><title id="{name}-title">{title}'
+        '</title><desc id="{name}-desc">{description}</desc>{parts}</svg></figure>'
+    ).format(
+        title=title,
+        width=_WIDTH,
+        height=height,
+        name=name,
+        description=description,
+        parts=Markup("").join(parts),
+    )
 
 
 def _shortened(label: str) -> Markup:

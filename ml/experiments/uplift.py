@@ -114,8 +114,8 @@ class Qini:
     """How well a ranking finds those whom the treatment moves.
 
     Args:
-        curve: share (of contacts treated, best first), gain (additional outcomes a contact of all contacts, if only they
-            are treated), random (the same for contacts drawn at random).
+        curve: share (of contacts treated, best first), gain (additional outcomes a contact of all contacts, if only
+            they are treated), random (the same for contacts drawn at random).
         area: between both, a number of additional outcomes a contact.
         coefficient: area over that of the best ranking there could be, for outcomes of 0 and 1; else NaN. Small numbers
             are normal: the best ranking knows each contact's outcome.

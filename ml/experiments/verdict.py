@@ -340,8 +340,8 @@ def _warnings(analysis: Analysis) -> tuple[str, ...]:
             if not math.isnan(d)
         )
         lines.append(
-            f"Targeting was hardly random: the variants differed before anything was sent ({p_words(balance.p_value)}), "
-            f"most on {name} of {variant}, by {size:.2g} standard deviations. What looks like an effect may be that."
+            f"Targeting was hardly random: the variants differed before anything was sent "
+            f"({p_words(balance.p_value)}), most on {name} of {variant}, by {size:.2g} standard deviations. What looks like an effect may be that."
         )
     if analysis.mixed and analysis.mixed > 0.01 * (analysis.contacts + analysis.mixed):
         lines.append(
