@@ -34,6 +34,7 @@ Outcome = Literal[
 """
 
 _SECONDS_A_DAY = 86_400
+_MOST_SEGMENTS = 3  # named in a sentence
 
 
 @dataclass(frozen=True)
@@ -297,10 +298,11 @@ def _segment_words(analysis: Analysis) -> list[str]:
             )
             continue
         apart = effects.frame.filter(effects.frame["difference_p_adjusted"] < analysis.plan.alpha)
+        apart = apart.sort("difference_p_value").head(_MOST_SEGMENTS)
         named = ", ".join(f"{r['segment']} ({lift_words(r['effect'])})" for r in apart.to_dicts())
         lines.append(
             f"{variant}: the effect differs between segments ({p_words(effects.heterogeneity_p_value)})"
-            + (f"; apart from the others: {named}." if named else "; none stands out alone.")
+            + (f"; furthest from the others: {named}." if named else "; none stands out alone.")
         )
     return lines
 
@@ -341,7 +343,8 @@ def _warnings(analysis: Analysis) -> tuple[str, ...]:
         )
         lines.append(
             f"Targeting was hardly random: the variants differed before anything was sent "
-            f"({p_words(balance.p_value)}), most on {name} of {variant}, by {size:.2g} standard deviations. What looks like an effect may be that."
+            f"({p_words(balance.p_value)}), most on {name} of {variant}, by {size:.2g} standard deviations. "
+            "What looks like an effect may be that."
         )
     if analysis.mixed and analysis.mixed > 0.01 * (analysis.contacts + analysis.mixed):
         lines.append(
