@@ -159,7 +159,7 @@ def rate_ratio_sequence(
     *,
     treatment_share: float,
     confidence: float = 0.95,
-    prior: tuple[float, float] = (0.5, 0.5),
+    prior_conversions: float = 20.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Exact confidence sequence of the relative lift of a rate, from conversions alone.
 
@@ -170,20 +170,22 @@ def rate_ratio_sequence(
         control_conversions, treatment_conversions: so far, at one or many looks.
         treatment_share: treatment's weight over the sum of both weights, as assigned (not as found).
         confidence: over all looks together.
-        prior: of the mixture over the treatment's share of conversions, scaled to be centred on no lift.
+        prior_conversions: weight of the mixture, which is centred on no lift. Whatever it is, the sequence is valid;
+            an eighth of the conversions that are expected is best, and four times too few or too many hardly matters.
 
     Returns:
         Lower and upper ends of treatment / control - 1, and the p-value of no lift, valid at every look.
 
     Raises:
-        ValueError: the share is not between 0 and 1, or counts are negative.
+        ValueError: the share is not between 0 and 1, the weight not above 0, or counts are negative.
     """
-    if not 0 < treatment_share < 1:
-        raise ValueError(f"treatment_share must be between 0 and 1, not {treatment_share}")
+    if not (0 < treatment_share < 1 and prior_conversions > 0):
+        raise ValueError(
+            f"treatment_share must be between 0 and 1, not {treatment_share}, and prior_conversions above 0"
+        )
     control = np.asarray(control_conversions, dtype=np.float64)
     treatment = np.asarray(treatment_conversions, dtype=np.float64)
-    weight = sum(prior)
-    centred = (weight * treatment_share, weight * (1 - treatment_share))
+    centred = (prior_conversions * treatment_share, prior_conversions * (1 - treatment_share))
     low, high = bernoulli_interval(treatment, control + treatment, confidence, centred)
     odds = (1 - treatment_share) / treatment_share
     with np.errstate(divide="ignore"):
