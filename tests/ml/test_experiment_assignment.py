@@ -23,7 +23,9 @@ NAMES = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9_./-]{0,20}\Z").filter(lambda n: 
 @st.composite
 def allocations(draw: st.DrawFn) -> Allocation:
     variants = draw(st.lists(NAMES, min_size=1, max_size=5, unique=True))
-    first, last = sorted(draw(st.tuples(st.integers(0, 99), st.integers(1, 100)).filter(lambda p: p[0] != p[1])))
+    first, last = sorted(
+        draw(st.tuples(st.integers(0, 99), st.integers(1, 100)).filter(lambda p: p[0] != p[1]))
+    )
     return Allocation(
         draw(NAMES),
         {variant: draw(st.floats(0.01, 100)) for variant in variants},

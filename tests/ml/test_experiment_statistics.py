@@ -55,7 +55,9 @@ VALUE = Metric("value")
 @needs_data
 @pytest.mark.parametrize("name", ["gb_ttest_relative", "gb_ttest_absolute", "gb_prop_relative"])
 def test_reference_vectors(name):
-    vector = next(v for v in json.loads((DATA / "stats_reference/vectors.json").read_text()) if v["id"] == name)
+    vector = next(
+        v for v in json.loads((DATA / "stats_reference/vectors.json").read_text()) if v["id"] == name
+    )
     metric = Metric("value", "proportion" if "prop" in name else "mean")
     arms = [
         Sums.of_totals(
@@ -94,7 +96,11 @@ def test_udacity():
     assert list(views.values()) == [345_543, 344_660]
     ratio = sample_ratio(views, {"control": 1, "experiment": 1}, is_final=True)
     half = 1.959964 * math.sqrt(0.25 / sum(views.values()))
-    assert [round(x, 4) for x in (ratio.observed["control"], 0.5 - half, 0.5 + half)] == [0.5006, 0.4988, 0.5012]
+    assert [round(x, 4) for x in (ratio.observed["control"], 0.5 - half, 0.5 + half)] == [
+        0.5006,
+        0.4988,
+        0.5012,
+    ]
     assert ratio.p_value > 0.05
     assert not ratio.is_broken
     assert list(clicks.values()) == [28_378, 28_325]
@@ -143,7 +149,9 @@ def test_hillstrom(hillstrom):
     for metric in metrics:
         arms = [Sums.of_row(rows[variant], metric.columns) for variant in ("nothing", "mail")]
         comparison = compare(*arms, metric)
-        assert (round(comparison.treatment_value, 6), round(comparison.control_value, 6)) == expected[metric.name]
+        assert (round(comparison.treatment_value, 6), round(comparison.control_value, 6)) == expected[
+            metric.name
+        ]
         values = [
             hillstrom.filter(pl.col("variant") == variant)[metric.name].to_numpy()
             for variant in ("mail", "nothing")
@@ -169,7 +177,11 @@ def test_cuped_on_hillstrom_agrees_and_is_tighter(hillstrom):
 
 ROWS = st.lists(
     st.tuples(
-        st.sampled_from("ab"), st.floats(-1e4, 1e4), st.floats(0, 1e3), st.integers(0, 1), st.sampled_from("xyz")
+        st.sampled_from("ab"),
+        st.floats(-1e4, 1e4),
+        st.floats(0, 1e3),
+        st.integers(0, 1),
+        st.sampled_from("xyz"),
     ),
     min_size=1,
     max_size=60,
@@ -225,7 +237,9 @@ def test_first_exposures_leave_out_who_saw_several_variants():
 )
 def test_rows_that_would_lie_are_refused(frame, message):
     with pytest.raises(ValueError, match=message):
-        aggregate(pl.DataFrame(frame).with_columns(pl.selectors.exclude("variant")), [Metric("y", "proportion")])
+        aggregate(
+            pl.DataFrame(frame).with_columns(pl.selectors.exclude("variant")), [Metric("y", "proportion")]
+        )
 
 
 def test_a_large_constant_has_no_variance():
@@ -255,12 +269,16 @@ SAMPLES = st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=30).filt
 @settings(max_examples=60)
 @given(SAMPLES, SAMPLES, st.floats(0.5, 0.99))
 def test_welch_is_scipys(control, treatment, confidence):
-    found = compare(Sums.of_arrays(value=control), Sums.of_arrays(value=treatment), VALUE, confidence=confidence)
+    found = compare(
+        Sums.of_arrays(value=control), Sums.of_arrays(value=treatment), VALUE, confidence=confidence
+    )
     theirs = stats.ttest_ind(treatment, control, equal_var=False)
     interval = theirs.confidence_interval(confidence)
     assert found.absolute.p_value == pytest.approx(theirs.pvalue, rel=1e-6)
     assert found.absolute.df == pytest.approx(theirs.df, rel=1e-6)
-    assert [found.absolute.low, found.absolute.high] == pytest.approx([interval.low, interval.high], rel=1e-6, abs=1e-9)
+    assert [found.absolute.low, found.absolute.high] == pytest.approx(
+        [interval.low, interval.high], rel=1e-6, abs=1e-9
+    )
 
 
 @settings(max_examples=60)
@@ -313,8 +331,12 @@ def test_chi_squared_of_many_variants_is_scipys():
         chi_squared([1], [2])
 
 
-@given(st.floats(1, 10), st.floats(-10, 10), st.floats(0.001, 0.2), st.floats(0.001, 4), st.floats(-0.02, 0.02))
-def test_fieller_ends_are_where_the_test_turns(control, treatment, control_variance, treatment_variance, covariance):
+@given(
+    st.floats(1, 10), st.floats(-10, 10), st.floats(0.001, 0.2), st.floats(0.001, 4), st.floats(-0.02, 0.02)
+)
+def test_fieller_ends_are_where_the_test_turns(
+    control, treatment, control_variance, treatment_variance, covariance
+):
     assume(covariance**2 < control_variance * treatment_variance)
     low, high = fieller_interval(control, treatment, control_variance, treatment_variance, covariance, 1.96)
     if not np.isfinite(low):
@@ -493,9 +515,15 @@ def test_sizes_from_history_know_ratios_and_covariates():
     n = 20_000
     before = rng.gamma(2, 1, n)
     orders = 1 + rng.poisson(1, n)
-    baseline = Sums.of_arrays(y=before + rng.normal(size=n), orders=orders, before=before, revenue=20.0 * orders)
-    plain, adjusted = (sample_size_from_history(baseline, Metric("y", covariates=c), 0.05) for c in ((), ("before",)))
-    assert adjusted.total == pytest.approx(plain.total / 3, rel=0.05)  # two thirds of the variance was known before
+    baseline = Sums.of_arrays(
+        y=before + rng.normal(size=n), orders=orders, before=before, revenue=20.0 * orders
+    )
+    plain, adjusted = (
+        sample_size_from_history(baseline, Metric("y", covariates=c), 0.05) for c in ((), ("before",))
+    )
+    assert adjusted.total == pytest.approx(
+        plain.total / 3, rel=0.05
+    )  # two thirds of the variance was known before
     assert unit_deviation(baseline, Metric("y")) == pytest.approx(math.sqrt(3), rel=0.03)
     # revenue an order that never varies
     constant = Metric("v", "ratio", column="revenue", denominator="orders")
@@ -536,7 +564,9 @@ def test_chance_to_win_is_the_closed_form(yes_a, yes_b, no_a, no_b):
     a_a, b_a, a_b, b_b = yes_a + 1, no_a + 1, yes_b + 1, no_b + 1
     # P(b > a) for whole numbers (Cook, Exact calculation of beta inequalities, 2005; Miller 2015)
     i = np.arange(a_b)
-    chance = np.exp(betaln(a_a + i, b_a + b_b) - np.log(b_b + i) - betaln(1 + i, b_b) - betaln(a_a, b_a)).sum()
+    chance = np.exp(
+        betaln(a_a + i, b_a + b_b) - np.log(b_b + i) - betaln(1 + i, b_b) - betaln(a_a, b_a)
+    ).sum()
     assert found["b"].chance_best == pytest.approx(chance, abs=1e-9)
     assert found["a"].chance_best + found["b"].chance_best == pytest.approx(1, abs=1e-9)
     # what choosing a costs more than choosing b is the difference of the means
@@ -744,7 +774,9 @@ def test_harm_at_the_margin_is_called_safe_at_most_as_often_as_promised(is_relat
     assert np.mean(safe) == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / calls))
 
 
-def segments_of(effects: dict[str, float], rng: np.random.Generator, n: int = 2_000) -> dict[str, tuple[Sums, Sums]]:
+def segments_of(
+    effects: dict[str, float], rng: np.random.Generator, n: int = 2_000
+) -> dict[str, tuple[Sums, Sums]]:
     return {
         name: tuple(Sums.of_arrays(value=rng.normal(5 + shift, 2, n)) for shift in (0, effect))  # type: ignore[misc]
         for name, effect in effects.items()

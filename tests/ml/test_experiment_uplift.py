@@ -41,12 +41,12 @@ def trees(kind):
     ],
 )
 def test_a_planted_effect_is_found(learner):
-    x, t, y, uplift = planted(8_000, 1)
+    x, t, y, uplift = planted(6_000, 1)
     fitted = clone(learner).fit(pl.DataFrame(x, schema=["a", "b", "c"]), t, y)
     x_new, t_new, y_new, uplift_new = planted(8_000, 2)
     found = fitted.predict(x_new)
     assert np.corrcoef(found, uplift_new)[0, 1] > 0.6
-    assert found.mean() == pytest.approx(uplift.mean(), abs=0.03)
+    assert found.mean() == pytest.approx(uplift.mean(), abs=0.04)
     judged = qini(found, t_new, y_new, permutations=40)
     best = qini(uplift_new, t_new, y_new, permutations=0)
     assert judged.p_value < 0.03
@@ -73,10 +73,10 @@ def test_outcomes_without_variance_give_no_effect():
 
 def test_random_scores_rank_nothing():
     rng = np.random.default_rng(7)
-    _, t, y, _ = planted(3_000, 4)
-    p_values = [qini(rng.random(3_000), t, y, permutations=60, seed=i).p_value for i in range(40)]
+    _, t, y, _ = planted(1_000, 4)
+    p_values = [qini(rng.random(1_000), t, y, permutations=40, seed=i).p_value for i in range(40)]
     assert 0.3 < np.mean(p_values) < 0.7
-    assert qini(np.zeros(3_000), t, y, permutations=0).area == pytest.approx(0, abs=1e-12)
+    assert qini(np.zeros(1_000), t, y, permutations=0).area == pytest.approx(0, abs=1e-12)
 
 
 def test_the_curve_ends_at_the_effect_and_the_best_ranking_has_coefficient_one():
@@ -115,9 +115,9 @@ def test_hillstroms_men_have_hardly_any_uplift_to_rank():
     if not path.exists():
         pytest.skip(f"{path} is not on this machine; name the folder in MAILHOUSE_DATA_DIR")
     frame = pl.read_csv(path, infer_schema_length=None)
-    features = frame.select("recency", "history", "mens", "womens", "newbie", "zip_code", "channel").to_dummies(
-        ["zip_code", "channel"]
-    )
+    features = frame.select(
+        "recency", "history", "mens", "womens", "newbie", "zip_code", "channel"
+    ).to_dummies(["zip_code", "channel"])
     t = (frame["segment"] != "No E-Mail").cast(pl.Int8).to_numpy()
     y = frame["visit"].to_numpy()
     found = []
