@@ -25,15 +25,9 @@ from ml.experiments.compare import Comparison, Estimate, compare, two_proportion
 from ml.experiments.guardrails import Guardrail, GuardrailResult, check_guardrail
 from ml.experiments.multiple import benjamini_hochberg, holm
 from ml.experiments.segments import SegmentEffects, segment_effects
-from ml.experiments.sequential import rate_ratio_sequence, sequence_of
+from ml.experiments.sequential import early_estimates
 from ml.experiments.summaries import Metric, Sums, roll_up
 from ml.experiments.validity import Balance, SampleRatio, covariate_balance, sample_ratio
-
-MINIMUM_CONTACTS = 500
-"""Of each variant, before an asymptotic sequence is looked at."""
-
-MINIMUM_CONVERSIONS = 100
-"""Likewise contacts of each variant who did and who did not, for proportions."""
 
 COURSE_SCHEMA = pl.Schema(
     {
@@ -221,6 +215,7 @@ def analyse(
             variant=variant,
             alpha=plan.alpha,
             information=_information(counts, plan, variant),
+            treatment_share=_share(plan, variant),
             is_final=is_final,
         )
         for guardrail in plan.guardrails
@@ -274,6 +269,10 @@ def _information(counts: Mapping[str, int], plan: Plan, variant: str) -> float:
     return max(counts[plan.control] + counts[variant], 1) / (plan.planned_contacts * share)
 
 
+def _share(plan: Plan, variant: str) -> float:
+    return plan.weights[variant] / (plan.weights[variant] + plan.weights[plan.control])
+
+
 def _result(rows: _Rows, plan: Plan, metric: Metric, variant: str, is_final: bool) -> Result:
     # intervals of the primary metric are simultaneous; without early decisions any confidence may be shown early
     alpha = plan.level(is_final=is_final) or plan.alpha
@@ -286,10 +285,12 @@ def _result(rows: _Rows, plan: Plan, metric: Metric, variant: str, is_final: boo
     if is_final:
         absolute, relative, p_value = _at_the_end(control, treatment, comparison, is_plain)
     else:
-        information = _information({plan.control: control.n, variant: treatment.n}, plan, variant)
-        share = plan.weights[variant] / (plan.weights[variant] + plan.weights[plan.control])
-        absolute, relative, p_value = _before_the_end(
-            control, treatment, comparison, is_plain, information, share
+        absolute, relative, p_value = early_estimates(
+            control,
+            treatment,
+            comparison,
+            information=_information({plan.control: control.n, variant: treatment.n}, plan, variant),
+            treatment_share=_share(plan, variant),
         )
     return Result(metric, variant, comparison, absolute, relative, p_value, float("nan"))
 
@@ -310,47 +311,6 @@ def _at_the_end(
     score = two_proportion_z(yes[0], control.n, yes[1], treatment.n, confidence=absolute.confidence)
     exact = replace(score, p_value=p_value)
     return exact, replace(relative, p_value=p_value) if relative.is_known else relative, p_value
-
-
-def _before_the_end(
-    control: Sums,
-    treatment: Sums,
-    comparison: Comparison,
-    is_plain: bool,
-    information: float,
-    share: float,
-) -> tuple[Estimate, Estimate, float]:
-    """Two sequences, each with half of alpha, where conversions can be counted: exact from the first conversion on, and
-    asymptotic once there are enough, which is tighter for high rates. Whichever says more is used."""
-    confidence = comparison.absolute.confidence
-    counts = (control.n, treatment.n)
-    has_started = min(counts) >= MINIMUM_CONTACTS
-    column = comparison.metric.columns[0]
-    if comparison.metric.kind == "proportion":
-        cells = [control.total(column), treatment.total(column)]
-        cells += [n - yes for n, yes in zip(counts, cells, strict=True)]
-        has_started = has_started and min(cells) >= MINIMUM_CONVERSIONS
-    half = 1 - (1 - confidence) / 2 if is_plain else confidence
-    unknown = {"low": -np.inf, "high": np.inf, "p_value": float("nan"), "confidence": confidence}
-    estimates: list[Estimate] = []
-    for estimate in (comparison.absolute, comparison.relative):
-        if has_started and estimate.is_known:
-            shown = sequence_of(replace(estimate, confidence=half), information=information)
-            estimates.append(replace(shown, confidence=confidence))
-        else:
-            estimates.append(replace(estimate, **unknown))
-    absolute, relative = estimates
-    if not is_plain:
-        return absolute, relative, absolute.p_value
-    lows, highs, p_values = rate_ratio_sequence(
-        round(control.total(column)), round(treatment.total(column)), treatment_share=share, confidence=half
-    )
-    # a union of two tests at half alpha
-    p_value = min(1.0, 2 * float(np.nanmin([absolute.p_value, float(p_values)])))
-    low, high = max(relative.low, float(lows)), min(relative.high, float(highs))
-    if low > high:
-        low, high = float(lows), float(highs)
-    return replace(absolute, p_value=p_value), replace(relative, low=low, high=high, p_value=p_value), p_value
 
 
 def _posteriors(rows: _Rows, plan: Plan, primary: list[Result]) -> dict[str, Posterior]:

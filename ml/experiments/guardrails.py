@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from ml.experiments.compare import Comparison, compare, two_proportion_z
-from ml.experiments.sequential import sequence_of
+from ml.experiments.sequential import early_estimates
 from ml.experiments.summaries import Metric, Sums
 
 
@@ -64,6 +64,7 @@ def check_guardrail(
     variant: str = "treatment",
     alpha: float = 0.05,
     information: float = 1.0,
+    treatment_share: float = 0.5,
     is_final: bool = True,
 ) -> GuardrailResult:
     """Non-inferiority of a treatment, one-sided at `alpha`.
@@ -78,45 +79,47 @@ def check_guardrail(
         guardrail: metric and margin.
         variant: name of the treatment.
         alpha: one-sided.
-        information: contacts so far over those planned, for looks before the end.
+        information, treatment_share: as for `early_estimates`, for looks before the end.
         is_final: at the planned end; before it `harmed` and `safe` need intervals that hold at every look.
     """
     metric = guardrail.metric
     # a one-sided test at alpha is a two-sided interval at 1 - 2 alpha
-    comparison = compare(control, treatment, metric, confidence=1 - 2 * alpha)
+    confidence = 1 - 2 * alpha
+    comparison = compare(control, treatment, metric, confidence=confidence)
     sign = 1.0 if metric.lower_is_better else -1.0
-    harm, harm_low, harm_high, p_value = float("nan"), -np.inf, np.inf, float("nan")
-    absolute, base = comparison.absolute, comparison.control_value
+    difference, lift = comparison.absolute, comparison.relative
+    low, high = difference.low, difference.high
+    if not is_final:
+        difference, lift, _ = early_estimates(
+            control.select(metric.columns),
+            treatment.select(metric.columns),
+            comparison,
+            information=information,
+            treatment_share=treatment_share,
+        )
+        low, high = difference.low, difference.high
+    elif metric.kind == "proportion" and not metric.covariates:
+        column = metric.columns[0]
+        successes = [round(sums.total(column)) for sums in (control, treatment)]
+        score = two_proportion_z(successes[0], control.n, successes[1], treatment.n, confidence=confidence)
+        low, high = score.low, score.high
+    harm_low, harm_high = sorted((sign * low, sign * high))
+    is_harmed, harm, p_value = harm_low > 0, sign * difference.value, float("nan")
+    base = comparison.control_value
     if guardrail.is_relative:
-        lift = comparison.relative
+        harm_low, harm_high = sorted((sign * lift.low, sign * lift.high))
+        # conversions may speak before there are enough contacts for a difference
+        is_harmed = is_harmed or (not is_final and harm_low > 0)
+        harm = sign * lift.value
         if lift.is_known:
-            shown = lift if is_final else sequence_of(lift, information=information)
-            harm = sign * shown.value
-            harm_low, harm_high = sorted((sign * shown.low, sign * shown.high))
             factor = 1 + sign * guardrail.margin
             of_control, of_treatment, of_both = comparison.variances
-            se = np.sqrt(of_treatment + factor**2 * of_control - 2 * factor * of_both)
-            z = sign * (comparison.treatment_value - factor * base) / se
-            p_value = float(stats.t.cdf(z, absolute.df))
-    else:
-        shown = absolute if is_final else sequence_of(absolute, information=information)
-        low, high = shown.low, shown.high
-        if is_final and metric.kind == "proportion" and not metric.covariates:
-            column = metric.columns[0]
-            score = two_proportion_z(
-                round(control.total(column)),
-                control.n,
-                round(treatment.total(column)),
-                treatment.n,
-                confidence=1 - 2 * alpha,
-            )
-            low, high = score.low, score.high
-        harm = sign * absolute.value
-        harm_low, harm_high = sorted((sign * low, sign * high))
-        if absolute.is_known:
-            p_value = float(stats.t.cdf((harm - guardrail.margin) / absolute.se, absolute.df))
-    is_safe = harm_high < guardrail.margin
-    if is_final and guardrail.is_relative:
-        is_safe = p_value < alpha
-    status = "safe" if is_safe else "harmed" if harm_low > 0 else "undecided"
+            se = float(np.sqrt(of_treatment + factor**2 * of_control - 2 * factor * of_both))
+            z = sign * (comparison.treatment_value - factor * base) / se if se > 0 else float("nan")
+            p_value = float(stats.t.cdf(z, comparison.absolute.df))
+    elif comparison.absolute.is_known:
+        z = (harm - guardrail.margin) / comparison.absolute.se
+        p_value = float(stats.t.cdf(z, comparison.absolute.df))
+    is_safe = p_value < alpha if is_final and guardrail.is_relative else harm_high < guardrail.margin
+    status = "safe" if is_safe else "harmed" if is_harmed else "undecided"
     return GuardrailResult(guardrail, variant, comparison, harm, harm_high, p_value, status)

@@ -24,7 +24,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import betaln, lambertw, xlog1py, xlogy
 
-from ml.experiments.compare import Estimate, check_confidence
+from ml.experiments.compare import Comparison, Estimate, check_confidence
+from ml.experiments.summaries import Sums
+
+MINIMUM_CONTACTS = 500
+"""Of each variant, before an asymptotic sequence is looked at."""
+
+MINIMUM_CONVERSIONS = 100
+"""Likewise contacts of each variant who did and who did not, for proportions."""
 
 
 def mixture_scale(planned_se: ArrayLike, confidence: float = 0.95) -> np.ndarray:
@@ -192,3 +199,53 @@ def rate_ratio_sequence(
         ends = [end / (1 - end) * odds - 1 for end in (low, high)]
     log_evidence = bernoulli_log_evidence(treatment, control + treatment, treatment_share, centred)
     return ends[0], ends[1], np.exp(np.minimum(-log_evidence, 0.0))
+
+
+def early_estimates(
+    control: Sums, treatment: Sums, comparison: Comparison, *, information: float, treatment_share: float
+) -> tuple[Estimate, Estimate, float]:
+    """What may be believed of a comparison before the planned end: difference, lift, and the p-value of both.
+
+    Asymptotic sequences, once there are `MINIMUM_CONTACTS` and `MINIMUM_CONVERSIONS`; before that they are without end.
+    For proportions that are not adjusted the exact sequence over conversions joins them from the first conversion on:
+    each has half of alpha, and whichever says more is used.
+
+    Args:
+        control, treatment: sums with the metric's columns first.
+        comparison: of both; its confidence is kept.
+        information: contacts so far over the contacts planned, of both variants.
+        treatment_share: treatment's weight over the sum of both weights, as assigned.
+    """
+    is_plain = comparison.metric.kind == "proportion" and not comparison.metric.covariates
+    confidence = comparison.absolute.confidence
+    counts = (control.n, treatment.n)
+    has_started = min(counts) >= MINIMUM_CONTACTS
+    column = comparison.metric.columns[0]
+    if comparison.metric.kind == "proportion":
+        cells = [control.total(column), treatment.total(column)]
+        cells += [n - yes for n, yes in zip(counts, cells, strict=True)]
+        has_started = has_started and min(cells) >= MINIMUM_CONVERSIONS
+    half = 1 - (1 - confidence) / 2 if is_plain else confidence
+    unknown = {"low": -np.inf, "high": np.inf, "p_value": float("nan"), "confidence": confidence}
+    estimates: list[Estimate] = []
+    for estimate in (comparison.absolute, comparison.relative):
+        if has_started and estimate.is_known:
+            shown = sequence_of(replace(estimate, confidence=half), information=information)
+            estimates.append(replace(shown, confidence=confidence))
+        else:
+            estimates.append(replace(estimate, **unknown))
+    absolute, relative = estimates
+    if not is_plain:
+        return absolute, relative, absolute.p_value
+    lows, highs, p_values = rate_ratio_sequence(
+        round(control.total(column)),
+        round(treatment.total(column)),
+        treatment_share=treatment_share,
+        confidence=half,
+    )
+    # a union of two tests at half alpha
+    p_value = min(1.0, 2 * float(np.nanmin([absolute.p_value, float(p_values)])))
+    low, high = max(relative.low, float(lows)), min(relative.high, float(highs))
+    if low > high:
+        low, high = float(lows), float(highs)
+    return replace(absolute, p_value=p_value), replace(relative, low=low, high=high, p_value=p_value), p_value

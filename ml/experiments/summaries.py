@@ -310,18 +310,11 @@ def first_exposures(frame: pl.DataFrame | pl.LazyFrame) -> Exposures:
     Args:
         frame: contact_id, variant, exposed_at, anything else.
     """
-    rows = frame.lazy()
-    firsts = (
-        rows.sort("exposed_at", maintain_order=True)
-        .group_by("contact_id")
-        .agg(pl.col("variant").n_unique().alias("variants__"), pl.all().first())
-        .collect()
-    )
-    is_mixed = firsts["variants__"] > 1
-    return Exposures(
-        firsts.filter(~is_mixed).select(rows.collect_schema().names()).sort("contact_id"),
-        int(is_mixed.sum()),
-    )
+    ordered = frame.lazy().sort("contact_id", "exposed_at", maintain_order=True).collect()
+    is_same = (ordered["contact_id"] == ordered["contact_id"].shift(1)).fill_null(False)
+    changes = is_same & (ordered["variant"] != ordered["variant"].shift(1))
+    mixed = ordered.filter(changes).select(pl.col("contact_id").unique())
+    return Exposures(ordered.filter(~is_same).join(mixed, on="contact_id", how="anti"), mixed.height)
 
 
 def _needed(metrics: Iterable[Metric], balance: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:

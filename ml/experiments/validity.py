@@ -138,7 +138,8 @@ def covariate_balance(
         pooled = (base.comoments + arm.comoments) / (total - 2)
         sd = np.sqrt(np.diag(pooled))
         with np.errstate(invalid="ignore", divide="ignore"):
-            standardised = np.where(sd > 0, apart / sd, np.nan)
+            # constant in each variant, but not the same: infinitely far apart
+            standardised = np.where((sd > 0) | (apart != 0), apart / sd, np.nan)
         differences[name] = dict(zip(covariates, standardised.tolist(), strict=True))
         # under the hypothesis all contacts are alike: the variance around the common mean
         spread = (base + arm).comoments / (total - 1)

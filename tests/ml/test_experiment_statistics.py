@@ -714,6 +714,12 @@ def test_balance_p_values_are_uniform_and_find_targeting():
     assert found.differences["t"]["x"] == pytest.approx(0.3, abs=0.1)
 
 
+def test_covariates_that_tell_variants_apart_are_infinitely_unbalanced():
+    found = covariate_balance(Sums.of_arrays(x=np.zeros(50)), {"t": Sums.of_arrays(x=np.ones(50))}, ["x"])
+    assert found.is_unbalanced
+    assert found.differences["t"]["x"] == np.inf
+
+
 def test_balance_without_anything_to_compare():
     empty, constant = Sums.of_row(None, ("x",)), Sums.of_arrays(x=np.ones(10))
     for pair in ((empty, constant), (constant, constant), (empty, empty)):
@@ -746,6 +752,13 @@ def test_guardrails_tell_safe_from_harmed_from_unknown():
     # before the end it takes more
     assert check_guardrail(base, rate(2_260, 500_000), relative).status == "safe"
     assert check_guardrail(base, rate(2_260, 500_000), relative, is_final=False).status != "safe"
+    # complaints where there were none: too few for the normal distribution, not for the exact sequence or Newcombe's
+    few = rate(30, 5_000)
+    for is_final in (False, True):
+        assert check_guardrail(rate(0, 5_000), few, relative, is_final=is_final).status == "harmed"
+        assert (
+            check_guardrail(rate(0, 5_000), rate(1, 5_000), relative, is_final=is_final).status == "undecided"
+        )
     with pytest.raises(ValueError, match="margin"):
         Guardrail(UNSUBSCRIBED, 0)
 

@@ -470,7 +470,7 @@ def test_words_for_numbers():
 @pytest.mark.slow
 def test_peeking_daily_at_equal_variants_rarely_calls_a_winner():
     rng = np.random.default_rng(17)
-    wrong, looks, runs = 0, 20, 300
+    wrong, looks, runs = 0, 8, 150
     the_plan = Plan("a_a", {"a": 1, "b": 1, "c": 1}, "a", ORDERED, planned_contacts=30_000, minimum_lift=0.1)
     for _ in range(runs):
         n = np.zeros(3, dtype=int)
