@@ -65,6 +65,7 @@ th, td { text-align: left; padding: .35rem .75rem .35rem 0; border-bottom: 1px s
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 ul { margin: 0; padding-left: 1.2rem; } li { margin-bottom: .35rem; overflow-wrap: anywhere; }
 figure { margin: 0 0 1rem; } figcaption { color: var(--soft); font-size: .92rem; padding-bottom: .35rem; }
+td { min-width: 4.5rem; }
 svg { display: block; width: 100%; max-width: 40rem; height: auto; }
 svg text { fill: var(--ink); font: 11px system-ui, sans-serif; } svg .small { fill: var(--soft); font-size: 10px; }
 svg .axis { stroke: var(--line); } svg .zero { stroke: var(--soft); stroke-dasharray: 3 3; }
@@ -98,7 +99,7 @@ _PAGE = """<!doctype html>
 {{ tables.primary }}
 </section>
 {% endif %}
-{% if verdict.next_steps %}<section aria-labelledby="next"><h2 id="next">To know more</h2>
+{% if verdict.next_steps %}<section aria-labelledby="next"><h2 id="next">What next</h2>
 <ul>{% for line in verdict.next_steps %}<li>{{ line }}</li>{% endfor %}</ul></section>{% endif %}
 {% if show_metrics and plots.course %}<section aria-labelledby="course"><h2 id="course">Over time</h2>
 {{ plots.course }}</section>{% endif %}
@@ -283,15 +284,17 @@ def _secondary_table(analysis: Analysis) -> Markup | None:
 def _guardrail_table(analysis: Analysis) -> Markup | None:
     if not analysis.guardrails:
         return None
-    words = {"safe": "✓ safe", "harmed": "✗ harmed", "undecided": "? not shown to be safe"}
+    words = {"safe": "✓ safe", "harmed": "✗ harmed", "undecided": "? not known"}
     rows = []
     for result in analysis.guardrails:
         guardrail, metric = result.guardrail, result.guardrail.metric
 
-        def shown(harm: float, is_relative: bool = guardrail.is_relative) -> str:
+        unit = "%" if guardrail.is_relative else "points" if metric.kind == "proportion" else ""
+
+        def shown(harm: float, unit: str = unit) -> str:
             if not math.isfinite(harm):
                 return "unknown"
-            return f"{100 * harm:+.2g} %" if is_relative else f"{harm:+.3g}"
+            return f"{100 * harm:+.2g}\u00a0{unit}" if unit else f"{harm:+.3g}"
 
         rows.append(
             [

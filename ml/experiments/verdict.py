@@ -68,7 +68,7 @@ class Verdict:
         for title, lines in (
             ("What happened and how sure we are", self.evidence),
             ("Warnings", self.warnings),
-            ("To know more", self.next_steps),
+            ("What next", self.next_steps),
         ):
             if lines:
                 parts.append(f"{title}:\n" + "\n".join(f"- {line}" for line in lines))
@@ -163,7 +163,7 @@ def judge(analysis: Analysis) -> Verdict:
         outcome = "running"
         headline = (
             f"No winner yet: {analysis.contacts:,} of {plan.planned_contacts:,} planned contacts are in. "
-            "Looking early does no harm; stopping early would."
+            "Looking does no harm; keep going."
         )
     if outcome not in ("undecided", "running"):
         further, days = None, None
@@ -181,17 +181,16 @@ def value_words(value: float, metric: Metric) -> str:
 
 def lift_words(value: float) -> str:
     """A relative lift with its sign: `+12.3 %`."""
-    if math.isinf(value):
-        return "any" if value > 0 else "-100\u00a0%"
-    return "unknown" if math.isnan(value) else f"{100 * value:+.1f}\u00a0%"
+    return f"{100 * value:+.1f}\u00a0%" if math.isfinite(value) else "unknown"
 
 
 def interval_words(estimate: Estimate) -> str:
     """The interval of a lift: `-2.0 % to +9.1 %`, ends without a limit said in words."""
-    low = max(estimate.low, -1.0)
     if math.isinf(estimate.high):
-        return "anything" if math.isinf(estimate.low) or low <= -1 else f"{lift_words(low)} or more"
-    return f"{lift_words(low)} to {lift_words(estimate.high)}"
+        # a lift of what cannot be negative is no less than -100 %
+        is_open = math.isinf(estimate.low) or estimate.low == -1
+        return "anything" if is_open else f"{lift_words(estimate.low)} or more"
+    return f"{lift_words(estimate.low)} to {lift_words(estimate.high)}"
 
 
 def p_words(p_value: float) -> str:
