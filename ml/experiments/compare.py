@@ -104,7 +104,8 @@ def compare(
             control's mean is less than ten standard errors from zero. Fieller's p-value is that of the difference.
 
     Raises:
-        ValueError: the confidence is not between 0 and 1, or the sums lack a column.
+        ValueError: the confidence is not between 0 and 1, the sums lack a column, or those of a proportion are not
+            those of values of 0 and 1.
     """
     check_confidence(confidence)
     if lift_interval not in ("auto", "delta", "fieller"):
@@ -113,6 +114,8 @@ def compare(
         raise ValueError(f"metric {metric.name}: the sums lack {', '.join(missing)}")
     arms = [control.select(metric.columns), treatment.select(metric.columns)]
     counts = (arms[0].n, arms[1].n)
+    if metric.kind == "proportion" and not all(map(_is_binary, arms)):
+        raise ValueError(f"metric {metric.name}: the sums are not those of values of 0 and 1")
     if min(counts) < 2:
         values = (_value(arms[0], metric), _value(arms[1], metric))
         unknown = _unknown(values[1] - values[0], confidence)
@@ -348,6 +351,13 @@ def t_estimate(value: float, variance: float, df: float, confidence: float) -> E
     half = _quantile(confidence, df) * se
     p_value = float(2 * stats.t.sf(abs(value) / se, df))
     return Estimate(value, se, value - half, value + half, p_value, df, confidence)
+
+
+def _is_binary(arm: Sums) -> bool:
+    if not arm.n:
+        return True
+    p = arm.means[0]
+    return bool(0 <= p <= 1 and abs(arm.comoments[0, 0] / arm.n - p * (1 - p)) < 1e-9)
 
 
 def _value(arm: Sums, metric: Metric) -> float:

@@ -256,6 +256,9 @@ def aggregate_sql(
 ) -> str:
     """The select list, for a query `group by variant`, that makes the columns of a frame of sums in ClickHouse.
 
+    SQL passes over nulls in sums, so that they count as 0 where `aggregate` refuses them: make them 0 or leave the
+    contact out, whichever is true. NaN is refused when the sums are analysed.
+
     Args:
         metrics, balance: as for `aggregate`; column names are put into the text as quoted identifiers.
         exposed_at: an SQL expression of when the contact was exposed.

@@ -382,6 +382,12 @@ def test_a_ratio_without_denominators_is_unknown():
     assert math.isnan(found.absolute.p_value)
 
 
+def test_a_proportion_of_other_numbers_is_refused():
+    ones, counts = Sums.of_arrays(value=[0, 1, 1, 0]), Sums.of_arrays(value=[0, 2, 1, 0])
+    with pytest.raises(ValueError, match="not those of values of 0 and 1"):
+        compare(ones, counts, Metric("value", "proportion"))
+
+
 def test_nan_values_are_refused():
     with pytest.raises(ValueError, match="NaN"):
         Sums.of_arrays(value=[1.0, float("nan")])
