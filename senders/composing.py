@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from senders.dkim import DkimSigner
 from senders.links import Links
 from senders.message import Address
 from senders.mime import (
@@ -29,7 +28,7 @@ from senders.mime import (
     unstructured,
 )
 from senders.mime import address as header_address
-from senders.rendering import (
+from senders.templates import (
     GLOBALS,
     RENDER_ERRORS,
     Recommendations,
@@ -42,7 +41,8 @@ from senders.tracking import link_context
 from warehouse.errors import SettingsError
 
 if TYPE_CHECKING:
-    from senders.pipeline import SendPlan
+    from senders.dkim import DkimSigner
+    from senders.plan import SendPlan
     from senders.settings import SenderSettings
 
 __all__ = ["Composer", "Envelope", "RecipientError", "keep_heap", "render_batch"]
@@ -92,8 +92,18 @@ class Envelope:
             is_marketing=plan.category == "marketing",
             reply_to=Address(plan.reply_to) if plan.reply_to else None,
             headers=identity_headers(plan, sender),
-            signer=DkimSigner.from_settings(settings, sender.email),
+            signer=signer_of(settings, sender.email),
         )
+
+
+def signer_of(settings: SenderSettings, sender: str) -> DkimSigner | None:
+    """The signer of the settings, see `DkimSigner.from_settings`; None if they name no key."""
+    if settings.dkim_key is None and settings.dkim_second_key is None:
+        # whoever does not sign need not import what signs
+        return None
+    from senders.dkim import DkimSigner
+
+    return DkimSigner.from_settings(settings, sender)
 
 
 def constants_of(plan: SendPlan, settings: SenderSettings) -> dict[str, Any]:

@@ -30,7 +30,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +40,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 
 from senders.liveness import own_process, process_started_at
 from senders.message import DELIVERABLE, RETRYABLE, Delivery, Reason, Status
+from senders.plan import Cap
 from senders.settings import SenderSettings
 from senders.tables import message_changes, messages, metadata, pauses, plans, runs
 from warehouse.errors import MailhouseError
@@ -65,14 +66,6 @@ PLAN_COLUMNS = (
 
 class LedgerError(MailhouseError):
     """The ledger's database cannot be read or written; nothing was sent that it does not know of."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cap:
-    """At most `messages` marketing messages to one person within `within`."""
-
-    messages: int
-    within: timedelta
 
 
 @dataclass(frozen=True, slots=True)

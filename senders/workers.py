@@ -33,13 +33,13 @@ from senders import mime
 from senders.composing import Composer, Envelope, RecipientError, constants_of, keep_heap, render_batch
 from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
 from senders.providers.base import ADDRESS_COLUMNS, Provider, ProviderError
-from senders.rendering import Recommendations, RenderError, Template
 from senders.settings import SenderSettings
+from senders.templates import Recommendations, RenderError, Template
 from warehouse.errors import MailhouseError
 from warehouse.settings import PROJECT_ROOT
 
 if TYPE_CHECKING:
-    from senders.pipeline import SendPlan
+    from senders.plan import SendPlan
 
 #: Columns of an audience that are not the contact's profile.
 NOT_PROFILE = frozenset(

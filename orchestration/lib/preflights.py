@@ -17,7 +17,7 @@ from senders.composing import Composer, Envelope, sender_of
 from senders.dkim import DkimSigner
 from senders.links import Links
 from senders.mime import ascii_domain
-from senders.pipeline import SendPlan
+from senders.plan import SendPlan
 from senders.providers import get_capabilities, get_provider
 from senders.rendering import RenderError, TemplateLibrary, TemplateSource
 from senders.settings import SenderSettings

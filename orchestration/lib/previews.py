@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from campaigns.specs import CampaignSpec
-from senders.pipeline import SendPlan
+from senders.plan import SendPlan
 from senders.rendering import Rendered, RenderError, TemplateLibrary
 from senders.settings import SenderSettings
 from senders.workers import render_context

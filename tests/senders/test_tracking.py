@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from senders.composing import Composer, Envelope, render_batch
 from senders.links import Links, Tracking, with_parameters
 from senders.message import Address
-from senders.pipeline import SendPlan
+from senders.plan import SendPlan
 from senders.rendering import Template, TemplateLibrary
 from senders.settings import SenderSettings
 from senders.tracking import tracking_of
