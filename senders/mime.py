@@ -34,6 +34,8 @@ _DOMAIN = re.compile(
     r"(?=.{1,253}$)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
 _LINE_END = re.compile(r"\r\n?")
+#: Text of which only what is not ASCII, equals signs and a last space need encoding.
+_ONE_LINE = re.compile(r"[^\x00-\x1f\x7f.F][^\x00-\x1f\x7f]*")
 _ENCODE = re.compile(r"[^\t\n -<>-~]+")
 #: Characters of a quoted-printable line: an encoded dot in front, an encoded space behind and `=` make it 76.
 QUOTED_LENGTH = 71
@@ -227,6 +229,11 @@ def quoted(text: str) -> bytes:
     """
     if not text:
         return b""
+    if len(text) < QUOTED_LENGTH and _ONE_LINE.fullmatch(text) and "  " not in text:
+        encoded = binascii.b2a_qp(text.encode(), istext=True)
+        # longer, and it would have been wrapped
+        if len(encoded) <= QUOTED_LENGTH:
+            return encoded + b"=\r\n"
     if "\r" in text:
         text = _LINE_END.sub("\n", text)
     # neither tabs nor two spaces in a row: signers and other machines between us and the reader may change them

@@ -36,10 +36,10 @@ from senders.providers.base import (
 )
 from senders.rendering import PROFILE_COLUMNS, Template, TemplateLibrary
 from senders.retries import RetryPolicy
+from senders.rows import NOT_PROFILE, Rows
 from senders.settings import SenderSettings, require_identity, require_rehearsal_safe
 from senders.tracking import tracking_of
 from senders.workers import (
-    NOT_PROFILE,
     Answer,
     InProcess,
     Processes,
@@ -48,7 +48,6 @@ from senders.workers import (
     WorkerError,
     Workers,
     needed_columns,
-    texts,
 )
 from warehouse.errors import InputError, MailhouseError
 
@@ -292,8 +291,8 @@ class _Sender:
         claimed = self.ledger.claim(
             run,
             Claim(
-                self.ledger_plan, ids, contacts, texts(frame, "email"), texts(frame, "skip_reason"),
-                self.details(frame), texts(frame, "variant"),
+                self.ledger_plan, ids, contacts, _texts(frame, "email"), _texts(frame, "skip_reason"),
+                self.details(frame), _texts(frame, "variant"),
             ),
             self.settings.now(),
             cap=self.cap,
@@ -302,11 +301,16 @@ class _Sender:
         for reason, number in claimed.skipped.items():
             self.skip(reason, number)
         positions = sorted(claimed.rows)
-        rows = frame.select([name for name in frame.columns if self.columns is None or name in self.columns])
+        names = [
+            name for name in frame.columns
+            if (self.columns is None or name in self.columns)
+            and (name not in NOT_PROFILE or name in ("recommendations", "variant"))
+        ]  # fmt: skip
+        rows = Rows.of(frame, names)
         for start in range(0, len(positions), self.window):
             part = positions[start : start + self.window]
             self.dispatch(
-                run, Window([claimed.rows[at] for at in part], [ids[at] for at in part], rows[part])
+                run, Window([claimed.rows[at] for at in part], [ids[at] for at in part], rows.only(part))
             )
             if self.is_over:
                 return
@@ -337,7 +341,7 @@ class _Sender:
         if self.cap is not None:
             constant["cap"] = {"messages": self.cap.messages, "seconds": int(self.cap.within.total_seconds())}
         names = ("consent_id", "suppression_event_id", "recommendation_version")
-        columns = [texts(frame, name) for name in names]
+        columns = [_texts(frame, name) for name in names]
         return [
             json.dumps({**constant, **{name: value for name, value in zip(names, row, strict=True) if value}})
             for row in zip(*columns, strict=True)
@@ -354,7 +358,7 @@ class _Sender:
         window = self.allowed_today(run, window)
         if not window.row_ids:
             return
-        if not self.limit.take(texts(window.rows, "email"), self.stop):
+        if not self.limit.take(window.rows.texts("email"), self.stop):
             self.not_today(window)
             return
         granted = self.ledger.dispatch(run, window.row_ids, self.settings.now())
@@ -463,6 +467,13 @@ class _Sender:
                 f"A sending process failed:\n{answer.defect}", fix="This is a defect of Mailhouse: report it."
             )
         self.report()
+
+
+def _texts(frame: pl.DataFrame, name: str) -> list[str]:
+    """A text column without NULLs; all empty if the frame does not have it."""
+    if name not in frame.columns:
+        return [""] * frame.height
+    return frame[name].cast(pl.String).fill_null("").to_list()
 
 
 def _check_columns(frame: pl.DataFrame) -> None:

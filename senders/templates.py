@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, TemplateSyntaxError, Undefined, UndefinedError
+from jinja2 import Environment, TemplateSyntaxError, Undefined, UndefinedError, nodes
 from jinja2.exceptions import TemplateError as JinjaError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -21,10 +21,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from senders.filters import FILTERS, FilterError
 from senders.links import Tracking
 from senders.localisation import fallbacks
-from senders.merge_tags import TemplateError
+from senders.merge_tags import Findings, TemplateError, check_tags, context_shape
 from senders.mime import one_line
 from senders.tracking import tracked, with_utm
-from senders.wire import WirePart, wire_environment
+from senders.wire import Product, WirePart, wire_environment
 
 if TYPE_CHECKING:
     from senders.attachments import Attachment
@@ -34,6 +34,8 @@ _PRETENDS = re.compile(
     r"\s*(re|aw|antw|antwort|sv|vs|rif|fwd?|wg|tr|rv|doorst|vb)\s*(\[\d+\])?\s*:", re.IGNORECASE
 )
 _BLANK_LINES = re.compile(r"\n[ \n]*\n[ \n]*\n")
+#: Names that a heading may use beside fields of the contact and still depend on those alone within a send.
+_SAME_FOR_ALL = frozenset({"contact", "preheader", "company_name", "postal_address", "locale"})
 _GLOBALS = ("range", "dict", "namespace")
 NO_TRACKING = Tracking()
 
@@ -75,7 +77,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     """The sandbox, in which a dot means a field and never a method of dict."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        if type(obj) is dict:
+        if type(obj) is dict or type(obj) is Product:
             value = obj.get(attribute)
             if value is None or value == "":
                 what = "is empty for this contact" if attribute in obj else "does not exist"
@@ -84,7 +86,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        if type(obj) is dict and isinstance(argument, str):
+        if isinstance(argument, str) and (type(obj) is dict or type(obj) is Product):
             return self.getattr(obj, argument)
         return super().getitem(obj, argument)
 
@@ -202,6 +204,19 @@ class Template:
             WirePart(_WIRE_TEXT, self.source.text, self.text, is_trimmed=True),
             WirePart(_WIRE_HTML, self.source.html, self._html, is_trimmed=False),
         )
+
+    @cached_property
+    def heading_fields(self) -> tuple[str, ...] | None:
+        """Fields of the contact that subject and preheader depend on; None if on anything else."""
+        findings = Findings()
+        for source in (self.source.subject, self.source.preheader):
+            tree = TEXT.parse(source)
+            if any(one.name == "random" for one in tree.find_all(nodes.Filter)):
+                return None
+            findings.merge(check_tags(tree, context_shape(()), str, TEXT.globals))
+        if findings.contact_columns is None or not findings.names <= _SAME_FOR_ALL:
+            return None
+        return tuple(sorted(findings.contact_columns))
 
     def heading(self, context: Mapping[str, Any]) -> tuple[str, str]:
         """Subject and preheader, each on one line; the subject may use `preheader`."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import io
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -21,37 +20,25 @@ import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Self
 
-import polars as pl
-
 from senders import mime
-from senders.composing import Composer, Envelope, RecipientError, constants_of, keep_heap, render_batch
+from senders.composing import Composer, Envelope, RecipientError, keep_heap, render_rows
 from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
 from senders.providers.base import ADDRESS_COLUMNS, Provider, ProviderError
+from senders.rows import Rows
 from senders.settings import SenderSettings
-from senders.templates import Recommendations, RenderError, Template
+from senders.templates import RenderError, Template
 from warehouse.errors import MailhouseError
 from warehouse.settings import PROJECT_ROOT
 
 if TYPE_CHECKING:
     from senders.plan import SendPlan
 
-#: Columns of an audience that are not the contact's profile.
-NOT_PROFILE = frozenset(
-    {
-        "skip_reason",
-        "consent_id",
-        "suppression_event_id",
-        "recommendations",
-        "recommendation_version",
-        "variant",
-    }
-)
 #: Windows that a worker is given at once: one at hand, one to go on with.
 _AHEAD = 2
 _MOST_DEATHS = 3
@@ -69,13 +56,13 @@ class Window:
     Attributes:
         row_ids: rows of the ledger.
         message_ids: of the same messages.
-        rows: of the audience, in that order.
+        rows: of the audience, in that order: the columns that messages need.
         tries: how often they have been handed over, this time included.
     """
 
     row_ids: Sequence[int]
     message_ids: Sequence[str]
-    rows: pl.DataFrame
+    rows: Rows
     tries: int = 1
 
     def only(self, positions: Sequence[int], *, tries: int | None = None) -> Window:
@@ -83,7 +70,7 @@ class Window:
         return Window(
             [self.row_ids[at] for at in positions],
             [self.message_ids[at] for at in positions],
-            self.rows[list(positions)],
+            self.rows.only(positions),
             self.tries if tries is None else tries,
         )
 
@@ -101,32 +88,6 @@ class Answer:
     subjects: list[str] = field(default_factory=list)
     error: ProviderError | None = None
     defect: str = ""
-
-
-def render_context(
-    plan: SendPlan,
-    settings: SenderSettings,
-    contact: Mapping[str, Any],
-    recommendations: Sequence[Any],
-    now: datetime,
-    *,
-    variant: str = "",
-    links: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What merge tags of a message may name; a preview's is the same as that of a message that is sent.
-
-    Args:
-        links: from `senders.tracking.link_context`.
-    """
-    constants = constants_of(plan, settings)
-    return {
-        **constants,
-        "campaign": {**constants["campaign"], "variant": variant},
-        "contact": contact,
-        "recommendations": Recommendations(recommendations),
-        "now": now,
-        **links,
-    }
 
 
 class Worker:
@@ -166,54 +127,37 @@ class Worker:
     def _messages(self, window: Window) -> list[Message | Delivery]:
         """A message for each row, or why there is none: made before the provider is called, so that this is known."""
         now = self.settings.now()
-        frame = window.rows
-        needed = needed_columns(self.template, self.plan.channel)
-        columns = [
-            name for name in frame.columns if name not in NOT_PROFILE and (needed is None or name in needed)
-        ]
-        contacts = frame.select(columns).to_dicts()
-        recommendations = (
-            frame["recommendations"].to_list()
-            if "recommendations" in frame.columns
-            else [None] * len(contacts)
-        )
-        variants = texts(frame, "variant")
+        rows = window.rows
         if self.provider.capabilities.wants_raw:
-            return self._written(contacts, recommendations, variants, window.message_ids, now)
+            return self._written(rows, window.message_ids, now)
         made: list[Message | Delivery] = []
         for contact, items, variant, message_id in zip(
-            contacts, recommendations, variants, window.message_ids, strict=True
+            rows.contacts(),
+            rows.recommendations(),
+            rows.texts("variant"),
+            window.message_ids,
+            strict=True,
         ):
             try:
-                made.append(self._in_parts(contact, items or [], variant, message_id, now))
+                made.append(self._in_parts(contact, items, variant, message_id, now))
             except RenderError as error:
                 made.append(_not_rendered(message_id, error))
             except ValueError as error:
                 made.append(Delivery(message_id, Status.INVALID, RejectReason.INVALID, reply=str(error)))
         return made
 
-    def _written(
-        self,
-        contacts: Sequence[Mapping[str, Any]],
-        recommendations: Sequence[Sequence[Any] | None],
-        variants: Sequence[str],
-        message_ids: Sequence[str],
-        now: datetime,
-    ) -> list[Message | Delivery]:
+    def _written(self, rows: Rows, message_ids: Sequence[str], now: datetime) -> list[Message | Delivery]:
         """Whole messages as bytes, for providers that take those."""
         subjects: list[str] = []
-        raws = render_batch(
-            self._composer,
-            contacts,
-            message_ids,
-            now,
-            recommendations=recommendations,
-            variants=variants,
-            subjects=subjects,
+        raws = render_rows(
+            self._composer, rows, message_ids, now, variants=rows.texts("variant"), subjects=subjects
         )
         sent_at = now.replace(microsecond=0)
         made: list[Message | Delivery] = []
-        for contact, message_id, raw, subject in zip(contacts, message_ids, raws, subjects, strict=True):
+        for contact_id, email, message_id, raw, subject in zip(
+            rows.columns["contact_id"].values, rows.columns["email"].values, message_ids, raws, subjects,
+            strict=True,
+        ):  # fmt: skip
             if isinstance(raw, RenderError):
                 made.append(_not_rendered(message_id, raw))
             else:
@@ -221,9 +165,9 @@ class Worker:
                     Message.composed(
                         raw,
                         message_id=message_id,
-                        contact_id=contact["contact_id"],
+                        contact_id=contact_id,
                         sender=self._envelope.sender,
-                        recipient=Address(contact["email"]),
+                        recipient=Address(email),
                         subject=subject,
                         sent_at=sent_at,
                     )
@@ -276,13 +220,6 @@ def needed_columns(template: Template, channel: str) -> frozenset[str] | None:
     always = ("contact_id", "email", "first_name", "last_name", "locale", "recommendations", "variant")
     address = ADDRESS_COLUMNS.get(channel)
     return frozenset((*template.columns, *always, *((address,) if address else ())))
-
-
-def texts(frame: pl.DataFrame, name: str) -> list[str]:
-    """A text column without NULLs; all empty if the frame does not have it."""
-    if name not in frame.columns:
-        return [""] * frame.height
-    return frame[name].cast(pl.String).fill_null("").to_list()
 
 
 class Workers(ABC):
@@ -423,7 +360,7 @@ class Processes(Workers):
         process.held.append(window)
         # if it has died, the answer says so
         with contextlib.suppress(OSError):
-            process.pipe.send_bytes(pickle.dumps((window.message_ids, _packed(window.rows))))
+            process.pipe.send_bytes(pickle.dumps((window.message_ids, window.rows.packed())))
 
     def answers(self, *, wait: bool) -> list[tuple[Window, Answer]]:
         busy = {one.pipe: one for one in self.processes if one.held}
@@ -454,16 +391,6 @@ class Processes(Workers):
             process.close()
 
 
-def _packed(rows: pl.DataFrame) -> bytes:
-    """A frame to be sent: an Arrow stream of these rows alone.
-
-    The newest layout of text in Arrow, and with it pickle, would send the text of all rows of which these were cut.
-    """
-    stream = io.BytesIO()
-    rows.write_ipc_stream(stream, compat_level=pl.CompatLevel.oldest())
-    return stream.getvalue()
-
-
 def _unknown(message_ids: Sequence[str], how: str) -> Answer:
     deliveries = [Delivery(message_id, Status.UNKNOWN, reply=how) for message_id in message_ids]
     return Answer(deliveries, [""] * len(deliveries))
@@ -485,7 +412,7 @@ def _serve(pipe: Connection, parent: int) -> None:
             if os.getppid() != parent:
                 return
             try:
-                answer = worker.work(Window([], message_ids, pl.read_ipc_stream(packed)))
+                answer = worker.work(Window([], message_ids, Rows.unpacked(packed)))
             except Exception:  # noqa: BLE001  (the coordinator records the window, then stops)
                 answer = _unknown(message_ids, "a defect of the sending process")
                 answer.defect = traceback.format_exc()
