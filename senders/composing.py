@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,8 @@ from senders.mime import (
     unstructured,
 )
 from senders.mime import address as header_address
-from senders.rows import Rows, columns_of, cut, items_of
+from senders.rows import Column, Rows, columns_of, cut, items_of
+from senders.tags import Pair, Product
 from senders.templates import (
     GLOBALS,
     RENDER_ERRORS,
@@ -39,7 +40,6 @@ from senders.templates import (
     render_error,
 )
 from senders.tracking import link_context
-from senders.wire import Product
 from warehouse.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -50,9 +50,6 @@ if TYPE_CHECKING:
 __all__ = ["Composer", "Envelope", "RecipientError", "keep_heap", "render_batch", "render_rows"]
 
 _log = logging.getLogger("mailhouse.composing")
-#: What tags print of one contact: in the text part, in the HTML part.
-Pieces = tuple[Sequence["bytes | None"] | None, Sequence["bytes | None"] | None]
-NO_PIECES: Pieces = (None, None)
 _KEPT_HEADINGS = 4096
 _PLAIN_VALUES = frozenset({str, type(None)})
 _HTML_BOUNDARY = b"\r\n--%b\r\n" % BOUNDARY.encode()
@@ -215,7 +212,7 @@ class Composer:
         message_id: str,
         sent_at: datetime,
         subjects: list[str] | None = None,
-        pieces: Pieces = NO_PIECES,
+        pairs: Sequence[Pair] | None = None,
     ) -> bytes:
         """One message, header and all, with CRLF line ends.
 
@@ -223,7 +220,7 @@ class Composer:
             context: from `context`, with a contact that has `email`, and `first_name` and `last_name` if known; gets
                 `preheader`.
             subjects: a list that the subject is appended to.
-            pieces: what tags of text and HTML print of this contact; see `senders.wire.WirePart.write`.
+            pairs: what the template's `tags.of_contact` print of this contact; see `senders.wire.WirePart.write`.
 
         Raises:
             RecipientError: the contact's address cannot be used.
@@ -252,9 +249,9 @@ class Composer:
             text, html = template.wire_parts
             attached = self._attached[template.source.locale]
             out += (self._shared, attached[0])
-            text.write(context, out, pieces[0])
+            text.write(context, out, pairs)
             out.append(_HTML_BOUNDARY)
-            html.write(context, out, pieces[1])
+            html.write(context, out, pairs)
         except RENDER_ERRORS as error:
             raise render_error(error) from error
         out.append(attached[1])
@@ -392,9 +389,9 @@ def _render_alike(
     """Messages of rows that all get this translation."""
     sent_at = now.replace(microsecond=0)
     done: list[bytes | RenderError] = []
-    for contact, pieces, products, message_id, variant in zip(
+    for contact, pairs, products, message_id, variant in zip(
         rows.contacts(),
-        _pieces(template, rows),
+        _printed(template, rows),
         _products(template, rows),
         message_ids,
         variants,
@@ -402,37 +399,46 @@ def _render_alike(
     ):
         try:
             context = composer.context(contact, products, message_id, now, variant)
-            done.append(composer.compose(context, message_id, sent_at, subjects, pieces))
+            done.append(composer.compose(context, message_id, sent_at, subjects, pairs))
         except RenderError as error:
             done.append(error)
             subjects.append("")
     return done
 
 
-def _pieces(template: Template, rows: Rows) -> Sequence[Pieces]:
-    """What tags print of each contact, in text and HTML."""
-    parts = [
-        [tag.pieces(rows.columns.get(tag.field), rows.height, template.source.locale) for tag in part.of_contact]
-        for part in template.wire_parts
-    ]  # fmt: skip
-    text, html = (zip(*part, strict=True) if part else itertools.repeat((), rows.height) for part in parts)
-    return list(zip(text, html, strict=True))
+def _printed(template: Template, rows: Rows) -> Iterable[Sequence[Pair]]:
+    """What tags print of each contact."""
+    tags = template.tags.of_contact
+    locale = template.source.locale
+    columns = [tag.pairs(rows.columns.get(tag.field), rows.height, locale) for tag in tags]
+    return zip(*columns, strict=True) if columns else itertools.repeat((), rows.height)
 
 
 def _products(template: Template, rows: Rows) -> Sequence[Sequence[Product]]:
     """The products of each contact, with what tags print of them."""
     if not rows.counts:
         return [()] * rows.height
-    text, html = template.wire_parts
+    tags = template.tags
     total = sum(rows.counts)
-    names = list(rows.items)
-    made = [
-        Product(zip(names, values, strict=True))
-        for values in zip(*(one.objects for one in rows.items.values()), strict=True)
+    columns = [
+        tag.pairs(rows.items.get(tag.field), total, template.source.locale) for tag in tags.of_products
     ]
-    for part, tags in (("text", text.of_products), ("html", html.of_products)):
-        columns = [tag.pieces(rows.items.get(tag.field), total, template.source.locale) for tag in tags]
-        printed = zip(*columns, strict=True) if columns else itertools.repeat((), total)
-        for product, pieces in zip(made, printed, strict=True):
-            setattr(product, part, pieces)
+    others = [name for name in rows.items if tags.product_fields is None or name in tags.product_fields]
+    made = [
+        Product(zip(others, values, strict=True))
+        for values in zip(*(rows.items[name].objects for name in others), strict=True)
+    ] if others else [Product() for _ in range(total)]  # fmt: skip
+    printed = zip(*columns, strict=True) if columns else itertools.repeat((), total)
+    for product, pairs in zip(made, printed, strict=True):
+        product.pairs = pairs
+    if len(others) < len(rows.items) and not all(map(all, itertools.chain.from_iterable(columns))):
+        # where a tag is evaluated, it finds all there is
+        for at, product in enumerate(made):
+            if not all(map(all, product.pairs)):
+                product.update((name, _object(one, at)) for name, one in rows.items.items())
     return cut(iter(made), rows.counts)
+
+
+def _object(column: Column, at: int) -> Any:
+    value, decode = column.values[at], column.decode
+    return value if value is None or decode is None else decode(value)

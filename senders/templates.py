@@ -23,8 +23,9 @@ from senders.links import Tracking
 from senders.localisation import fallbacks
 from senders.merge_tags import Findings, TemplateError, check_tags, context_shape
 from senders.mime import one_line
+from senders.tags import Product, Tags
 from senders.tracking import tracked, with_utm
-from senders.wire import Product, WirePart, wire_environment
+from senders.wire import WirePart, wire_environment
 
 if TYPE_CHECKING:
     from senders.attachments import Attachment
@@ -201,9 +202,14 @@ class Template:
     def wire_parts(self) -> tuple[WirePart, WirePart]:
         """Text and HTML, compiled to write encoded bytes; what `senders.composing` makes messages of."""
         return (
-            WirePart(_WIRE_TEXT, self.source.text, self.text, is_trimmed=True),
-            WirePart(_WIRE_HTML, self.source.html, self._html, is_trimmed=False),
+            WirePart(_WIRE_TEXT, self.source.text, self.text, is_trimmed=True, tags=self.tags),
+            WirePart(_WIRE_HTML, self.source.html, self._html, is_trimmed=False, tags=self.tags),
         )
+
+    @cached_property
+    def tags(self) -> Tags:
+        """Tags of `wire_parts` that print one field; filled when those are made."""
+        return Tags(_WIRE_TEXT, _WIRE_HTML)
 
     @cached_property
     def heading_fields(self) -> tuple[str, ...] | None:
