@@ -6,6 +6,7 @@ Values are encoded once and found again by what they are: contacts share first n
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Any
 
 from markupsafe import escape
@@ -17,6 +18,7 @@ MARK = b"\0"
 #: Characters of values that are remembered at most.
 KEPT_LENGTH = 200
 _KEPT_VALUES = 2048
+_NUMBERS = frozenset({int, float, Decimal})
 _PLAIN = re.compile(r"[ -<>-~]+")
 _PLAIN_HTML = re.compile(r"[ !#$%(-;?-~]+")
 
@@ -125,7 +127,8 @@ def piece_in_html(value: Any) -> bytes:
     """A value's piece, made anew."""
     if type(value) is str:
         return HTML_VALUES.made(value)
-    return _done_values.made(str(escape(value))) if type(value) is not int else _done_values.made(str(value))
+    # numbers hold nothing that is escaped
+    return _done_values.made(str(value) if type(value) in _NUMBERS else str(escape(value)))
 
 
 def piece_in_text(value: Any) -> bytes:

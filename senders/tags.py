@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, nodes
 from jinja2.runtime import Context
 
+from senders.filters import FILTERS, LOCALISED
 from senders.pieces import KEPT_LENGTH, piece_in_html, piece_in_text
 from senders.rows import Column
 
@@ -27,11 +28,12 @@ Key = tuple[str, Any, tuple[tuple[str, tuple[Any, ...], tuple[tuple[str, Any], .
 _KEPT_PAIRS = 8192
 _UNKNOWN: Any = object()
 #: Filters that depend on their value and arguments alone, and on the locale of the file.
-_PURE = frozenset(
+_SAME = frozenset(
     ("money", "number", "date", "pluralize", "plural", "upper", "lower", "title", "capitalize", "trim", "round", "int",
-     "float", "string", "abs", "length", "count", "truncate", "urlencode", "wordcount", "replace", "escape", "e",
-     "striptags")
+     "float", "abs", "length", "count", "wordcount")
 )  # fmt: skip
+#: And those that depend on whether values are escaped for HTML, too.
+_PURE = _SAME | {"string", "truncate", "urlencode", "replace", "escape", "e", "striptags"}
 _PLAIN_TYPES = (str, int, float, bool, type(None))
 
 
@@ -54,11 +56,13 @@ class Printed:
         environments: of text and HTML.
     """
 
-    __slots__ = ("_environments", "_filters", "_memories", "default", "field")
+    __slots__ = ("_environments", "_filters", "_is_same", "_memories", "default", "field")
 
     def __init__(self, key: Key, environments: tuple[Environment, Environment]) -> None:
         self.field, self.default, self._filters = key
         self._environments = environments
+        # nothing that depends on whether the part is escaped
+        self._is_same = all(name in _SAME for name, _, _ in self._filters)
         self._memories: dict[tuple[str, str], _Memory] = {}
 
     def pairs(self, column: Column | None, height: int, locale: str) -> list[Pair]:
@@ -77,19 +81,22 @@ class Printed:
     def printed(self, value: Any, locale: str) -> Pair:
         """What the tag prints of a value, which is not empty."""
         try:
-            if not self._filters:
-                text, html = piece_in_text(value), piece_in_html(value)
-            else:
-                of_text, of_html = (self._filtered(one, value, locale) for one in self._environments)
-                text, html = piece_in_text(of_text), piece_in_html(of_html)
+            of_text = self._filtered(self._environments[0], value, locale) if self._filters else value
+            of_html = of_text if self._is_same else self._filtered(self._environments[1], value, locale)
+            text, html = piece_in_text(of_text), piece_in_html(of_html)
         except Exception:  # noqa: BLE001 - whatever it is, it is raised where the tag stands, if that is reached
             return EVALUATE
         return (text, text) if text == html else (text, html)
 
     def _filtered(self, environment: Environment, value: Any, locale: str) -> Any:
-        context = Context(environment, {"locale": locale}, "", {})
         for name, positional, named in self._filters:
-            value = environment.call_filter(name, value, positional, dict(named), context)
+            if name in LOCALISED:
+                value = LOCALISED[name](value, *positional, **{"locale": locale, **dict(named)})
+            elif name == "pluralize":
+                value = FILTERS[name](value, *positional, **dict(named))
+            else:
+                context = Context(environment, {"locale": locale}, "", {})
+                value = environment.call_filter(name, value, positional, dict(named), context)
         return value
 
 
