@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -112,8 +112,7 @@ class Claimed:
     already_claimed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of one dispatched row."""
 
     row_id: int
@@ -482,14 +481,14 @@ class Ledger:
         sequences: dict[int, int] = {}
         for ids in _chunks([outcome.row_id for outcome in outcomes]):
             owned = _with_ids(connection, _OWNED, ids, run_id=run.run_id, before=before)
-            sequences.update((row.id, row.sequence) for row in owned)
+            sequences.update(map(tuple, owned.all()))
         alike: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
         changes: list[tuple[Any, ...]] = []
         for outcome in outcomes:
             sequence = sequences.pop(outcome.row_id, None)
             if sequence is None:
                 continue
-            status, reason = outcome.status.value, outcome.reason[:100]
+            status, reason = str(outcome.status), str(outcome.reason)[:100]
             alike[status, reason].append(outcome.row_id)
             changes.append(
                 (

@@ -14,9 +14,11 @@ import json
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 import polars as pl
@@ -337,15 +339,15 @@ class _Sender:
 
     def details(self, frame: pl.DataFrame) -> list[str]:
         """What explains each decision, as JSON, for `mailhouse why`."""
-        constant: dict[str, Any] = {}
+        shared: list[str] = []
         if self.cap is not None:
-            constant["cap"] = {"messages": self.cap.messages, "seconds": int(self.cap.within.total_seconds())}
-        names = ("consent_id", "suppression_event_id", "recommendation_version")
-        columns = [_texts(frame, name) for name in names]
-        return [
-            json.dumps({**constant, **{name: value for name, value in zip(names, row, strict=True) if value}})
-            for row in zip(*columns, strict=True)
+            cap = {"messages": self.cap.messages, "seconds": int(self.cap.within.total_seconds())}
+            shared.append(f'"cap": {json.dumps(cap)}')
+        columns = [
+            [f'"{name}": {encode_basestring_ascii(value)}' if value else "" for value in _texts(frame, name)]
+            for name in ("consent_id", "suppression_event_id", "recommendation_version")
         ]
+        return [f"{{{', '.join([*shared, *filter(None, row)])}}}" for row in zip(*columns, strict=True)]
 
     def dispatch(self, run: Run, window: Window) -> None:
         """Give a window out, as soon as somebody is free and the rate allows, unless somebody has paused it."""
@@ -455,9 +457,10 @@ class _Sender:
                     later.setdefault(delivery.retry_after or 0.0, []).append(place)
                     released.append(row_id)
                     continue
-                delivery = dataclasses.replace(delivery, status=Status.FAILED, reason=Reason.DEFERRED)
+                delivery = delivery._replace(status=Status.FAILED, reason=Reason.DEFERRED)
             outcomes.append(Outcome.of(row_id, delivery, subject))
-            self.summary.count(delivery.status)
+        for status, number in Counter([outcome.status for outcome in outcomes]).items():
+            self.summary.count(status, number)
         self.ledger.record(run, outcomes, self.settings.now(), release=released)
         for retry_after, places in later.items():
             pause = self.retry.wait(window.tries, retry_after) or 0.0
