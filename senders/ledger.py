@@ -213,6 +213,11 @@ class Ledger:
         ledger._migrate()
         return ledger
 
+    @property
+    def place(self) -> str:
+        """Where it is, without the password."""
+        return self._place
+
     def close(self) -> None:
         """Give all connections back."""
         self._engine.dispose()
@@ -523,6 +528,7 @@ class Ledger:
         *,
         provider: str = "",
         lookup: Callable[[Sequence[str]], Mapping[str, Delivery]] | None = None,
+        notes: Mapping[tuple[int, int], Delivery] | None = None,
     ) -> Counter[str]:
         """Settle what dead runs left `dispatching`, and what is `unknown` at a provider that can tell.
 
@@ -530,6 +536,7 @@ class Ledger:
             provider: the provider that `lookup` asks.
             lookup: message ids -> deliveries; `sent` where the provider has it, `failed` where it certainly never had
                 it (the message goes back to `claimed`, to be sent by the next claim), absent where it cannot tell.
+            notes: what dead senders themselves noted, by run and row, in the same words; see `senders.journal`.
 
         Returns:
             rows by what became of them: `sent`, `claimed`, `unknown` and so on.
@@ -547,6 +554,8 @@ class Ledger:
             changes: list[dict[str, Any]] = []
             for row in part:
                 delivery = known.get(row.message_id) if row.provider == provider else None
+                if delivery is None and notes and row.status == Status.DISPATCHING:
+                    delivery = notes.get((row.run_id, row.id))
                 if delivery is None:
                     status, reason = Status.UNKNOWN, Reason.CRASHED.value
                 elif delivery.status == Status.FAILED:

@@ -24,6 +24,7 @@ from typing import Any
 import polars as pl
 
 from campaigns.identity import message_ids
+from senders.journal import Journals, delete, left_behind
 from senders.ledger import Claim, Ledger, LedgerError, Outcome, Run
 from senders.limits import CircuitBreaker, DailyAllowance, LimitsSpec, Throttle
 from senders.links import Links
@@ -54,6 +55,7 @@ from senders.workers import (
 from warehouse.errors import InputError, MailhouseError
 
 _REQUIRED = ("contact_id", "email", "skip_reason")
+_JOURNALS = "journals"  # in the home folder
 _PAUSE_SECONDS = 2.0  # a pause takes hold within so many, and the windows under way
 
 
@@ -162,7 +164,8 @@ def send(
         needs = dataclasses.replace(plan.needs(), has_attachments=True)
         require_capabilities(provider.name, provider.capabilities, needs, place=plan.place or plan.template)
     stop = stop or threading.Event()
-    with _signals(stop), _workers(plan, settings, template, provider, workers) as lanes:
+    journals = Journals(settings.home / _JOURNALS, ledger.place, provider.capabilities.dispatch_window)
+    with _signals(stop), _workers(plan, settings, template, provider, workers, journals) as lanes:
         sender = _Sender(
             plan,
             template,
@@ -184,10 +187,13 @@ def _workers(
     template: Template,
     provider: Provider,
     count: int,
+    journals: Journals,
 ) -> Workers:
     # made in any case: what is wrong with the settings is found here
     worker = Worker(plan, settings, template, provider)
-    return Processes(count, plan, settings, template, provider.name) if count > 0 else InProcess(worker)
+    if count > 0:
+        return Processes(count, plan, settings, template, provider.name, journals)
+    return InProcess(worker, journals)
 
 
 class _Sender:
@@ -240,9 +246,15 @@ class _Sender:
 
     def run(self, frames: Iterator[pl.DataFrame]) -> SendSummary:
         lookup = self.provider.lookup if self.provider.capabilities.can_look_up else None
-        settled = self.ledger.recover(self.settings.now(), provider=self.provider.name, lookup=lookup)
+        # first the notes, then the ledger: what somebody else settles meanwhile needs none
+        notes, files = left_behind(self.settings.home / _JOURNALS, self.ledger.place)
+        settled = self.ledger.recover(
+            self.settings.now(), provider=self.provider.name, lookup=lookup, notes=notes
+        )
+        delete(files)
         self.summary.settled = dict(settled)
         run = self.ledger.begin_run(self.plan.kind, self.plan.name, self.plan.occurrence, self.settings.now())
+        self.workers.run_id = run.run_id
         outcome = "failed"
         try:
             with _heartbeat(self.ledger, run, self.settings.claim_lease):
@@ -256,6 +268,7 @@ class _Sender:
                     # whatever ends this run, what is under way is recorded
                     while self.workers.is_busy:
                         self.collect(run, wait=True)
+                self.workers.all_recorded()
                 if self.trouble is not None:
                     raise self.trouble
                 if not self.stop.is_set() and not self.is_part:

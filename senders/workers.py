@@ -1,8 +1,8 @@
 """Render messages and hand them to the provider: in this process, or in several that do nothing else.
 
 The coordinator (`senders.pipeline`) owns the ledger. It gives out windows of messages that the ledger has let go, and
-takes back what became of each. A worker process does not outlive the coordinator; of a worker that dies, the windows it
-held are of unknown outcome.
+takes back what became of each. A worker process does not outlive the coordinator; of a worker that dies, its journal
+(`senders.journal`) knows what became of the windows that it held.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from senders import mime
 from senders.composing import Composer, Envelope, RecipientError, keep_heap, render_rows
+from senders.journal import Journal, Journals, Marks
 from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
 from senders.providers.base import ADDRESS_COLUMNS, Provider, ProviderError
 from senders.rows import Rows
@@ -128,12 +130,19 @@ class Worker:
         self._envelope = Envelope.of(plan, settings)
         self._composer = Composer(template, self._envelope)
 
-    def work(self, window: Window) -> Answer:
-        """Render a window and hand over what could be rendered."""
+    def work(self, window: Window, marks: Marks | None = None) -> Answer:
+        """Render a window and hand over what could be rendered.
+
+        Args:
+            marks: notes of what becomes of each message.
+        """
         made = self._messages(window)
         messages = [one for one in made if isinstance(one, Message)]
         found = {one.message_id: one for one in made if isinstance(one, Delivery)}
         if messages:
+            self.provider.marks = marks
+            if marks is not None and not self.provider.capabilities.marks_each:
+                marks.all_handed_over()
             try:
                 found |= {delivery.message_id: delivery for delivery in self.provider.send(messages)}
             except ProviderError as error:
@@ -273,6 +282,13 @@ class Workers(ABC):
     def close(self) -> None:  # noqa: B027  (nothing to end in this process)
         """End the processes."""
 
+    @abstractmethod
+    def all_recorded(self) -> None:
+        """Everything is in the ledger: notes of it may go."""
+
+    #: Whose claims the windows are; set before any is given.
+    run_id: int = 0
+
     def __enter__(self) -> Self:
         return self
 
@@ -283,8 +299,12 @@ class Workers(ABC):
 class InProcess(Workers):
     """This process, one window at a time."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, journals: Journals | None = None) -> None:
         self._worker = worker
+        self._journal = journals.create() if journals is not None else None
+        if self._journal is not None:
+            self._journal.belongs_to(os.getpid())
+        self._number = 0
         self._done: list[tuple[Window, Answer]] = []
 
     @property
@@ -296,12 +316,21 @@ class InProcess(Workers):
         return bool(self._done)
 
     def give(self, window: Window) -> None:
-        self._done.append((window, self._worker.work(window)))
+        marks = None
+        if self._journal is not None:
+            self._number += 1
+            slot = self._journal.begin(self._number, self.run_id, window.row_ids)
+            marks = self._journal.marks(slot, window.message_ids)
+        self._done.append((window, self._worker.work(window, marks)))
 
     def answers(self, *, wait: bool) -> list[tuple[Window, Answer]]:
         del wait
         done, self._done = self._done, []
         return done
+
+    def all_recorded(self) -> None:
+        if self._journal is not None:
+            self._journal.forget()
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,12 +341,17 @@ class _Job:
     settings: SenderSettings
     template: Template
     provider: str
+    journal: Path | None = None
+    rows: int = 0
 
 
 class _Process:
-    """One worker process and the windows it holds, oldest first."""
+    """One worker process and the windows it holds, oldest first, each with its slot in the journal."""
 
-    def __init__(self, job: _Job) -> None:
+    def __init__(self, job: _Job, journals: Journals | None) -> None:
+        self.journal = journals.create() if journals is not None else None
+        if self.journal is not None and journals is not None:
+            job = replace(job, journal=self.journal.path, rows=journals.rows)
         self.pipe, far = multiprocessing.Pipe()
         try:
             self.process = subprocess.Popen(
@@ -328,8 +362,29 @@ class _Process:
             )
         finally:
             far.close()
-        self.held: deque[Window] = deque()
+        self.held: deque[tuple[Window, int]] = deque()
+        if self.journal is not None:
+            self.journal.belongs_to(self.process.pid)
         self.pipe.send_bytes(pickle.dumps(job))
+
+    def give(self, window: Window, number: int, run_id: int) -> None:
+        """Hand a window over."""
+        slot = -1 if self.journal is None else self.journal.begin(number, run_id, window.row_ids)
+        self.held.append((window, slot))
+        # if it has died, the answer says so
+        with contextlib.suppress(OSError):
+            self.pipe.send_bytes(pickle.dumps((slot, window.message_ids, window.rows.packed())))
+
+    def lost(self) -> list[tuple[Window, Answer]]:
+        """What is known of the windows that it held when it died."""
+        how = f"the sending process ended with code {self.process.returncode}"
+        lost: list[tuple[Window, Answer]] = []
+        for window, slot in self.held:
+            answer = _unknown(window.message_ids, how)
+            if self.journal is not None:
+                answer.deliveries = self.journal.found(slot, window.message_ids, how)
+            lost.append((window, answer))
+        return lost
 
     def close(self) -> None:
         self.pipe.close()
@@ -346,6 +401,8 @@ class Processes(Workers):
     Args:
         count: how many; the provider's connections are shared out among them.
         provider: its name; each process makes one of its own.
+        journals: where the processes note what becomes of each message; None: nowhere, and what one held that dies is
+            of unknown outcome.
 
     Raises:
         WorkerError: they die one after the other.
@@ -358,12 +415,16 @@ class Processes(Workers):
         settings: SenderSettings,
         template: Template,
         provider: str,
+        journals: Journals | None = None,
     ) -> None:
         names = ("smtp_connections", "http_connections")
         own = settings.model_copy(update={name: max(1, getattr(settings, name) // count) for name in names})
         self._job = _Job(plan, own, template, provider)
-        self.processes = [_Process(self._job) for _ in range(count)]
-        self._deaths = 0
+        self._journals = journals
+        self.processes = [_Process(self._job, journals) for _ in range(count)]
+        self._dead: list[_Process] = []
+        self._number = 0
+        self._require_journals()
 
     @property
     def is_free(self) -> bool:
@@ -376,14 +437,11 @@ class Processes(Workers):
     def give(self, window: Window) -> None:
         if not self.processes:
             raise WorkerError(
-                f"{self._deaths} sending processes died one after the other.",
+                f"{len(self._dead)} sending processes died one after the other.",
                 fix="Look into the system's log (memory?), then send again; it goes on where it stopped.",
             )
-        process = min(self.processes, key=lambda one: len(one.held))
-        process.held.append(window)
-        # if it has died, the answer says so
-        with contextlib.suppress(OSError):
-            process.pipe.send_bytes(pickle.dumps((window.message_ids, window.rows.packed())))
+        self._number += 1
+        min(self.processes, key=lambda one: len(one.held)).give(window, self._number, self.run_id)
 
     def answers(self, *, wait: bool) -> list[tuple[Window, Answer]]:
         busy = {one.pipe: one for one in self.processes if one.held}
@@ -396,22 +454,37 @@ class Processes(Workers):
             except (EOFError, OSError):
                 done += self._died(process)
             else:
-                done.append((process.held.popleft(), Answer.unpacked(received)))
+                done.append((process.held.popleft()[0], Answer.unpacked(received)))
         return done
 
     def _died(self, process: _Process) -> list[tuple[Window, Answer]]:
-        """Its windows, of unknown outcome; another process takes its place."""
+        """Its windows, as far as it is known what became of them; another process takes its place."""
         self.processes.remove(process)
+        # only when it certainly ended are its notes the last word
         process.close()
-        self._deaths += 1
-        if self._deaths <= _MOST_DEATHS:
-            self.processes.append(_Process(self._job))
-        how = f"the sending process ended with code {process.process.returncode}"
-        return [(window, _unknown(window.message_ids, how)) for window in process.held]
+        self._dead.append(process)
+        if len(self._dead) <= _MOST_DEATHS:
+            self.processes.append(_Process(self._job, self._journals))
+        lost = process.lost()
+        self._require_journals()
+        return lost
+
+    def _require_journals(self) -> None:
+        """All processes have a journal, or none: no note may be older than what a process without one did."""
+        if self._journals is not None and any(one.journal is None for one in self.processes):
+            self._journals = None
+            self.all_recorded()
+            for process in (*self.processes, *self._dead):
+                process.journal = None
 
     def close(self) -> None:
         for process in self.processes:
             process.close()
+
+    def all_recorded(self) -> None:
+        for process in (*self.processes, *self._dead):
+            if process.journal is not None:
+                process.journal.forget()
 
 
 def _unknown(message_ids: Sequence[str], how: str) -> Answer:
@@ -428,14 +501,20 @@ def _serve(pipe: Connection, parent: int) -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     job: _Job = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from the process that started this one
+    journal = None
+    if job.journal is not None:
+        # gone if another process got none, see `Processes`
+        with contextlib.suppress(OSError):
+            journal = Journal(job.journal, job.rows)
     with get_provider(job.settings, job.provider) as provider:
         worker = Worker(job.plan, job.settings, job.template, provider)
         while True:
-            message_ids, packed = pickle.loads(pipe.recv_bytes())  # noqa: S301
+            slot, message_ids, packed = pickle.loads(pipe.recv_bytes())  # noqa: S301
             if os.getppid() != parent:
                 return
             try:
-                answer = worker.work(Window([], message_ids, Rows.unpacked(packed)))
+                marks = None if journal is None else journal.marks(slot, message_ids)
+                answer = worker.work(Window([], message_ids, Rows.unpacked(packed)), marks)
             except Exception:  # noqa: BLE001  (the coordinator records the window, then stops)
                 answer = _unknown(message_ids, "a defect of the sending process")
                 answer.defect = traceback.format_exc()

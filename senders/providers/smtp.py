@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from senders.journal import Marks
 from senders.message import Delivery, Message, Reason, RejectReason, Status
 from senders.mime import mailbox
 from senders.providers.base import Capabilities, Provider, ProviderRefusedError, ProviderUnavailableError
@@ -319,7 +320,7 @@ class SmtpProvider(Provider):
     """
 
     name = "smtp"
-    capabilities = Capabilities(dispatch_window=_WINDOW, can_attach=True)
+    capabilities = Capabilities(dispatch_window=_WINDOW, can_attach=True, marks_each=True)
 
     @classmethod
     def from_settings(cls, settings: SenderSettings) -> SmtpProvider:
@@ -373,7 +374,7 @@ class SmtpProvider(Provider):
         """
         if self._refused is not None:
             raise self._refused
-        transfer = _Transfer(batch, self.server, self.bounce_address)
+        transfer = _Transfer(batch, self.server, self.bounce_address, self.marks)
         with contextlib.closing(transfer.selector):
             for connection in self._take(min(self.connections, transfer.left), transfer):
                 transfer.begin(connection)
@@ -546,8 +547,10 @@ class _Transfer:
         error: the first connection that could not be made. `refused`: the server does not want this sender.
     """
 
-    def __init__(self, batch: Sequence[Message], server: SmtpServer, bounce_address: str) -> None:
-        self.batch, self.server = batch, server
+    def __init__(
+        self, batch: Sequence[Message], server: SmtpServer, bounce_address: str, marks: Marks | None
+    ) -> None:
+        self.batch, self.server, self.marks = batch, server, marks
         self._bounce_to = mailbox(bounce_address).rsplit("@", 1) if bounce_address else None
         self.answers: dict[int, Delivery] = {}
         self.lanes: set[_Lane] = set()
@@ -624,6 +627,8 @@ class _Transfer:
             lane.connection.sent += 1
             message = self.batch[position]
             if 200 <= reply.code < 300:
+                if self.marks is not None:
+                    self.marks.accepted(message.message_id)
                 self.answers[position] = Delivery(
                     message.message_id,
                     Status.SENT,
@@ -631,6 +636,8 @@ class _Transfer:
                     reply=str(reply)[:500],
                 )
             else:
+                if self.marks is not None:
+                    self.marks.refused(message.message_id)
                 self.answers[position] = _refused(message, reply)
             if reply.code == 421:
                 self._lose(lane, str(reply))
@@ -654,6 +661,8 @@ class _Transfer:
             lane.position, lane.ended = None, position
             message = self.batch[position]
             content = message.raw if message.is_stuffed else _stuffed(message.raw)
+            if self.marks is not None:
+                self.marks.handed_over(message.message_id)
             lane.expected.append("end")
             lane.before_end = len(lane.unsent) + len(content) + 3
             following = self._envelope(lane) if lane.pipelines else b""
