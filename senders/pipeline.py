@@ -24,6 +24,7 @@ from typing import Any
 import polars as pl
 
 from campaigns.identity import message_ids
+from senders.composing import Envelope
 from senders.journal import Journals, delete, left_behind
 from senders.ledger import Claim, Ledger, LedgerError, Outcome, Run
 from senders.limits import CircuitBreaker, DailyAllowance, LimitsSpec, Throttle
@@ -190,7 +191,8 @@ def _workers(
     journals: Journals,
 ) -> Workers:
     # made in any case: what is wrong with the settings is found here
-    worker = Worker(plan, settings, template, provider)
+    envelope = Envelope.of(plan, settings)
+    worker = Worker(plan, envelope, template, provider, clock_offset=settings.clock_offset)
     if count > 0:
         return Processes(count, plan, settings, template, provider.name, journals)
     return InProcess(worker, journals)

@@ -21,9 +21,9 @@ import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -32,19 +32,20 @@ from senders import mime
 from senders.composing import Composer, Envelope, RecipientError, keep_heap, render_rows
 from senders.journal import Journal, Journals, Marks
 from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
+from senders.providers import provider_class
 from senders.providers.base import ADDRESS_COLUMNS, Provider, ProviderError
 from senders.rows import Rows
-from senders.settings import SenderSettings
 from senders.templates import RenderError, Template
 from warehouse.errors import MailhouseError
-from warehouse.settings import PROJECT_ROOT
 
 if TYPE_CHECKING:
     from senders.plan import SendPlan
+    from senders.settings import SenderSettings
 
 #: Windows that a worker is given at once: one at hand, one to go on with.
 _AHEAD = 2
 _MOST_DEATHS = 3
+_ROOT = Path(__file__).resolve().parent.parent  # where a worker finds this code
 _STATUSES = {status.value: status for status in Status}
 _PR_SET_PDEATHSIG = 1
 
@@ -118,16 +119,24 @@ class Answer:
 class Worker:
     """Renders windows and hands them over.
 
-    Raises:
-        SettingsError: the sender address or a key cannot be used.
+    Args:
+        envelope: of the plan's messages.
+        clock_offset: seconds that are added to the time.
     """
 
     def __init__(
-        self, plan: SendPlan, settings: SenderSettings, template: Template, provider: Provider
+        self,
+        plan: SendPlan,
+        envelope: Envelope,
+        template: Template,
+        provider: Provider,
+        *,
+        clock_offset: float = 0.0,
     ) -> None:
-        self.plan, self.settings, self.template, self.provider = plan, settings, template, provider
+        self.plan, self.template, self.provider = plan, template, provider
+        self._clock_offset = timedelta(seconds=clock_offset)
         self._address_column = ADDRESS_COLUMNS.get(plan.channel, "")
-        self._envelope = Envelope.of(plan, settings)
+        self._envelope = envelope
         self._composer = Composer(template, self._envelope)
 
     def work(self, window: Window, marks: Marks | None = None) -> Answer:
@@ -158,7 +167,8 @@ class Worker:
 
     def _messages(self, window: Window) -> list[Message | Delivery]:
         """A message for each row, or why there is none: made before the provider is called, so that this is known."""
-        now = self.settings.now()
+        now = datetime.now(UTC) + self._clock_offset
+        now = now.replace(microsecond=now.microsecond // 1000 * 1000)
         rows = window.rows
         if self.provider.capabilities.wants_raw:
             return self._written(rows, window.message_ids, now)
@@ -338,9 +348,10 @@ class _Job:
     """What a worker process must know."""
 
     plan: SendPlan
-    settings: SenderSettings
+    envelope: Envelope
     template: Template
-    provider: str
+    make_provider: Callable[[], Provider]
+    clock_offset: float
     journal: Path | None = None
     rows: int = 0
 
@@ -357,7 +368,7 @@ class _Process:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "senders.workers", str(far.fileno()), str(os.getpid())],
                 pass_fds=(far.fileno(),),
-                cwd=PROJECT_ROOT,
+                cwd=_ROOT,
                 stdin=subprocess.DEVNULL,
             )
         finally:
@@ -419,7 +430,13 @@ class Processes(Workers):
     ) -> None:
         names = ("smtp_connections", "http_connections")
         own = settings.model_copy(update={name: max(1, getattr(settings, name) // count) for name in names})
-        self._job = _Job(plan, own, template, provider)
+        self._job = _Job(
+            plan,
+            Envelope.of(plan, settings),
+            template,
+            provider_class(provider).maker(own),
+            settings.clock_offset,
+        )
         self._journals = journals
         self.processes = [_Process(self._job, journals) for _ in range(count)]
         self._dead: list[_Process] = []
@@ -494,8 +511,6 @@ def _unknown(message_ids: Sequence[str], how: str) -> Answer:
 
 def _serve(pipe: Connection, parent: int) -> None:
     """Work on windows until the pipe closes."""
-    from senders.providers import get_provider
-
     keep_heap()
     # templates and libraries live as long as this process; what a message leaves behind is freed by counting references
     gc.freeze()
@@ -506,8 +521,8 @@ def _serve(pipe: Connection, parent: int) -> None:
         # gone if another process got none, see `Processes`
         with contextlib.suppress(OSError):
             journal = Journal(job.journal, job.rows)
-    with get_provider(job.settings, job.provider) as provider:
-        worker = Worker(job.plan, job.settings, job.template, provider)
+    with job.make_provider() as provider:
+        worker = Worker(job.plan, job.envelope, job.template, provider, clock_offset=job.clock_offset)
         while True:
             slot, message_ids, packed = pickle.loads(pipe.recv_bytes())  # noqa: S301
             if os.getppid() != parent:

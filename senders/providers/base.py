@@ -10,18 +10,19 @@ One that speaks HTTP derives from `senders.providers.http.HttpProvider`. What it
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from senders.message import Delivery, Message
-from senders.settings import SenderSettings
 from warehouse.errors import MailhouseError, SettingsError
 
 if TYPE_CHECKING:
     from senders.journal import Marks
+    from senders.settings import SenderSettings
 
 
 class ProviderError(MailhouseError):
@@ -212,6 +213,15 @@ class Provider(WebhookReader, ABC):
 
     capabilities: Capabilities
     marks: Marks | None = None
+
+    @classmethod
+    def maker(cls, settings: SenderSettings) -> Callable[[], Provider]:
+        """What makes the provider of the settings in another process; can be pickled.
+
+        Raises:
+            SettingsError: a setting that it needs is missing or not usable.
+        """
+        return functools.partial(cls.from_settings, settings)
 
     @abstractmethod
     def send(self, batch: Sequence[Message]) -> list[Delivery]:

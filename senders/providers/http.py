@@ -27,11 +27,11 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import SecretStr
 
+from senders.loopback import is_loopback
 from senders.message import Delivery, Message, Reason, RejectReason, Status
 from senders.mime import mailbox
 from senders.providers.base import Provider, ProviderRefusedError, ProviderUnavailableError
 from senders.retries import is_retryable, parse_retry_after
-from senders.settings import is_loopback
 from warehouse.errors import SettingsError
 
 CONNECT_SECONDS = 10.0

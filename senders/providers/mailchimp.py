@@ -27,6 +27,7 @@ import httpx
 import orjson
 from pydantic import SecretStr
 
+from senders.loopback import is_loopback
 from senders.message import Delivery, EventType, Message, RejectReason, Status
 from senders.providers.base import Capabilities, ProviderError, ProviderRefusedError, ProviderUnavailableError
 from senders.providers.http import Call, HttpProvider, LostError, NotSentError, Verdict, json_object
@@ -43,7 +44,7 @@ from senders.providers.webhooks import (
     required_key,
     text,
 )
-from senders.settings import SenderSettings, is_loopback
+from senders.settings import SenderSettings
 from warehouse.errors import SettingsError
 
 MOST_CONNECTIONS = 10

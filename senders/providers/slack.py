@@ -17,6 +17,7 @@ import orjson
 from pydantic import SecretStr
 
 from senders.limits import Buckets, Demand, LocalBuckets
+from senders.loopback import is_loopback
 from senders.message import Delivery, EventType, Message, Status
 from senders.providers.base import Capabilities
 from senders.providers.http import Call, HttpProvider, Verdict
@@ -30,7 +31,7 @@ from senders.providers.webhooks import (
     parse_form,
     required_key,
 )
-from senders.settings import SenderSettings, is_loopback
+from senders.settings import SenderSettings
 from warehouse.errors import SettingsError
 
 MOST_CHARACTERS = 40_000

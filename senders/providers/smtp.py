@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import re
 import selectors
 import socket
@@ -19,15 +20,18 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from senders.journal import Marks
+from senders.loopback import is_loopback
 from senders.message import Delivery, Message, Reason, RejectReason, Status
 from senders.mime import mailbox
 from senders.providers.base import Capabilities, Provider, ProviderRefusedError, ProviderUnavailableError
-from senders.settings import SenderSettings, is_loopback
 from warehouse.errors import SettingsError
+
+if TYPE_CHECKING:
+    from senders.settings import SenderSettings
 
 TlsMode = Literal["none", "starttls", "implicit", "opportunistic"]
 _MODES: tuple[TlsMode, ...] = ("none", "starttls", "implicit", "opportunistic")
@@ -329,13 +333,24 @@ class SmtpProvider(Provider):
         Raises:
             SettingsError: no server is set, or it is no URL of one.
         """
+        return cls.maker(settings)()
+
+    @classmethod
+    def maker(cls, settings: SenderSettings) -> Callable[[], SmtpProvider]:
+        """As `Provider.maker`; whoever makes it there needs no settings.
+
+        Raises:
+            SettingsError: no server is set, or it is no URL of one.
+        """
         if settings.smtp_url is None:
             raise SettingsError(
                 "Provider smtp needs a server, and MAILHOUSE_SMTP_URL is not set.",
                 fix="Set it, like smtp://user:password@mail.example.com:587?tls=starttls.",
             )
         server = SmtpServer.parse(settings.smtp_url.get_secret_value())
-        return cls(server, connections=settings.smtp_connections, bounce_address=settings.bounce_address)
+        return functools.partial(
+            cls, server, connections=settings.smtp_connections, bounce_address=settings.bounce_address
+        )
 
     def __init__(self, server: SmtpServer, *, connections: int = 4, bounce_address: str = "") -> None:
         if connections < 1:
