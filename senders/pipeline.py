@@ -219,6 +219,7 @@ class _Sender:
         self.ledger, self.provider, self.retry, self.stop = ledger, provider, retry, stop
         self.on_progress, self.workers = on_progress, workers
         self.columns = needed_columns(template, plan.channel)
+        self.product_fields = template.source.product_fields
         self.limit = Throttle.of(settings, provider.name, plan.name)
         ladder = LimitsSpec.load(settings.content_dir).warm_up.get(provider.name)
         self.allowance = DailyAllowance(ledger, provider.name, ladder)
@@ -323,7 +324,7 @@ class _Sender:
             if (self.columns is None or name in self.columns)
             and (name not in NOT_PROFILE or name in ("recommendations", "variant"))
         ]  # fmt: skip
-        rows = Rows.of(frame, names)
+        rows = Rows.of(frame, names, self.product_fields)
         for start in range(0, len(positions), self.window):
             part = positions[start : start + self.window]
             self.dispatch(

@@ -26,6 +26,7 @@ from senders.links import Links, Tracking
 from senders.localisation import known, normalised
 from senders.merge_tags import PROFILE_COLUMNS, Findings, Problem, TemplateError, check_tags, context_shape
 from senders.mjml import Compiled, Source, compile_mjml, read_source, with_preheader
+from senders.tags import product_fields
 from senders.templates import (
     HTML,
     NO_TRACKING,
@@ -176,6 +177,7 @@ class TemplateLibrary:
                 if None in columns
                 else frozenset({"locale"}.union(*(one or () for one in columns))),
                 names=frozenset().union(*(one.names for one in sources.values())),
+                product_fields=_together(one.product_fields for one in sources.values()),
                 translations=tuple(others),
             )
         template = self._compiled.get(main.version)
@@ -254,6 +256,10 @@ class TemplateLibrary:
             names=frozenset(findings.names), html_certain=frozenset(html_findings.certain),
             text_certain=frozenset(text_findings.certain), tracking=wanted.tracking, locale=locale,
             attachments=attachments,
+            product_fields=_together(
+                product_fields(HTML.parse(one))[0]
+                for one in (compiled.html, text.text if text else compiled.text, subject, preheader)
+            ),
         )  # fmt: skip
         self._sources[version] = made
         return made, []
@@ -296,6 +302,12 @@ class TemplateLibrary:
         """`content/templates/x.mjml`: the folder's last two parts, whatever machine it is on."""
         relative = path.resolve().relative_to(self.folder.resolve())
         return str(Path(*self.folder.resolve().parts[-2:]) / relative)
+
+
+def _together(parts: Iterable[frozenset[str] | None]) -> frozenset[str] | None:
+    """What any of them uses; None if one uses all there is."""
+    used = list(parts)
+    return None if None in used else frozenset().union(*(one or () for one in used))
 
 
 def _with_nearest_filter(problem: Problem, environment: Environment) -> Problem:

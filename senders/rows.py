@@ -98,11 +98,17 @@ class Rows:
     items: Mapping[str, Column] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, frame: pl.DataFrame, names: Sequence[str] | None = None) -> Rows:
+    def of(
+        cls,
+        frame: pl.DataFrame,
+        names: Sequence[str] | None = None,
+        fields: frozenset[str] | None = None,
+    ) -> Rows:
         """Rows of a frame.
 
         Args:
             names: columns that are needed, `recommendations` among them; None for all.
+            fields: of the recommendations, those that are needed; None for all.
         """
         columns = {
             name: _column(frame[name])
@@ -111,7 +117,7 @@ class Rows:
         }
         if "recommendations" not in frame.columns or (names is not None and "recommendations" not in names):
             return cls(frame.height, columns)
-        counts, items = _items(frame["recommendations"])
+        counts, items = _items(frame["recommendations"], fields)
         return cls(frame.height, columns, counts, items)
 
     def only(self, positions: Sequence[int]) -> Rows:
@@ -167,6 +173,7 @@ class Rows:
                 dict(zip(names, row, strict=True))
                 for row in zip(*(one.objects for one in self.items.values()), strict=True)
             ]
+            or [{} for _ in range(sum(self.counts))]
         )
         return [list(itertools.islice(made, count)) for count in self.counts]
 
@@ -216,7 +223,7 @@ def _column(series: pl.Series) -> Column:
     return Column(series.to_list())
 
 
-def _items(series: pl.Series) -> tuple[list[int], dict[str, Column]]:
+def _items(series: pl.Series, fields: frozenset[str] | None) -> tuple[list[int], dict[str, Column]]:
     """How many items each list of a column has, and the fields of all of them."""
     import polars as pl
 
@@ -224,7 +231,11 @@ def _items(series: pl.Series) -> tuple[list[int], dict[str, Column]]:
     items = series.list.explode(keep_nulls=False, empty_as_null=False)
     if not isinstance(items.dtype, pl.Struct):
         return counts, {}
-    return counts, {one.name: _column(one) for one in items.struct.unnest().get_columns()}
+    return counts, {
+        one.name: _column(one)
+        for one in items.struct.unnest().get_columns()
+        if fields is None or one.name in fields
+    }
 
 
 def columns_of(contacts: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]) -> dict[str, Column]:

@@ -26,7 +26,6 @@ MISSING: Any = object()
 #: A tag: field, default, filters with their arguments.
 Key = tuple[str, Any, tuple[tuple[str, tuple[Any, ...], tuple[tuple[str, Any], ...]], ...]]
 _KEPT_PAIRS = 8192
-_UNKNOWN: Any = object()
 #: Filters that depend on their value and arguments alone, and on the locale of the file.
 _SAME = frozenset(
     ("money", "number", "date", "pluralize", "plural", "upper", "lower", "title", "capitalize", "trim", "round", "int",
@@ -111,9 +110,7 @@ class _Memory(dict[Any, Pair]):
 
     def __missing__(self, value: Any) -> Pair:
         # two generations: what is met again and again stays, and nothing is counted when it is
-        pair = self._older.get(value, _UNKNOWN)
-        if pair is _UNKNOWN:
-            pair = self.made(value)
+        pair = self._older.get(value) or self.made(value)
         if type(value) is not str or len(value) <= KEPT_LENGTH:
             if len(self) >= _KEPT_PAIRS:
                 self._older = dict(self)
@@ -191,7 +188,7 @@ def _constants(node: nodes.Filter) -> tuple[tuple[Any, ...], tuple[tuple[str, An
     values = [*node.args, *(pair.value for pair in node.kwargs)]
     if not all(isinstance(one, nodes.Const) and type(one.value) in _PLAIN_TYPES for one in values):
         return None
-    named = tuple((pair.key, pair.value.as_const()) for pair in node.kwargs)
+    named = tuple((str(pair.key), pair.value.as_const()) for pair in node.kwargs)
     return tuple(one.as_const() for one in node.args), named
 
 

@@ -154,7 +154,9 @@ class TemplateSource:
         tracking: which of its links are tracked; their addresses are signed already.
         locale: of the file, as `de_AT`; empty for the one without, which everybody gets who has no other.
         attachments: what goes with every message.
-        translations: the same template in other locales. `version`, `columns` and `names` cover them too.
+        translations: the same template in other locales. `version`, `columns`, `names` and `product_fields` cover them
+            too.
+        product_fields: fields of recommended products that it uses; None if it uses products as a whole.
     """
 
     name: str
@@ -171,6 +173,7 @@ class TemplateSource:
     locale: str = ""
     attachments: tuple[Attachment, ...] = ()
     translations: tuple[TemplateSource, ...] = ()
+    product_fields: frozenset[str] | None = None
 
 
 class Template:
