@@ -1,8 +1,7 @@
 """What a message costs from template to bytes: python -m benchmarks.rendering [--messages 10000].
 
-A template of 33 KB of HTML with 39 merge tags, 3 conditions and 6 products, filled in for different people: through
-`senders.composing` (what sends use) and through `senders.rendering` with `senders.mime` (previews, and what the first
-is tested against).
+The newsletter of `benchmarks.sending`, filled in for different people: through `senders.composing` (what sends use) and
+through `senders.rendering` with `senders.mime` (previews, and what the first is tested against).
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from benchmarks.lib.newsletter import write_content
 from senders.composing import Composer, Envelope, keep_heap, render_batch
 from senders.dkim import DkimKey, DkimSigner
 from senders.links import Links
 from senders.message import Address, Message
 from senders.mime import build
-from senders.rendering import Template, TemplateLibrary
+from senders.rendering import PROFILE_COLUMNS, Template, TemplateLibrary
 
 _BATCH = 100
 NOW = datetime(2026, 6, 27, 9, tzinfo=UTC)
@@ -37,54 +38,16 @@ def _pem(key: RSAPrivateKey | Ed25519PrivateKey) -> str:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
 
-_PARAGRAPH = (
-    "A good deal has come in since then, and we have put some of it aside: lamps of smoked glass, linen in four "
-    "shades – Café, Crème, Ivory and Slate – and the small brass bells that were gone before the week was out. "
-)
-_FACTS = (
-    "country", "city", "rfm_segment", "orders_count", "items_count", "engagement_score", "recency_score",
-    "frequency_score", "monetary_score", "messages_sent_count",
-)  # fmt: skip
-
-
-def write_template(folder: Path) -> None:
-    """The template `offer` in a folder: about 30 KB of HTML."""
-    facts = "".join(
-        f"<mj-section><mj-column><mj-text>{_PARAGRAPH} Your {fact.replace('_', ' ')}: "
-        f"{{{{ contact.{fact} }}}} (of {{{{ contact.{fact} }}}}), {{{{ company_name }}}}</mj-text>"
-        "</mj-column></mj-section>\n"
-        for fact in _FACTS
-    )
-    (folder / "offer.mjml").write_text(
-        f"""<mjml><mj-body>
-<mj-section><mj-column><mj-text>Hello {{{{ contact.first_name }}}} {{{{ contact.last_name }}}},</mj-text>
-{{% if contact.orders_count > 3 %}}<mj-text>You have been with us since {{{{ contact.city }}}}.</mj-text>
-{{% else %}}<mj-text>Glad to know you, {{{{ contact.first_name }}}}.</mj-text>{{% endif %}}</mj-column></mj-section>
-{facts}
-{{% for product in recommendations %}}
-<mj-section><mj-column><mj-image src="{{{{ product.image_url }}}}" alt="{{{{ product.name }}}}" />
-<mj-button href="{{{{ product.url }}}}">{{{{ product.name }}}} for {{{{ product.price }}}}</mj-button>
-</mj-column></mj-section>
-{{% endfor %}}
-{{% if contact.items_count > 5 %}}<mj-section><mj-column><mj-text>Five and more: {{{{ contact.items_count }}}}</mj-text>
-</mj-column></mj-section>{{% endif %}}
-{{% if contact.email %}}<mj-section><mj-column><mj-text>This went to {{{{ contact.email }}}}. {{{{ company_name }}}},
-{{{{ postal_address }}}}. <a href="{{{{ unsubscribe_url }}}}">Unsubscribe</a>,
-<a href="{{{{ preferences_url }}}}">preferences</a></mj-text></mj-column></mj-section>{{% endif %}}
-</mj-body></mjml>
-"""
-    )
-
-
 def contacts(number: int) -> list[dict[str, Any]]:
     """People who differ as people do."""
     return [
         {
-            "contact_id": at, "email": f"person{at}@example.com",
-            "first_name": ("Anna", "Jürgen", "Zoë", "O'Neil & Co", "Łukasz")[at % 5], "last_name": f"Surname{at % 900}",
-            "country": f"Country {at % 40}", "city": f"Town {at % 500}", "rfm_segment": f"segment_{at % 8}",
-            "orders_count": at % 9, "items_count": at % 13, "engagement_score": at % 100, "recency_score": at % 5,
-            "frequency_score": at % 5, "monetary_score": at % 5, "messages_sent_count": at % 60,
+            "contact_id": at, "email": f"person{at}@example.com", "locale": "en-GB",
+            "first_name": ("Anna", "Jürgen", "Zoë", "O'Neil & Co", None)[at % 5], "last_name": f"Surname{at % 900}",
+            "country": f"Country {at % 40}", "city": f"Town {at % 500}" if at % 6 else None,
+            "rfm_segment": f"segment_{at % 8}", "engagement_band": ("hot", "warm", "cold")[at % 3],
+            "orders_count": at % 9, "items_count": at % 13, "days_since_last_order": at % 300,
+            "revenue": Decimal(at % 100_000) / 100,
         }
         for at in range(number)
     ]  # fmt: skip
@@ -94,7 +57,8 @@ def products(number: int) -> list[list[dict[str, Any]]]:
     """Six of five hundred products a person."""
     made = [
         {
-            "product_id": str(at), "name": f"Lamp {at} & shade", "price": f"{at}.99", "reason": "popular",
+            "product_id": str(at), "name": f"Lamp {at} & shade", "price": Decimal(at * 100 + 99) / 100,
+            "reason": "popular",
             "image_url": f"https://cdn.example.com/p/{at}.jpg", "url": f"https://shop.example.com/p/{at}?a=1&b=2",
         }
         for at in range(500)
@@ -124,7 +88,7 @@ def reference(
             build(
                 Message(
                     message_id=message_id, contact_id=contact["contact_id"], sender=composer.envelope.sender,
-                    recipient=Address(contact["email"], f"{contact['first_name']} {contact['last_name']}"),
+                    recipient=Address(contact["email"], contact["last_name"]),
                     subject=rendered.subject, html=rendered.html, text=rendered.text, sent_at=NOW,
                     headers=(("List-Unsubscribe", f"<{context['unsubscribe_url']}>"),
                              ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click")),
@@ -143,9 +107,11 @@ def main() -> None:
     keep_heap()
     number = options.messages
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_template(folder)
-        template = TemplateLibrary.load(folder).template("offer", subject="{{ contact.first_name }}, for you")
+        write_content(Path(name) / "content")
+        columns = (*PROFILE_COLUMNS, "engagement_band")
+        template = TemplateLibrary.load(Path(name) / "content" / "templates", columns).template(
+            "newsletter", subject="{{ contact.first_name | default('Hello') }}, six things for you"
+        )
     envelope = Envelope(
         sender=Address("shop@example.com", "The Shop"), links=Links(b"k" * 32, "https://mail.example.com"),
         constants={"campaign": {"name": "offer"}, "company_name": "Shop Ltd", "postal_address": "1 High Street"},

@@ -16,7 +16,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 from senders.merge_tags import TemplateError
-from warehouse.yaml_specs import nearest
 
 #: Bytes that all attachments of a message may have together; many servers refuse mail above 10 MB, encoded.
 LARGEST = 7_000_000
@@ -71,6 +70,9 @@ def load_attachments(names: Sequence[str], folder: Path, place: str) -> tuple[At
     Raises:
         TemplateError: a file is missing, outside the folder, too large, refused by mailboxes, or no calendar.
     """
+    # whoever only sends needs none of it
+    from warehouse.yaml_specs import nearest
+
     found: list[Attachment] = []
     for name in names:
         path = (folder / name).resolve()

@@ -14,6 +14,7 @@ Status codes are those of RFC 3463 and its registry; where there is one it decid
 from __future__ import annotations
 
 import email
+import email.errors
 import email.policy
 import email.utils
 import html
@@ -359,7 +360,7 @@ def _header(message: MimeMessage, name: str) -> str:
         from email.header import decode_header, make_header
 
         return " ".join(str(make_header(decode_header(value))).split())
-    except (LookupError, UnicodeDecodeError, ValueError):
+    except (LookupError, UnicodeDecodeError, ValueError, email.errors.HeaderParseError):
         return value
 
 

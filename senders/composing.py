@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from senders.dkim import DkimSigner
 from senders.links import Links
 from senders.message import Address
 from senders.mime import (
@@ -29,7 +28,9 @@ from senders.mime import (
     unstructured,
 )
 from senders.mime import address as header_address
-from senders.rendering import (
+from senders.rows import Column, Rows, columns_of, cut, items_of
+from senders.tags import Pair, Product
+from senders.templates import (
     GLOBALS,
     RENDER_ERRORS,
     Recommendations,
@@ -42,13 +43,15 @@ from senders.tracking import link_context
 from warehouse.errors import SettingsError
 
 if TYPE_CHECKING:
-    from senders.pipeline import SendPlan
+    from senders.dkim import DkimSigner
+    from senders.plan import SendPlan
     from senders.settings import SenderSettings
 
-__all__ = ["Composer", "Envelope", "RecipientError", "keep_heap", "render_batch"]
+__all__ = ["Composer", "Envelope", "RecipientError", "keep_heap", "render_batch", "render_rows"]
 
 _log = logging.getLogger("mailhouse.composing")
-_NO_RECOMMENDATIONS: Sequence[Any] = ()
+_KEPT_HEADINGS = 4096
+_PLAIN_VALUES = frozenset({str, type(None)})
 _HTML_BOUNDARY = b"\r\n--%b\r\n" % BOUNDARY.encode()
 
 
@@ -92,8 +95,18 @@ class Envelope:
             is_marketing=plan.category == "marketing",
             reply_to=Address(plan.reply_to) if plan.reply_to else None,
             headers=identity_headers(plan, sender),
-            signer=DkimSigner.from_settings(settings, sender.email),
+            signer=signer_of(settings, sender.email),
         )
+
+
+def signer_of(settings: SenderSettings, sender: str) -> DkimSigner | None:
+    """The signer of the settings, see `DkimSigner.from_settings`; None if they name no key."""
+    if settings.dkim_key is None and settings.dkim_second_key is None:
+        # whoever does not sign need not import what signs
+        return None
+    from senders.dkim import DkimSigner
+
+    return DkimSigner.from_settings(settings, sender)
 
 
 def constants_of(plan: SendPlan, settings: SenderSettings) -> dict[str, Any]:
@@ -146,6 +159,7 @@ class Composer:
         self.envelope = envelope
         # the header needs it whatever the template says
         self._names = self.template.names | ({"unsubscribe_url"} if envelope.is_marketing else set())
+        self._headings: dict[tuple[Any, ...], tuple[str, str, bytes]] = {}
         self._constants = {
             **GLOBALS, "preheader": "", **envelope.constants,
             "campaign": {**envelope.constants.get("campaign", {}), "variant": ""},
@@ -193,7 +207,12 @@ class Composer:
         return context
 
     def compose(
-        self, context: dict[str, Any], message_id: str, sent_at: datetime, subjects: list[str] | None = None
+        self,
+        context: dict[str, Any],
+        message_id: str,
+        sent_at: datetime,
+        subjects: list[str] | None = None,
+        pairs: Sequence[Pair] | None = None,
     ) -> bytes:
         """One message, header and all, with CRLF line ends.
 
@@ -201,6 +220,7 @@ class Composer:
             context: from `context`, with a contact that has `email`, and `first_name` and `last_name` if known; gets
                 `preheader`.
             subjects: a list that the subject is appended to.
+            pairs: what the template's `tags.of_contact` print of this contact; see `senders.wire.WirePart.write`.
 
         Raises:
             RecipientError: the contact's address cannot be used.
@@ -216,9 +236,9 @@ class Composer:
         except ValueError as error:
             raise RecipientError(str(error)) from None
         try:
-            subject, context["preheader"] = template.heading(context)
+            subject, context["preheader"], heading = self._heading(template, context)
             out = [
-                self._from, recipient.encode(), b"\r\nSubject: ", unstructured(subject, 9).encode(),
+                self._from, recipient.encode(), b"\r\nSubject: ", heading,
                 b"\r\nMessage-ID: <", message_id.encode("ascii"), self._after_id, header_date(sent_at),
             ]  # fmt: skip
             if self.envelope.is_marketing:
@@ -229,9 +249,9 @@ class Composer:
             text, html = template.wire_parts
             attached = self._attached[template.source.locale]
             out += (self._shared, attached[0])
-            text.write(context, out)
+            text.write(context, out, pairs)
             out.append(_HTML_BOUNDARY)
-            html.write(context, out)
+            html.write(context, out, pairs)
         except RENDER_ERRORS as error:
             raise render_error(error) from error
         out.append(attached[1])
@@ -242,6 +262,27 @@ class Composer:
             return raw
         # our quoted-printable and base64 are in that form; file names may not be
         return self.envelope.signer.sign(raw, is_relaxed=not template.source.attachments)
+
+    def _heading(self, template: Template, context: dict[str, Any]) -> tuple[str, str, bytes]:
+        """Subject, preheader, and the subject as its header has it: once for all whose fields in it are the same."""
+        fields = template.heading_fields
+        if fields is None:
+            subject, preheader = template.heading(context)
+            return subject, preheader, unstructured(subject, 9).encode()
+        get = context["contact"].get
+        values = tuple([get(name) for name in fields])
+        # 1, True and Decimal('1.00') are one key and print differently
+        if not _PLAIN_VALUES.issuperset(map(type, values)):
+            subject, preheader = template.heading(context)
+            return subject, preheader, unstructured(subject, 9).encode()
+        key = (template.source.locale, *values)
+        known = self._headings.get(key)
+        if known is None:
+            subject, preheader = template.heading(context)
+            if len(self._headings) >= _KEPT_HEADINGS:
+                self._headings.clear()
+            known = self._headings[key] = (subject, preheader, unstructured(subject, 9).encode())
+        return known
 
 
 def keep_heap(size: int = 256 << 20) -> bool:
@@ -274,37 +315,130 @@ def render_batch(
     variants: Sequence[str] | None = None,
     subjects: list[str] | None = None,
 ) -> list[bytes | RenderError]:
-    """The messages of a batch of contacts, in their order; an error stands where a message could not be made.
+    """`render_rows` of Python values.
 
     Args:
         contacts: profiles, as columns (lists by name) or as one dict each; with `email`, and what the template uses.
+        recommendations: each contact's products, best first; dicts with `product_id`, `name`, `price` and so on.
+    """
+    products = recommendations or []
+    rows = Rows(
+        len(message_ids), columns_of(contacts), [len(one or ()) for one in products], items_of(products)
+    )
+    return render_rows(composer, rows, message_ids, now, variants=variants, subjects=subjects)
+
+
+def render_rows(
+    composer: Composer,
+    rows: Rows,
+    message_ids: Sequence[str],
+    now: datetime,
+    *,
+    variants: Sequence[str] | None = None,
+    subjects: list[str] | None = None,
+) -> list[bytes | RenderError]:
+    """The messages of a batch of contacts, in their order; an error stands where a message could not be made.
+
+    Args:
+        rows: profiles with `email`, and what the template uses.
         message_ids: one a contact.
         now: the Date header, and `now` in merge tags; UTC.
-        recommendations: each contact's products, best first; dicts with `product_id`, `name`, `price` and so on.
         variants: each contact's variant of the experiment.
         subjects: a list that gets each message's subject, empty where there is an error.
     """
-    rows: Iterable[Mapping[str, Any]]
-    if isinstance(contacts, Mapping):
-        names = tuple(contacts)
-        rows = (dict(zip(names, row, strict=True)) for row in zip(*contacts.values(), strict=True))
-    else:
-        # what a missing value means is known of dicts only
-        rows = (row if type(row) is dict else dict(row) for row in contacts)
+    everybody = [variants[at] if variants else "" for at in range(rows.height)]
+    found = subjects if subjects is not None else []
+    groups = _by_template(composer.template, rows)
+    if len(groups) == 1:
+        ((template, _),) = groups.items()
+        return _render_alike(composer, template, rows, message_ids, now, everybody, found)
+    done: list[bytes | RenderError] = [b""] * rows.height
+    theirs = [""] * rows.height
+    for template, places in groups.items():
+        of_group: list[str] = []
+        made = _render_alike(
+            composer, template, rows.only(places), [message_ids[at] for at in places], now,
+            [everybody[at] for at in places], of_group,
+        )  # fmt: skip
+        for at, raw, subject in zip(places, made, of_group, strict=True):
+            done[at], theirs[at] = raw, subject
+    found += theirs
+    return done
+
+
+def _by_template(template: Template, rows: Rows) -> dict[Template, list[int]]:
+    """Which rows get which translation."""
+    locales = rows.columns.get("locale")
+    if locales is None or not template.source.translations:
+        return {template: []}
+    groups: dict[Template, list[int]] = {}
+    for at, locale in enumerate(locales.objects):
+        groups.setdefault(template.in_locale(locale), []).append(at)
+    return groups or {template: []}
+
+
+def _render_alike(
+    composer: Composer,
+    template: Template,
+    rows: Rows,
+    message_ids: Sequence[str],
+    now: datetime,
+    variants: Sequence[str],
+    subjects: list[str],
+) -> list[bytes | RenderError]:
+    """Messages of rows that all get this translation."""
     sent_at = now.replace(microsecond=0)
     done: list[bytes | RenderError] = []
-    for contact, message_id, products, variant in zip(
-        rows,
+    for contact, pairs, products, message_id, variant in zip(
+        rows.contacts(),
+        _printed(template, rows),
+        _products(template, rows),
         message_ids,
-        recommendations if recommendations is not None else itertools.repeat(None, len(message_ids)),
-        variants if variants is not None else itertools.repeat("", len(message_ids)),
+        variants,
         strict=True,
     ):
         try:
-            context = composer.context(contact, products or _NO_RECOMMENDATIONS, message_id, now, variant)
-            done.append(composer.compose(context, message_id, sent_at, subjects))
+            context = composer.context(contact, products, message_id, now, variant)
+            done.append(composer.compose(context, message_id, sent_at, subjects, pairs))
         except RenderError as error:
             done.append(error)
-            if subjects is not None:
-                subjects.append("")
+            subjects.append("")
     return done
+
+
+def _printed(template: Template, rows: Rows) -> Iterable[Sequence[Pair]]:
+    """What tags print of each contact."""
+    tags = template.tags.of_contact
+    locale = template.source.locale
+    columns = [tag.pairs(rows.columns.get(tag.field), rows.height, locale) for tag in tags]
+    return zip(*columns, strict=True) if columns else itertools.repeat((), rows.height)
+
+
+def _products(template: Template, rows: Rows) -> Sequence[Sequence[Product]]:
+    """The products of each contact, with what tags print of them."""
+    if not rows.counts:
+        return [()] * rows.height
+    tags = template.tags
+    total = sum(rows.counts)
+    columns = [
+        tag.pairs(rows.items.get(tag.field), total, template.source.locale) for tag in tags.of_products
+    ]
+    others = [name for name in rows.items if tags.product_fields is None or name in tags.product_fields]
+    made = [
+        Product(zip(others, values, strict=True))
+        for values in zip(*(rows.items[name].objects for name in others), strict=True)
+    ] if others else [Product() for _ in range(total)]  # fmt: skip
+    printed = zip(*columns, strict=True) if columns else itertools.repeat((), total)
+    for product, pairs in zip(made, printed, strict=True):
+        product.pairs = pairs
+    if len(others) < len(rows.items) and not all(map(all, itertools.chain.from_iterable(columns))):
+        # where a tag is evaluated, it finds all there is
+        for at, product in enumerate(made):
+            if not all(map(all, product.pairs)):
+                product.update((name, _object(one, at)) for name, one in rows.items.items())
+    return cut(iter(made), rows.counts)
+
+
+def _object(column: Column, at: int) -> Any:
+    value, decode = column.values[at], column.decode
+    return value if value is None or decode is None else decode(value)

@@ -162,7 +162,14 @@ def _rounded(amount: Decimal, digits: int) -> str:
     return f"{amount.quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_UP):,f}"
 
 
+#: Those that write as is usual in a locale, without a context to take it from.
+LOCALISED: dict[str, Callable[..., str]] = {
+    "money": money,
+    "number": number,
+    "date": format_date,
+    "plural": plural,
+}
 FILTERS: dict[str, Callable[..., Any]] = {
-    "default": default, "d": default, "money": _in_locale(money), "number": _in_locale(number),
-    "date": _in_locale(format_date), "pluralize": pluralize, "plural": _in_locale(plural),
+    "default": default, "d": default, "pluralize": pluralize,
+    **{name: _in_locale(function) for name, function in LOCALISED.items()},
 }  # fmt: skip

@@ -30,9 +30,9 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -40,6 +40,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 
 from senders.liveness import own_process, process_started_at
 from senders.message import DELIVERABLE, RETRYABLE, Delivery, Reason, Status
+from senders.plan import Cap
 from senders.settings import SenderSettings
 from senders.tables import message_changes, messages, metadata, pauses, plans, runs
 from warehouse.errors import MailhouseError
@@ -65,14 +66,6 @@ PLAN_COLUMNS = (
 
 class LedgerError(MailhouseError):
     """The ledger's database cannot be read or written; nothing was sent that it does not know of."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cap:
-    """At most `messages` marketing messages to one person within `within`."""
-
-    messages: int
-    within: timedelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +112,7 @@ class Claimed:
     already_claimed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of one dispatched row."""
 
     row_id: int
@@ -220,6 +212,11 @@ class Ledger:
         ledger = cls(engine, place=place, lease=settings.claim_lease)
         ledger._migrate()
         return ledger
+
+    @property
+    def place(self) -> str:
+        """Where it is, without the password."""
+        return self._place
 
     def close(self) -> None:
         """Give all connections back."""
@@ -489,14 +486,14 @@ class Ledger:
         sequences: dict[int, int] = {}
         for ids in _chunks([outcome.row_id for outcome in outcomes]):
             owned = _with_ids(connection, _OWNED, ids, run_id=run.run_id, before=before)
-            sequences.update((row.id, row.sequence) for row in owned)
+            sequences.update(map(tuple, owned.all()))
         alike: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
         changes: list[tuple[Any, ...]] = []
         for outcome in outcomes:
             sequence = sequences.pop(outcome.row_id, None)
             if sequence is None:
                 continue
-            status, reason = outcome.status.value, outcome.reason[:100]
+            status, reason = str(outcome.status), str(outcome.reason)[:100]
             alike[status, reason].append(outcome.row_id)
             changes.append(
                 (
@@ -531,6 +528,7 @@ class Ledger:
         *,
         provider: str = "",
         lookup: Callable[[Sequence[str]], Mapping[str, Delivery]] | None = None,
+        notes: Mapping[tuple[int, int], Delivery] | None = None,
     ) -> Counter[str]:
         """Settle what dead runs left `dispatching`, and what is `unknown` at a provider that can tell.
 
@@ -538,6 +536,7 @@ class Ledger:
             provider: the provider that `lookup` asks.
             lookup: message ids -> deliveries; `sent` where the provider has it, `failed` where it certainly never had
                 it (the message goes back to `claimed`, to be sent by the next claim), absent where it cannot tell.
+            notes: what dead senders themselves noted, by run and row, in the same words; see `senders.journal`.
 
         Returns:
             rows by what became of them: `sent`, `claimed`, `unknown` and so on.
@@ -555,6 +554,8 @@ class Ledger:
             changes: list[dict[str, Any]] = []
             for row in part:
                 delivery = known.get(row.message_id) if row.provider == provider else None
+                if delivery is None and notes and row.status == Status.DISPATCHING:
+                    delivery = notes.get((row.run_id, row.id))
                 if delivery is None:
                     status, reason = Status.UNKNOWN, Reason.CRASHED.value
                 elif delivery.status == Status.FAILED:

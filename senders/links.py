@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from urllib.parse import quote, urlsplit
 
+from senders.pieces import Ready
 from senders.unsubscribe import LinkKey, verify_token
-from senders.wire import Ready
 
 __all__ = ["Click", "Links", "Tracking", "with_parameters"]
 

@@ -12,10 +12,11 @@ import functools
 import re
 from datetime import date, datetime
 from decimal import ROUND_HALF_UP, Decimal
+from typing import TYPE_CHECKING
 
-from babel import Locale, UnknownLocaleError
-from babel.dates import format_date as babel_date
-from babel.numbers import NumberPattern, get_currency_precision
+if TYPE_CHECKING:
+    from babel import Locale
+    from babel.numbers import NumberPattern
 
 _LOCALE = re.compile(r"([A-Za-z]{2,3})(?:[-_]([A-Za-z]{4}))?(?:[-_]([A-Za-z]{2}|[0-9]{3}))?")
 _NAMES = {"%B": "MMMM", "%b": "MMM", "%A": "EEEE", "%a": "EEE"}
@@ -43,6 +44,9 @@ def fallbacks(locale: str) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=256)
 def known(locale: str) -> Locale | None:
     """What CLDR knows of a locale; None if it does not know it."""
+    # babel takes a tenth of a second to import, and most templates have no locale
+    from babel import Locale, UnknownLocaleError
+
     try:
         return Locale.parse(normalised(locale))
     except (UnknownLocaleError, ValueError, TypeError):
@@ -71,6 +75,8 @@ def localised_number(amount: Decimal, digits: int, locale: str) -> str:
 @functools.lru_cache(maxsize=8192)
 def localised_money(amount: Decimal, currency: str, digits: int | None, locale: str) -> str:
     """An amount with its currency where the locale puts it: 1.234,50 €."""
+    from babel.numbers import get_currency_precision
+
     if digits is None:
         digits = get_currency_precision(currency)
     pattern = _with_digits(locale_of(locale).currency_formats["standard"], digits)
@@ -87,6 +93,8 @@ def _with_digits(pattern: NumberPattern, digits: int) -> NumberPattern:
 
 def localised_date(value: datetime | date, pattern: str, locale: str) -> str:
     """A day or instant by a length (`long`), or a pattern of strftime with the locale's names of months and days."""
+    from babel.dates import format_date as babel_date
+
     chosen = locale_of(locale or "en_GB")
     if pattern in LENGTHS:
         return babel_date(value, pattern, locale=chosen)

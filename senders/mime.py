@@ -33,7 +33,14 @@ _LOCAL = re.compile(rf"(?:{_ATOM}|\.){{1,64}}")
 _DOMAIN = re.compile(
     r"(?=.{1,253}$)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
+#: Addresses that need no change: an ASCII dot-atom and an ASCII domain.
+_USUAL = re.compile(
+    r"(?=[^@]{1,64}@[^@]{1,253}$)[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*@"
+    r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
+)
 _LINE_END = re.compile(r"\r\n?")
+#: Text of which only what is not ASCII, equals signs and a last space need encoding.
+_ONE_LINE = re.compile(r"[^\x00-\x1f\x7f.F][^\x00-\x1f\x7f]*")
 _ENCODE = re.compile(r"[^\t\n -<>-~]+")
 #: Characters of a quoted-printable line: an encoded dot in front, an encoded space behind and `=` make it 76.
 QUOTED_LENGTH = 71
@@ -163,12 +170,16 @@ def address(value: Address, used: int = 0) -> str:
     return f"{phrase}{gap}<{spec}>"
 
 
+# header and envelope ask one after the other
+@functools.lru_cache(maxsize=1024)
 def mailbox(email: str) -> str:
     """The address for header and envelope: its domain in ASCII (IDNA), its local part quoted if it must be.
 
     Raises:
         ValueError: this is no address.
     """
+    if _USUAL.fullmatch(email):
+        return email
     local, at, domain = email.rpartition("@")
     if not at or not _LOCAL.fullmatch(local) or _CONTROL.search(local):
         raise ValueError("this is no email address")
@@ -227,6 +238,11 @@ def quoted(text: str) -> bytes:
     """
     if not text:
         return b""
+    if len(text) < QUOTED_LENGTH and _ONE_LINE.fullmatch(text) and "  " not in text:
+        encoded = binascii.b2a_qp(text.encode(), istext=True)
+        # longer, and it would have been wrapped
+        if len(encoded) <= QUOTED_LENGTH:
+            return encoded + b"=\r\n"
     if "\r" in text:
         text = _LINE_END.sub("\n", text)
     # neither tabs nor two spaces in a row: signers and other machines between us and the reader may change them

@@ -14,21 +14,25 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from json.encoder import encode_basestring_ascii
+from typing import Any
 
 import polars as pl
 
-from campaigns.identity import message_ids, occurrence_key
-from senders.ledger import Cap, Claim, Ledger, LedgerError, Outcome, Run
+from campaigns.identity import message_ids
+from senders.composing import Envelope
+from senders.journal import Journals, delete, left_behind
+from senders.ledger import Claim, Ledger, LedgerError, Outcome, Run
 from senders.limits import CircuitBreaker, DailyAllowance, LimitsSpec, Throttle
 from senders.links import Links
 from senders.message import Delivery, Reason, Status
+from senders.plan import Cap, SendPlan
 from senders.providers.base import (
     ADDRESS_COLUMNS,
-    Needs,
     Provider,
     ProviderError,
     ProviderUnavailableError,
@@ -36,10 +40,10 @@ from senders.providers.base import (
 )
 from senders.rendering import PROFILE_COLUMNS, Template, TemplateLibrary
 from senders.retries import RetryPolicy
+from senders.rows import NOT_PROFILE, Rows
 from senders.settings import SenderSettings, require_identity, require_rehearsal_safe
 from senders.tracking import tracking_of
 from senders.workers import (
-    NOT_PROFILE,
     Answer,
     InProcess,
     Processes,
@@ -48,98 +52,12 @@ from senders.workers import (
     WorkerError,
     Workers,
     needed_columns,
-    texts,
 )
 from warehouse.errors import InputError, MailhouseError
 
-if TYPE_CHECKING:
-    from campaigns.specs import CampaignSpec
-
 _REQUIRED = ("contact_id", "email", "skip_reason")
+_JOURNALS = "journals"  # in the home folder
 _PAUSE_SECONDS = 2.0  # a pause takes hold within so many, and the windows under way
-
-
-@dataclass(frozen=True, kw_only=True)
-class SendPlan:
-    """What is sent, once the audience is decided.
-
-    Attributes:
-        kind, name, version, occurrence: the campaign, journey step or trigger; with the contact they make the message.
-        subject, preheader: templates; `place` says where they are written, for messages about them.
-        cap: frequency cap; None takes the default of the settings. Counts for marketing only.
-        provider: name of a provider; empty takes that of the settings.
-        from_email, from_name, reply_to: empty takes those of the settings.
-        attachments: names of files in `content/attachments`.
-        track_clicks, track_opens, utm: None takes what the settings say for the category.
-        is_tracked: the provider counts opens and clicks.
-        hold: the provider holds each message back for so long; `is_cancellable` until then.
-    """
-
-    name: str
-    occurrence: str
-    template: str
-    subject: str
-    kind: str = "campaign"
-    version: str = ""
-    category: str = "marketing"
-    channel: str = "email"
-    preheader: str = ""
-    place: str = ""
-    segment: str = ""
-    segment_version: str = ""
-    provider: str = ""
-    from_email: str = ""
-    from_name: str = ""
-    reply_to: str = ""
-    cap: Cap | None = None
-    experiment: str = ""
-    track_clicks: bool | None = None
-    track_opens: bool | None = None
-    utm: Mapping[str, str] | None = None
-    attachments: tuple[str, ...] = ()
-    is_tracked: bool = False
-    hold: timedelta = timedelta(0)
-    is_cancellable: bool = False
-
-    def needs(self) -> Needs:
-        """What this asks of its provider."""
-        return Needs(
-            channel=self.channel, category=self.category, has_attachments=bool(self.attachments),
-            is_tracked=self.is_tracked, hold=self.hold, is_cancellable=self.is_cancellable,
-        )  # fmt: skip
-
-    @classmethod
-    def from_campaign(
-        cls, spec: CampaignSpec, occurrence: datetime, *, segment_version: str = ""
-    ) -> SendPlan:
-        """The plan of one occurrence of a campaign."""
-        send = spec.send
-        return cls(
-            kind="campaign",
-            name=spec.campaign,
-            version=spec.version,
-            occurrence=occurrence_key(occurrence),
-            template=send.template,
-            subject=send.subject,
-            preheader=send.preheader or "",
-            place=spec.place("send", "subject"),
-            category=send.category,
-            channel=send.channel,
-            segment=spec.audience.segment,
-            segment_version=segment_version,
-            provider=send.provider or "",
-            from_email=send.from_email or "",
-            from_name=send.from_name or "",
-            reply_to=send.reply_to or "",
-            cap=Cap(spec.cap.messages, spec.cap.within) if spec.cap else None,
-            attachments=tuple(send.attachments),
-            track_clicks=send.track.clicks if send.track else None,
-            track_opens=send.track.opens if send.track else None,
-            utm={"campaign": spec.campaign, **send.utm.model_dump(exclude_none=True)} if send.utm else None,
-            is_tracked=send.provider_tracking,
-            hold=send.hold or timedelta(0),
-            is_cancellable=send.cancellable,
-        )
 
 
 @dataclass
@@ -247,7 +165,8 @@ def send(
         needs = dataclasses.replace(plan.needs(), has_attachments=True)
         require_capabilities(provider.name, provider.capabilities, needs, place=plan.place or plan.template)
     stop = stop or threading.Event()
-    with _signals(stop), _workers(plan, settings, template, provider, workers) as lanes:
+    journals = Journals(settings.home / _JOURNALS, ledger.place, provider.capabilities.dispatch_window)
+    with _signals(stop), _workers(plan, settings, template, provider, workers, journals) as lanes:
         sender = _Sender(
             plan,
             template,
@@ -269,10 +188,14 @@ def _workers(
     template: Template,
     provider: Provider,
     count: int,
+    journals: Journals,
 ) -> Workers:
     # made in any case: what is wrong with the settings is found here
-    worker = Worker(plan, settings, template, provider)
-    return Processes(count, plan, settings, template, provider.name) if count > 0 else InProcess(worker)
+    envelope = Envelope.of(plan, settings)
+    worker = Worker(plan, envelope, template, provider, clock_offset=settings.clock_offset)
+    if count > 0:
+        return Processes(count, plan, settings, template, provider.name, journals)
+    return InProcess(worker, journals)
 
 
 class _Sender:
@@ -296,6 +219,7 @@ class _Sender:
         self.ledger, self.provider, self.retry, self.stop = ledger, provider, retry, stop
         self.on_progress, self.workers = on_progress, workers
         self.columns = needed_columns(template, plan.channel)
+        self.product_fields = template.source.product_fields
         self.limit = Throttle.of(settings, provider.name, plan.name)
         ladder = LimitsSpec.load(settings.content_dir).warm_up.get(provider.name)
         self.allowance = DailyAllowance(ledger, provider.name, ladder)
@@ -325,9 +249,15 @@ class _Sender:
 
     def run(self, frames: Iterator[pl.DataFrame]) -> SendSummary:
         lookup = self.provider.lookup if self.provider.capabilities.can_look_up else None
-        settled = self.ledger.recover(self.settings.now(), provider=self.provider.name, lookup=lookup)
+        # first the notes, then the ledger: what somebody else settles meanwhile needs none
+        notes, files = left_behind(self.settings.home / _JOURNALS, self.ledger.place)
+        settled = self.ledger.recover(
+            self.settings.now(), provider=self.provider.name, lookup=lookup, notes=notes
+        )
+        delete(files)
         self.summary.settled = dict(settled)
         run = self.ledger.begin_run(self.plan.kind, self.plan.name, self.plan.occurrence, self.settings.now())
+        self.workers.run_id = run.run_id
         outcome = "failed"
         try:
             with _heartbeat(self.ledger, run, self.settings.claim_lease):
@@ -341,6 +271,7 @@ class _Sender:
                     # whatever ends this run, what is under way is recorded
                     while self.workers.is_busy:
                         self.collect(run, wait=True)
+                self.workers.all_recorded()
                 if self.trouble is not None:
                     raise self.trouble
                 if not self.stop.is_set() and not self.is_part:
@@ -378,8 +309,8 @@ class _Sender:
         claimed = self.ledger.claim(
             run,
             Claim(
-                self.ledger_plan, ids, contacts, texts(frame, "email"), texts(frame, "skip_reason"),
-                self.details(frame), texts(frame, "variant"),
+                self.ledger_plan, ids, contacts, _texts(frame, "email"), _texts(frame, "skip_reason"),
+                self.details(frame), _texts(frame, "variant"),
             ),
             self.settings.now(),
             cap=self.cap,
@@ -388,11 +319,16 @@ class _Sender:
         for reason, number in claimed.skipped.items():
             self.skip(reason, number)
         positions = sorted(claimed.rows)
-        rows = frame.select([name for name in frame.columns if self.columns is None or name in self.columns])
+        names = [
+            name for name in frame.columns
+            if (self.columns is None or name in self.columns)
+            and (name not in NOT_PROFILE or name in ("recommendations", "variant"))
+        ]  # fmt: skip
+        rows = Rows.of(frame, names, self.product_fields)
         for start in range(0, len(positions), self.window):
             part = positions[start : start + self.window]
             self.dispatch(
-                run, Window([claimed.rows[at] for at in part], [ids[at] for at in part], rows[part])
+                run, Window([claimed.rows[at] for at in part], [ids[at] for at in part], rows.only(part))
             )
             if self.is_over:
                 return
@@ -419,15 +355,15 @@ class _Sender:
 
     def details(self, frame: pl.DataFrame) -> list[str]:
         """What explains each decision, as JSON, for `mailhouse why`."""
-        constant: dict[str, Any] = {}
+        shared: list[str] = []
         if self.cap is not None:
-            constant["cap"] = {"messages": self.cap.messages, "seconds": int(self.cap.within.total_seconds())}
-        names = ("consent_id", "suppression_event_id", "recommendation_version")
-        columns = [texts(frame, name) for name in names]
-        return [
-            json.dumps({**constant, **{name: value for name, value in zip(names, row, strict=True) if value}})
-            for row in zip(*columns, strict=True)
+            cap = {"messages": self.cap.messages, "seconds": int(self.cap.within.total_seconds())}
+            shared.append(f'"cap": {json.dumps(cap)}')
+        columns = [
+            [f'"{name}": {encode_basestring_ascii(value)}' if value else "" for value in _texts(frame, name)]
+            for name in ("consent_id", "suppression_event_id", "recommendation_version")
         ]
+        return [f"{{{', '.join([*shared, *filter(None, row)])}}}" for row in zip(*columns, strict=True)]
 
     def dispatch(self, run: Run, window: Window) -> None:
         """Give a window out, as soon as somebody is free and the rate allows, unless somebody has paused it."""
@@ -440,7 +376,7 @@ class _Sender:
         window = self.allowed_today(run, window)
         if not window.row_ids:
             return
-        if not self.limit.take(texts(window.rows, "email"), self.stop):
+        if not self.limit.take(window.rows.texts("email"), self.stop):
             self.not_today(window)
             return
         granted = self.ledger.dispatch(run, window.row_ids, self.settings.now())
@@ -537,9 +473,10 @@ class _Sender:
                     later.setdefault(delivery.retry_after or 0.0, []).append(place)
                     released.append(row_id)
                     continue
-                delivery = dataclasses.replace(delivery, status=Status.FAILED, reason=Reason.DEFERRED)
+                delivery = delivery._replace(status=Status.FAILED, reason=Reason.DEFERRED)
             outcomes.append(Outcome.of(row_id, delivery, subject))
-            self.summary.count(delivery.status)
+        for status, number in Counter([outcome.status for outcome in outcomes]).items():
+            self.summary.count(status, number)
         self.ledger.record(run, outcomes, self.settings.now(), release=released)
         for retry_after, places in later.items():
             pause = self.retry.wait(window.tries, retry_after) or 0.0
@@ -549,6 +486,13 @@ class _Sender:
                 f"A sending process failed:\n{answer.defect}", fix="This is a defect of Mailhouse: report it."
             )
         self.report()
+
+
+def _texts(frame: pl.DataFrame, name: str) -> list[str]:
+    """A text column without NULLs; all empty if the frame does not have it."""
+    if name not in frame.columns:
+        return [""] * frame.height
+    return frame[name].cast(pl.String).fill_null("").to_list()
 
 
 def _check_columns(frame: pl.DataFrame) -> None:

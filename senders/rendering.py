@@ -11,28 +11,33 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, TemplateSyntaxError, Undefined, UndefinedError
-from jinja2.exceptions import TemplateError as JinjaError
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import Environment, TemplateSyntaxError
 
 from senders.assets import Assets
-from senders.attachments import Attachment, load_attachments
-from senders.filters import FILTERS, FilterError
+from senders.attachments import load_attachments
+from senders.filters import FILTERS
 from senders.front_matter import read_front_matter
 from senders.links import Links, Tracking
-from senders.localisation import fallbacks, known, normalised
+from senders.localisation import known, normalised
 from senders.merge_tags import PROFILE_COLUMNS, Findings, Problem, TemplateError, check_tags, context_shape
-from senders.mime import one_line
 from senders.mjml import Compiled, Source, compile_mjml, read_source, with_preheader
-from senders.tracking import LinkWriter, tracked, with_utm
-from senders.wire import WirePart, wire_environment
+from senders.tags import product_fields
+from senders.templates import (
+    HTML,
+    NO_TRACKING,
+    TEXT,
+    Rendered,
+    RenderError,
+    Template,
+    TemplateSource,
+    make_environment,
+)
+from senders.tracking import LinkWriter
 
 __all__ = [
     "PROFILE_COLUMNS",
@@ -43,243 +48,12 @@ __all__ = [
     "TemplateError",
     "TemplateLibrary",
     "TemplateSource",
+    "make_environment",
 ]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_/-]*")
-# the prefixes of mail programs in English, German, French, Spanish, Italian, Dutch and the Nordic languages
-_PRETENDS = re.compile(
-    r"\s*(re|aw|antw|antwort|sv|vs|rif|fwd?|wg|tr|rv|doorst|vb)\s*(\[\d+\])?\s*:", re.IGNORECASE
-)
-_BLANK_LINES = re.compile(r"\n[ \n]*\n[ \n]*\n")
-_GLOBALS = ("range", "dict", "namespace")
 # what a change of this code may change in the output belongs to a template's version
 _FORMAT = b"2"
-NO_TRACKING = Tracking()
-
-
-class RenderError(ValueError):
-    """One contact's message cannot be rendered; the text says which tag and why."""
-
-
-class _Missing(Undefined):
-    """A name that nobody gave, or a value that is empty for this contact: false, but never printed."""
-
-    def _fail(self) -> UndefinedError:
-        name = self._undefined_name
-        return UndefinedError(self._undefined_hint or f"{name!r} is missing")
-
-    def __str__(self) -> str:
-        raise self._fail()
-
-    def __bool__(self) -> bool:
-        return False
-
-    def __eq__(self, other: object) -> bool:
-        return other is None or isinstance(other, Undefined)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:
-        return hash(None)
-
-    # as NULL in SQL: not less, not more
-    def __lt__(self, other: object) -> bool:
-        return False
-
-    __le__ = __gt__ = __ge__ = __lt__
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, in which a dot means a field and never a method of dict."""
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        if type(obj) is dict:
-            value = obj.get(attribute)
-            if value is None or value == "":
-                what = "is empty for this contact" if attribute in obj else "does not exist"
-                return _Missing(f"{attribute!r} {what} and has no default", obj, attribute)
-            return value
-        return super().getattr(obj, attribute)
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        if type(obj) is dict and isinstance(argument, str):
-            return self.getattr(obj, argument)
-        return super().getitem(obj, argument)
-
-
-def make_environment(*, autoescape: bool) -> Environment:
-    """A jinja2 environment for merge tags."""
-    environment = _Environment(autoescape=autoescape, undefined=_Missing, keep_trailing_newline=True)
-    environment.filters.update(FILTERS, tracked=tracked, with_utm=with_utm)
-    environment.globals = {name: environment.globals[name] for name in _GLOBALS}
-    return environment
-
-
-_HTML = make_environment(autoescape=True)
-_TEXT = make_environment(autoescape=False)
-#: Functions that templates may call, by name.
-GLOBALS: Mapping[str, Any] = dict(_HTML.globals)
-_WIRE_HTML = wire_environment(_HTML)
-_WIRE_TEXT = wire_environment(_TEXT)
-
-#: What filling a template in may raise because a contact's values do not fit; `render_error` makes one error of it.
-RENDER_ERRORS = (JinjaError, FilterError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
-
-
-def render_error(error: Exception) -> RenderError:
-    """One of `RENDER_ERRORS` as the error of one contact's message."""
-    if isinstance(error, RenderError):
-        return error
-    if isinstance(error, JinjaError | FilterError):
-        return RenderError(str(error))
-    # an expression in the template that does not fit this contact's values
-    return RenderError(f"{type(error).__name__}: {error}")
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """One message's content."""
-
-    subject: str
-    html: str
-    text: str
-    preheader: str = ""
-
-
-class Recommendations(list[Any]):
-    """Recommended products, best first; `recommendations(n=4)` are the first four, `(n=4, skip=4)` the next."""
-
-    def __call__(self, n: int | None = None, skip: int = 0) -> Recommendations:
-        """At most `n` products, after the first `skip`."""
-        return Recommendations(self[skip : None if n is None else skip + n])
-
-
-@dataclass(frozen=True, slots=True)
-class TemplateSource:
-    """A checked template: what other processes need to make the same `Template`, and nothing that cannot be pickled.
-
-    Attributes:
-        name: the file's name without `.mjml`.
-        version: twelve hexadecimal digits that change when the output could: of template, includes, text, subject.
-        html, text, subject, preheader: MJML compiled, merge tags still in it.
-        columns: profile columns that it uses; None if it uses the contact as a whole.
-        names: names of the context that any part uses, subject and preheader too.
-        html_certain, text_certain: names that HTML and text print for everybody, outside of conditions and loops.
-        tracking: which of its links are tracked; their addresses are signed already.
-        locale: of the file, as `de_AT`; empty for the one without, which everybody gets who has no other.
-        attachments: what goes with every message.
-        translations: the same template in other locales. `version`, `columns` and `names` cover them too.
-    """
-
-    name: str
-    version: str
-    html: str
-    text: str
-    subject: str
-    preheader: str
-    columns: frozenset[str] | None
-    names: frozenset[str]
-    html_certain: frozenset[str]
-    text_certain: frozenset[str]
-    tracking: Tracking = NO_TRACKING
-    locale: str = ""
-    attachments: tuple[Attachment, ...] = ()
-    translations: tuple[TemplateSource, ...] = ()
-
-
-class Template:
-    """A template with subject and preheader, ready to render; see `TemplateSource` for its attributes."""
-
-    def __init__(self, source: TemplateSource, place: str = "") -> None:
-        self.source = source
-        self.name, self.version = source.name, source.version
-        self.columns, self.names = source.columns, source.names
-        place = place or source.name
-        self._html = _function(_HTML, source.html, place)
-        self._text = _function(_TEXT, source.text, place)
-        self._subject = _function(_TEXT, source.subject, place)
-        self._preheader = _function(_TEXT, source.preheader, place)
-        self._translations = {one.locale: Template(one, place) for one in source.translations}
-
-    def in_locale(self, locale: object) -> Template:
-        """The translation that somebody with this locale gets: `de_AT`, else `de`, else the template itself."""
-        if self._translations and isinstance(locale, str):
-            for name in fallbacks(locale):
-                if name in self._translations:
-                    return self._translations[name]
-        return self
-
-    def __reduce__(self) -> tuple[type[Template], tuple[TemplateSource]]:
-        return Template, (self.source,)
-
-    @cached_property
-    def wire_parts(self) -> tuple[WirePart, WirePart]:
-        """Text and HTML, compiled to write encoded bytes; what `senders.composing` makes messages of."""
-        return (
-            WirePart(_WIRE_TEXT, self.source.text, self.text, is_trimmed=True),
-            WirePart(_WIRE_HTML, self.source.html, self._html, is_trimmed=False),
-        )
-
-    def heading(self, context: Mapping[str, Any]) -> tuple[str, str]:
-        """Subject and preheader, each on one line; the subject may use `preheader`."""
-        if not self.source.preheader:
-            return one_line(self._subject(context)), ""
-        preheader = one_line(self._preheader(context))
-        return one_line(self._subject({**context, "preheader": preheader})), preheader
-
-    def text(self, context: Mapping[str, Any]) -> str:
-        """The text part, blank lines joined to one."""
-        return _BLANK_LINES.sub("\n\n", self._text(context)).strip() + "\n"
-
-    def render(self, context: Mapping[str, Any]) -> Rendered:
-        """Fill the template in.
-
-        Args:
-            context: contact (a dict of profile columns), recommendations (a list of dicts), campaign (a dict),
-                postal_address, company_name, now, and what `senders.tracking.link_context` gives.
-
-        Raises:
-            RenderError: something is missing for this contact and has no default, or a filter cannot work on it.
-        """
-        chosen = self.in_locale(context["contact"].get("locale")) if self._translations else self
-        if chosen is not self:
-            return chosen.render(context)
-        context = {**context, "locale": self.source.locale}
-        try:
-            subject, preheader = self.heading(context)
-            given = {**context, "preheader": preheader}
-            return Rendered(subject, self._html(given), self.text(given), preheader)
-        except RENDER_ERRORS as error:
-            raise render_error(error) from error
-
-    def require_marketing(self, place: str = "") -> None:
-        """Check what the law asks of advertising, as far as a template can tell.
-
-        HTML and text say how to unsubscribe and the sender's postal address, to everybody (CAN-SPAM, 15 U.S.C.
-        7704(a)(3) and (5); GDPR, article 21(4)), and the subject is not made to look like an answer or a forwarded
-        message (7704(a)(2)).
-
-        Raises:
-            TemplateError: names what is missing.
-        """
-        label = f"{place or self.name}{f' in {self.source.locale}' if self.source.locale else ''}"
-        for kind, names in (("HTML", self.source.html_certain), ("text", self.source.text_certain)):
-            for name in ("unsubscribe_url", "postal_address"):
-                if name not in names:
-                    where = "only within a condition or loop" if name in self.source.names else "none"
-                    raise TemplateError(
-                        f"{label}: marketing mail needs {{{{ {name} }}}}, and its {kind} part has {where}.",
-                        fix=f"Put {{{{ {name} }}}} where everybody gets it, best into an included footer.",
-                    )
-        if _PRETENDS.match(self.source.subject):
-            raise TemplateError(
-                f"{label}: the subject {self.source.subject!r} pretends to be an answer or forwarded, which the law"
-                " forbids in advertising.",
-                fix="Begin it with what the message is about.",
-            )
-        for translation in self._translations.values():
-            translation.require_marketing(place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,6 +177,7 @@ class TemplateLibrary:
                 if None in columns
                 else frozenset({"locale"}.union(*(one or () for one in columns))),
                 names=frozenset().union(*(one.names for one in sources.values())),
+                product_fields=_together(one.product_fields for one in sources.values()),
                 translations=tuple(others),
             )
         template = self._compiled.get(main.version)
@@ -457,23 +232,23 @@ class TemplateLibrary:
         if version in self._sources:
             return self._sources[version], []
         shapes = context_shape(self.contact_columns)
-        html_findings = self._findings(_HTML, source, shapes)
-        text_findings = self._findings(_TEXT, text, shapes) if text else html_findings
+        html_findings = self._findings(HTML, source, shapes)
+        text_findings = self._findings(TEXT, text, shapes) if text else html_findings
         findings = Findings()
         findings.merge(html_findings)
         if text:
             findings.merge(text_findings)
         for label, line in (("subject", subject), ("preheader", preheader)):
             at = place or f"the {label} of {name}"
-            findings.merge(self._findings(_TEXT, Source(line, ((at, 0),)), shapes, at))
+            findings.merge(self._findings(TEXT, Source(line, ((at, 0),)), shapes, at))
         if findings.problems:
             return None, findings.problems
         if wanted.tracking.is_on and wanted.links:
             writer = LinkWriter(wanted.tracking, wanted.links)
-            compiled = compile_mjml(source, _HTML, writer.html, writer.text)
+            compiled = compile_mjml(source, HTML, writer.html, writer.text)
             compiled = Compiled(writer.with_pixel(compiled.html), compiled.text)
         else:
-            compiled = compile_mjml(source, _HTML)
+            compiled = compile_mjml(source, HTML)
         columns = findings.contact_columns
         made = TemplateSource(
             name=name, version=version, html=compiled.html, text=text.text if text else compiled.text,
@@ -481,6 +256,10 @@ class TemplateLibrary:
             names=frozenset(findings.names), html_certain=frozenset(html_findings.certain),
             text_certain=frozenset(text_findings.certain), tracking=wanted.tracking, locale=locale,
             attachments=attachments,
+            product_fields=_together(
+                product_fields(HTML.parse(one))[0]
+                for one in (compiled.html, text.text if text else compiled.text, subject, preheader)
+            ),
         )  # fmt: skip
         self._sources[version] = made
         return made, []
@@ -525,6 +304,12 @@ class TemplateLibrary:
         return str(Path(*self.folder.resolve().parts[-2:]) / relative)
 
 
+def _together(parts: Iterable[frozenset[str] | None]) -> frozenset[str] | None:
+    """What any of them uses; None if one uses all there is."""
+    used = list(parts)
+    return None if None in used else frozenset().union(*(one or () for one in used))
+
+
 def _with_nearest_filter(problem: Problem, environment: Environment) -> Problem:
     found = re.match(r"No filter named '(\w+)'", problem.message)
     if not found:
@@ -540,23 +325,3 @@ def _version(*contents: str) -> str:
         encoded = content.encode()
         digest.update(b"%d:" % len(encoded) + encoded)
     return digest.hexdigest()[:12]
-
-
-def _function(environment: Environment, source: str, place: str) -> Callable[[Mapping[str, Any]], str]:
-    """A function that fills in one part; a part without tags is its own answer."""
-    if "{{" not in source and "{%" not in source and "{#" not in source:
-        return lambda _: source
-    try:
-        template = environment.from_string(source)
-    except TemplateSyntaxError as error:
-        raise TemplateError(
-            f"{place}: the merge tags do not fit together once compiled: {error.message}.",
-            fix="Open and close each if and for in the same element or on the same level of elements.",
-        ) from None
-    root, known = template.root_render_func, environment.globals
-
-    def fill(context: Mapping[str, Any]) -> str:
-        # what Template.render does, without copying the context thrice
-        return "".join(root(Context(environment, {**known, **context}, None, {})))
-
-    return fill

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import secrets
 from pathlib import Path
@@ -234,15 +233,6 @@ def _write_once(path: Path, content: bytes) -> None:
             os.link(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name means this machine: `localhost`, 127.0.0.0/8 or ::1."""
-    if host.lower().rstrip(".") == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    return False
 
 
 def require_identity(settings: SenderSettings, *, category: str, from_email: str = "") -> None:

@@ -11,10 +11,10 @@ from jinja2.runtime import Context
 from markupsafe import escape
 
 from senders.links import Links, Tracking, is_web, with_parameters
-from senders.mjml import LinkPart
 
 if TYPE_CHECKING:
-    from senders.pipeline import SendPlan
+    from senders.mjml import LinkPart
+    from senders.plan import SendPlan
     from senders.settings import SenderSettings
 
 #: Names of the context whose links must reach their page as they are.

@@ -2,7 +2,12 @@
 
 jinja2's own code generator makes the function; only what it writes at the outermost level is replaced. Everything that
 gives a template its meaning (scopes, loops, macros, filters, the sandbox, what is missing) is therefore jinja2's and
-the same as in `senders.rendering`, and no construct needs another path.
+the same as in `senders.templates`, and no construct needs another path.
+
+What most tags print is one field of a contact or product, perhaps through filters that depend on nothing else:
+`contact.city | default('your town')`, `product.price | money('EUR')`. What such a tag prints is made for a whole column
+at once (`senders.tags`), so that the function only picks it up. Where there is nothing to pick up, because the field is
+empty, a filter fails or the record came another way, the tag is evaluated as ever.
 
 Quoted-printable (RFC 2045 section 6.7) is written in pieces: every piece begins at the start of a line and ends with
 the end of one, a hard one where the text has one and a soft one (`=` CRLF) elsewhere. So pieces may follow each other
@@ -13,26 +18,32 @@ in any order, and no line is longer than 76 characters whatever the values are. 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.runtime import Context
-from markupsafe import escape
 
-from senders.mime import QUOTED_LENGTH, base64_lines, prefers_base64, quoted
+from senders.mime import base64_lines, prefers_base64, quoted
+from senders.pieces import (
+    HTML_VALUES,
+    MARK,
+    TEXT_VALUES,
+    made_in_html,
+    made_in_text,
+    other_in_html,
+    other_in_text,
+)
+from senders.tags import EVALUATE, MISSING, Pair, Product, Tags, printed_of
 
 Pieces = Callable[[tuple[bytes, ...]], None]
 
 _LINE_END = re.compile(r"\r\n?")
 _HARD = b"\r\n"
 _TAGS = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
-_MARK = b"\0"  # stands in no encoded text
-_KEPT_LENGTH = 200
-_KEPT_VALUES = 16_384
-_PLAIN = re.compile(r"[ -<>-~]+")
-_PLAIN_HTML = re.compile(r"[ !#$%(-;?-~]+")
+#: Types of records whose fields are what `get` gives.
+_DICTS = frozenset({dict, Product})
 
 # what str.strip() takes away, as it looks when encoded; soft breaks and hard ones first
 _SPACES = tuple(
@@ -47,114 +58,45 @@ _WHITE = b" \t\r\n"
 _BLANK_LINES = re.compile(rb"\r\n(?<!=\r\n)(?:(?:=\r\n|=20| )*\r\n(?<!=\r\n)){2,}")
 
 
-class Ready(str):
-    """A text that is encoded once, though it stands in several places of a message; it holds nothing that HTML escapes.
+class WireContext(Context):
+    """A context that knows where the encoded pieces go, and may be used again for the next message.
 
     Attributes:
-        encoded: the text as a piece.
+        pairs: what tags print of this contact, by the tag's number.
     """
 
-    __slots__ = ("encoded",)
-    encoded: bytes
-
-    def __new__(cls, text: str) -> Ready:
-        made = super().__new__(cls, text)
-        made.encoded = _plain(text)
-        return made
-
-    def joined(self, other: Ready) -> Ready:
-        """Both, one after the other, without encoding them anew."""
-        made = str.__new__(Ready, self + other)
-        made.encoded = self.encoded + other.encoded
-        return made
-
-    def __reduce__(self) -> tuple[type[Ready], tuple[str]]:
-        return Ready, (str(self),)
-
-
-class _Encoded(dict[str, bytes]):
-    """Encoded values by value; contacts share first names, towns and products, so most are found."""
-
-    def __missing__(self, value: str) -> bytes:
-        encoded = _plain(value) if _PLAIN.fullmatch(value) else quoted(value)
-        return self._keep(value, encoded)
-
-    def _keep(self, value: str, encoded: bytes) -> bytes:
-        if len(value) <= _KEPT_LENGTH:
-            if len(self) >= _KEPT_VALUES:
-                self.clear()
-            self[value] = encoded
-        return encoded
-
-
-class _EncodedHtml(_Encoded):
-    def __missing__(self, value: str) -> bytes:
-        encoded = _plain(value) if _PLAIN_HTML.fullmatch(value) else quoted(str(escape(value)))
-        return self._keep(value, encoded)
-
-
-def _plain(value: str) -> bytes:
-    """A value of which nothing need be encoded but what a line begins with."""
-    if len(value) <= QUOTED_LENGTH and value[0] not in ".F" and "  " not in value:
-        return value.encode("ascii") + b"=\r\n"
-    pieces = [value[at : at + QUOTED_LENGTH] for at in range(0, len(value), QUOTED_LENGTH)]
-    for piece in pieces:
-        if piece[0] in ".F":
-            return quoted(value)
-    if "  " in value:
-        return quoted(value)
-    return ("=\r\n".join(pieces) + "=\r\n").encode("ascii")
-
-
-class _EncodedText(_Encoded):
-    def __missing__(self, value: str) -> bytes:
-        encoded = _plain(value) if _PLAIN.fullmatch(value) else quoted(value)
-        # only such values can make blank lines with what stands about them
-        if "\n" in value or "\r" in value or not value.strip(" "):
-            encoded += _MARK
-        return self._keep(value, encoded)
-
-
-_done_values = _Encoded()
-_text_values = _EncodedText()
-_html_values = _EncodedHtml()
-
-
-def _other_in_html(value: Any) -> bytes:
-    """A value that is no plain text: a number, a date, markup; what is missing raises here."""
-    if type(value) is Ready:
-        return value.encoded
-    if type(value) is int:
-        return _done_values[str(value)]
-    return _done_values[str(escape(value))]
-
-
-def _other_in_text(value: Any) -> bytes:
-    if type(value) is Ready:
-        return value.encoded
-    return _text_values[str(value)]
-
-
-def _made_in_html(text: str) -> bytes:
-    """Text that is done: escaped, if it must be, when it was made."""
-    return _done_values["".join((text,))]
-
-
-def _made_in_text(text: str) -> bytes:
-    return _text_values["".join((text,))]
-
-
-class WireContext(Context):
-    """A context that knows where the encoded pieces go."""
-
     write: Pieces
+    pairs: Sequence[Pair]
+
+    def begin(self, given: dict[str, Any], pairs: Sequence[Pair]) -> None:
+        """Forget the last message."""
+        self.parent, self.pairs = given, pairs
+        if self.vars:
+            self.vars = {}
+            self.exported_vars = set()
 
 
 class _WireGenerator(CodeGenerator):
     """jinja2's code generator, whose outermost output is encoded pieces handed to `context.write`.
 
     What is captured (in macros, `{% set %}` blocks, filters) stays text: it comes out as a value later on.
+
+    Args:
+        tags: gets the tags that print one field.
     """
+
+    def __init__(self, environment: Environment, tree: nodes.Template, tags: Tags) -> None:
+        super().__init__(environment, None, None)
+        self._tags = tags
+        self._is_html = bool(environment.autoescape)
+        # who calls something else `contact` means that
+        self._is_contact_given = not any(
+            name.name == "contact" and name.ctx != "load" for name in tree.find_all(nodes.Name)
+        )
+
+    def write_commons(self) -> None:
+        super().write_commons()
+        self.writeline("_contact = context.pairs")
 
     def visit_Output(self, node: nodes.Output, frame: Frame) -> None:  # noqa: N802
         if frame.buffer is not None or frame.require_output_check:
@@ -180,15 +122,51 @@ class _WireGenerator(CodeGenerator):
                 if not frame.eval_ctx.autoescape and _makes_blank_lines(
                     item, is_first=at == 0, is_last=at == len(body) - 1
                 ):
-                    piece += _MARK
+                    piece += MARK
                 self.writeline(f"{piece!r},")
             else:
                 self.newline(item)
-                self.write("(_encoded[_value] if type(_value := ")
-                self.visit(item, frame)
-                self.write(") is str else _other(_value)),")
+                self._printed(item, frame)
+                self.write(",")
         self.outdent()
         self.writeline("))")
+
+    def _printed(self, node: nodes.Node, frame: Frame) -> None:
+        """The piece that a tag prints."""
+        found = printed_of(node)
+        is_contact = found is not None and found[0].name == "contact"
+        if found is None or (is_contact and not self._is_contact_given):
+            self._evaluated(node, frame)
+            return
+        name, (field, default, filters) = found
+        stands_in = None
+        if not filters and default is not MISSING:
+            # the default stands apart, so tags of one field are one tag
+            stands_in = (HTML_VALUES if self._is_html else TEXT_VALUES)[default] if default else b""
+            default = MISSING
+        number = self._tags.number((field, default, filters), is_contact=is_contact)
+        place = f"[{number}][{int(self._is_html)}]"
+        if is_contact:
+            piece = f"_contact{place}"
+            self.write(f"({piece} or (")
+            if stands_in is not None:
+                self.write(f"{stands_in!r} if {piece} is None else ")
+            self._evaluated(node, frame)
+            self.write("))")
+            return
+        self.write("(_piece if type(_record := ")
+        self.visit(name, frame)
+        piece = f"_record.pairs{place}"
+        self.write(f") is _Product and (_piece := {piece}) else ")
+        if stands_in is not None:
+            self.write(f"{stands_in!r} if type(_record) is _Product and {piece} is None else ")
+        self._evaluated(node, frame)
+        self.write(")")
+
+    def _evaluated(self, node: nodes.Node, frame: Frame) -> None:
+        self.write("(_encoded[_value] if type(_value := ")
+        self.visit(node, frame)
+        self.write(") is str else _other(_value))")
 
     def start_write(self, frame: Frame, node: nodes.Node | None = None) -> None:
         # where jinja2 yields what a call, a filter block or a recursive loop made
@@ -219,7 +197,7 @@ class _WireGenerator(CodeGenerator):
             self.visit(node.args[0], frame)
         else:
             self.write("''")
-        self.write(f") if type(_record) is dict else {self.filters[node.name]}(")
+        self.write(f") if type(_record) in _DICTS else {self.filters[node.name]}(")
         self.write(f"environment.getattr(_record, {node.node.attr!r}), ")
         for argument in node.args:
             self.visit(argument, frame)
@@ -232,7 +210,7 @@ class _WireGenerator(CodeGenerator):
         name = repr(node.attr)
         # a comparison with a Decimal costs much; what is true is no empty text
         self.write(
-            f") is dict and (_field := _record.get({name})) is not None and (_field or _field != '') else "
+            f") in _DICTS and (_field := _record.get({name})) is not None and (_field or _field != '') else "
         )
 
 
@@ -252,7 +230,6 @@ def _makes_blank_lines(text: str, *, is_first: bool, is_last: bool) -> bool:
 def wire_environment(environment: Environment) -> Environment:
     """The environment's twin whose templates write encoded pieces."""
     twin = environment.overlay()
-    twin.code_generator_class = _WireGenerator
     twin.context_class = WireContext
     return twin
 
@@ -265,6 +242,7 @@ class WirePart:
         source: the part with its merge tags.
         as_text: fills the part in as text; used where base64 is shorter, for nothing can be encoded beforehand then.
         is_trimmed: blank lines are joined to one and none stand at the ends, as `senders.rendering` does for text.
+        tags: gets the tags that print one field; those of both parts of a template are counted together.
 
     Attributes:
         is_precompiled: its constant pieces are encoded; false where each message's part is made whole.
@@ -277,11 +255,12 @@ class WirePart:
         as_text: Callable[[Mapping[str, Any]], str],
         *,
         is_trimmed: bool,
+        tags: Tags | None = None,
     ) -> None:
         self.environment, self.is_trimmed = environment, is_trimmed
         subtype = b"plain" if is_trimmed else b"html"
         head = b'Content-Type: text/%b; charset="utf-8"\r\nContent-Transfer-Encoding: %b\r\n\r\n'
-        self._root = None
+        self._root: Callable[[Context], Iterator[str]] | None = None
         self.is_precompiled = not prefers_base64(_TAGS.sub("", source))
         if not self.is_precompiled:
             self._head, self._as_text = head % (subtype, b"base64"), as_text
@@ -289,25 +268,34 @@ class WirePart:
         self._head = head % (subtype, b"quoted-printable")
         if not is_trimmed and not source.endswith("\n"):
             source += "\n"
-        template = environment.from_string(source)
-        self._root = template.root_render_func
-        self._root.__globals__.update(
-            _encoded=_html_values if not is_trimmed else _text_values,
-            _made=_made_in_html if not is_trimmed else _made_in_text,
-            _other=_other_in_html if not is_trimmed else _other_in_text,
-        )
+        tree = environment.parse(source)
+        self._tags = tags or Tags(environment, environment)
+        self._tags.look_at(tree)
+        generator = _WireGenerator(environment, tree, self._tags)
+        generator.visit(tree)
+        code = compile(generator.stream.getvalue(), "<template>", "exec")  # pyright: ignore[reportAttributeAccessIssue]
+        names: dict[str, Any] = {"environment": environment, "__file__": "<template>"}
+        exec(code, names)  # noqa: S102 - what jinja2 does with the code that it makes
+        names.update(
+            _encoded=TEXT_VALUES if is_trimmed else HTML_VALUES, _made=made_in_text if is_trimmed else made_in_html,
+            _other=other_in_text if is_trimmed else other_in_html, _Product=Product, _DICTS=_DICTS,
+        )  # fmt: skip
+        self._root = names["root"]
+        self._context = WireContext(environment, {}, "", {})
 
-    def write(self, context: dict[str, Any], out: list[bytes]) -> None:
-        """Append the part with its header, to the line end before the next boundary.
+    def write(self, context: dict[str, Any], out: list[bytes], pairs: Sequence[Pair] | None = None) -> None:
+        """Append the part with its header, to the line end before the next boundary. Not for two threads at once.
 
         Args:
             context: what merge tags name, and the environment's globals.
+            pairs: what each of the tags of the contact prints; without, every tag is evaluated.
         """
         if self._root is None:
             text = _LINE_END.sub("\n", self._as_text(context))
             out += (self._head, base64_lines((text if text.endswith("\n") else text + "\n").encode()))
             return
-        made = WireContext(self.environment, context, None, {})
+        made = self._context
+        made.begin(context, [EVALUATE] * len(self._tags.of_contact) if pairs is None else pairs)
         if not self.is_trimmed:
             out.append(self._head)
             made.write = out.extend
@@ -328,13 +316,12 @@ def trimmed(content: bytes) -> bytes:
     Three line ends in a row are seen at once. Those that have spaces or soft breaks between them are looked for only
     if a piece is marked as able to make them.
     """
-    if (
-        _MARK in content
-        or b"\r\n\r\n\r\n\r\n" in content
+    if MARK in content or (
+        b"\r\n\r\n\r\n" in content
         # the first of three may be the end of a soft break
-        or content.count(b"\r\n\r\n\r\n") != content.count(b"=\r\n\r\n\r\n")
+        and content.count(b"\r\n\r\n\r\n") != content.count(b"=\r\n\r\n\r\n")
     ):
-        content = _BLANK_LINES.sub(b"\r\n\r\n", content.replace(_MARK, b""))
+        content = _BLANK_LINES.sub(b"\r\n\r\n", content.replace(MARK, b""))
     content = content.strip(_WHITE)
     # what is left at the ends is a soft break or an encoded space, rarely
     while content[:1] == b"=" and content.startswith(_SPACES):

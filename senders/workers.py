@@ -1,8 +1,8 @@
 """Render messages and hand them to the provider: in this process, or in several that do nothing else.
 
 The coordinator (`senders.pipeline`) owns the ledger. It gives out windows of messages that the ledger has let go, and
-takes back what became of each. A worker process does not outlive the coordinator; of a worker that dies, the windows it
-held are of unknown outcome.
+takes back what became of each. A worker process does not outlive the coordinator; of a worker that dies, its journal
+(`senders.journal`) knows what became of the windows that it held.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import io
+import marshal
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -21,40 +21,32 @@ import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import polars as pl
-
 from senders import mime
-from senders.composing import Composer, Envelope, RecipientError, constants_of, keep_heap, render_batch
+from senders.composing import Composer, Envelope, RecipientError, keep_heap, render_rows
+from senders.journal import Journal, Journals, Marks
 from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
+from senders.providers import provider_class
 from senders.providers.base import ADDRESS_COLUMNS, Provider, ProviderError
-from senders.rendering import Recommendations, RenderError, Template
-from senders.settings import SenderSettings
+from senders.rows import Rows
+from senders.templates import RenderError, Template
 from warehouse.errors import MailhouseError
-from warehouse.settings import PROJECT_ROOT
 
 if TYPE_CHECKING:
-    from senders.pipeline import SendPlan
+    from senders.plan import SendPlan
+    from senders.settings import SenderSettings
 
-#: Columns of an audience that are not the contact's profile.
-NOT_PROFILE = frozenset(
-    {
-        "skip_reason",
-        "consent_id",
-        "suppression_event_id",
-        "recommendations",
-        "recommendation_version",
-        "variant",
-    }
-)
 #: Windows that a worker is given at once: one at hand, one to go on with.
 _AHEAD = 2
 _MOST_DEATHS = 3
+_ROOT = Path(__file__).resolve().parent.parent  # where a worker finds this code
+_STATUSES = {status.value: status for status in Status}
 _PR_SET_PDEATHSIG = 1
 
 
@@ -69,13 +61,13 @@ class Window:
     Attributes:
         row_ids: rows of the ledger.
         message_ids: of the same messages.
-        rows: of the audience, in that order.
+        rows: of the audience, in that order: the columns that messages need.
         tries: how often they have been handed over, this time included.
     """
 
     row_ids: Sequence[int]
     message_ids: Sequence[str]
-    rows: pl.DataFrame
+    rows: Rows
     tries: int = 1
 
     def only(self, positions: Sequence[int], *, tries: int | None = None) -> Window:
@@ -83,7 +75,7 @@ class Window:
         return Window(
             [self.row_ids[at] for at in positions],
             [self.message_ids[at] for at in positions],
-            self.rows[list(positions)],
+            self.rows.only(positions),
             self.tries if tries is None else tries,
         )
 
@@ -102,54 +94,64 @@ class Answer:
     error: ProviderError | None = None
     defect: str = ""
 
+    def packed(self) -> bytes:
+        """The answer for another process of ours, which runs the same Python."""
+        if self.error is not None or self.defect:
+            return b"p" + pickle.dumps(self)
+        columns = [list(column) for column in zip(*self.deliveries, strict=True)]
+        if columns:
+            columns[1], columns[2] = list(map(str, columns[1])), list(map(str, columns[2]))
+        # a tenth of what pickle takes for as many objects
+        return b"m" + marshal.dumps((columns, self.subjects))
 
-def render_context(
-    plan: SendPlan,
-    settings: SenderSettings,
-    contact: Mapping[str, Any],
-    recommendations: Sequence[Any],
-    now: datetime,
-    *,
-    variant: str = "",
-    links: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What merge tags of a message may name; a preview's is the same as that of a message that is sent.
-
-    Args:
-        links: from `senders.tracking.link_context`.
-    """
-    constants = constants_of(plan, settings)
-    return {
-        **constants,
-        "campaign": {**constants["campaign"], "variant": variant},
-        "contact": contact,
-        "recommendations": Recommendations(recommendations),
-        "now": now,
-        **links,
-    }
+    @classmethod
+    def unpacked(cls, content: bytes) -> Answer:
+        """What `packed` was given; of trusted bytes only."""
+        body = memoryview(content)[1:]
+        if content[:1] == b"p":
+            return pickle.loads(body)  # noqa: S301
+        columns, subjects = marshal.loads(body)  # noqa: S302
+        if columns:
+            columns[1] = [_STATUSES[status] for status in columns[1]]
+        return cls(list(map(Delivery._make, zip(*columns, strict=True))), subjects)
 
 
 class Worker:
     """Renders windows and hands them over.
 
-    Raises:
-        SettingsError: the sender address or a key cannot be used.
+    Args:
+        envelope: of the plan's messages.
+        clock_offset: seconds that are added to the time.
     """
 
     def __init__(
-        self, plan: SendPlan, settings: SenderSettings, template: Template, provider: Provider
+        self,
+        plan: SendPlan,
+        envelope: Envelope,
+        template: Template,
+        provider: Provider,
+        *,
+        clock_offset: float = 0.0,
     ) -> None:
-        self.plan, self.settings, self.template, self.provider = plan, settings, template, provider
+        self.plan, self.template, self.provider = plan, template, provider
+        self._clock_offset = timedelta(seconds=clock_offset)
         self._address_column = ADDRESS_COLUMNS.get(plan.channel, "")
-        self._envelope = Envelope.of(plan, settings)
+        self._envelope = envelope
         self._composer = Composer(template, self._envelope)
 
-    def work(self, window: Window) -> Answer:
-        """Render a window and hand over what could be rendered."""
+    def work(self, window: Window, marks: Marks | None = None) -> Answer:
+        """Render a window and hand over what could be rendered.
+
+        Args:
+            marks: notes of what becomes of each message.
+        """
         made = self._messages(window)
         messages = [one for one in made if isinstance(one, Message)]
         found = {one.message_id: one for one in made if isinstance(one, Delivery)}
         if messages:
+            self.provider.marks = marks
+            if marks is not None and not self.provider.capabilities.marks_each:
+                marks.all_handed_over()
             try:
                 found |= {delivery.message_id: delivery for delivery in self.provider.send(messages)}
             except ProviderError as error:
@@ -165,55 +167,39 @@ class Worker:
 
     def _messages(self, window: Window) -> list[Message | Delivery]:
         """A message for each row, or why there is none: made before the provider is called, so that this is known."""
-        now = self.settings.now()
-        frame = window.rows
-        needed = needed_columns(self.template, self.plan.channel)
-        columns = [
-            name for name in frame.columns if name not in NOT_PROFILE and (needed is None or name in needed)
-        ]
-        contacts = frame.select(columns).to_dicts()
-        recommendations = (
-            frame["recommendations"].to_list()
-            if "recommendations" in frame.columns
-            else [None] * len(contacts)
-        )
-        variants = texts(frame, "variant")
+        now = datetime.now(UTC) + self._clock_offset
+        now = now.replace(microsecond=now.microsecond // 1000 * 1000)
+        rows = window.rows
         if self.provider.capabilities.wants_raw:
-            return self._written(contacts, recommendations, variants, window.message_ids, now)
+            return self._written(rows, window.message_ids, now)
         made: list[Message | Delivery] = []
         for contact, items, variant, message_id in zip(
-            contacts, recommendations, variants, window.message_ids, strict=True
+            rows.contacts(),
+            rows.recommendations(),
+            rows.texts("variant"),
+            window.message_ids,
+            strict=True,
         ):
             try:
-                made.append(self._in_parts(contact, items or [], variant, message_id, now))
+                made.append(self._in_parts(contact, items, variant, message_id, now))
             except RenderError as error:
                 made.append(_not_rendered(message_id, error))
             except ValueError as error:
                 made.append(Delivery(message_id, Status.INVALID, RejectReason.INVALID, reply=str(error)))
         return made
 
-    def _written(
-        self,
-        contacts: Sequence[Mapping[str, Any]],
-        recommendations: Sequence[Sequence[Any] | None],
-        variants: Sequence[str],
-        message_ids: Sequence[str],
-        now: datetime,
-    ) -> list[Message | Delivery]:
+    def _written(self, rows: Rows, message_ids: Sequence[str], now: datetime) -> list[Message | Delivery]:
         """Whole messages as bytes, for providers that take those."""
         subjects: list[str] = []
-        raws = render_batch(
-            self._composer,
-            contacts,
-            message_ids,
-            now,
-            recommendations=recommendations,
-            variants=variants,
-            subjects=subjects,
+        raws = render_rows(
+            self._composer, rows, message_ids, now, variants=rows.texts("variant"), subjects=subjects
         )
         sent_at = now.replace(microsecond=0)
         made: list[Message | Delivery] = []
-        for contact, message_id, raw, subject in zip(contacts, message_ids, raws, subjects, strict=True):
+        for contact_id, email, message_id, raw, subject in zip(
+            rows.columns["contact_id"].values, rows.columns["email"].values, message_ids, raws, subjects,
+            strict=True,
+        ):  # fmt: skip
             if isinstance(raw, RenderError):
                 made.append(_not_rendered(message_id, raw))
             else:
@@ -221,9 +207,9 @@ class Worker:
                     Message.composed(
                         raw,
                         message_id=message_id,
-                        contact_id=contact["contact_id"],
+                        contact_id=contact_id,
                         sender=self._envelope.sender,
-                        recipient=Address(contact["email"]),
+                        recipient=Address(email),
                         subject=subject,
                         sent_at=sent_at,
                     )
@@ -278,13 +264,6 @@ def needed_columns(template: Template, channel: str) -> frozenset[str] | None:
     return frozenset((*template.columns, *always, *((address,) if address else ())))
 
 
-def texts(frame: pl.DataFrame, name: str) -> list[str]:
-    """A text column without NULLs; all empty if the frame does not have it."""
-    if name not in frame.columns:
-        return [""] * frame.height
-    return frame[name].cast(pl.String).fill_null("").to_list()
-
-
 class Workers(ABC):
     """Whoever takes windows and answers for them, in any order."""
 
@@ -313,6 +292,13 @@ class Workers(ABC):
     def close(self) -> None:  # noqa: B027  (nothing to end in this process)
         """End the processes."""
 
+    @abstractmethod
+    def all_recorded(self) -> None:
+        """Everything is in the ledger: notes of it may go."""
+
+    #: Whose claims the windows are; set before any is given.
+    run_id: int = 0
+
     def __enter__(self) -> Self:
         return self
 
@@ -323,8 +309,12 @@ class Workers(ABC):
 class InProcess(Workers):
     """This process, one window at a time."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, journals: Journals | None = None) -> None:
         self._worker = worker
+        self._journal = journals.create() if journals is not None else None
+        if self._journal is not None:
+            self._journal.belongs_to(os.getpid())
+        self._number = 0
         self._done: list[tuple[Window, Answer]] = []
 
     @property
@@ -336,12 +326,21 @@ class InProcess(Workers):
         return bool(self._done)
 
     def give(self, window: Window) -> None:
-        self._done.append((window, self._worker.work(window)))
+        marks = None
+        if self._journal is not None:
+            self._number += 1
+            slot = self._journal.begin(self._number, self.run_id, window.row_ids)
+            marks = self._journal.marks(slot, window.message_ids)
+        self._done.append((window, self._worker.work(window, marks)))
 
     def answers(self, *, wait: bool) -> list[tuple[Window, Answer]]:
         del wait
         done, self._done = self._done, []
         return done
+
+    def all_recorded(self) -> None:
+        if self._journal is not None:
+            self._journal.forget()
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,27 +348,54 @@ class _Job:
     """What a worker process must know."""
 
     plan: SendPlan
-    settings: SenderSettings
+    envelope: Envelope
     template: Template
-    provider: str
+    make_provider: Callable[[], Provider]
+    clock_offset: float
+    journal: Path | None = None
+    rows: int = 0
 
 
 class _Process:
-    """One worker process and the windows it holds, oldest first."""
+    """One worker process and the windows it holds, oldest first, each with its slot in the journal."""
 
-    def __init__(self, job: _Job) -> None:
+    def __init__(self, job: _Job, journals: Journals | None) -> None:
+        self.journal = journals.create() if journals is not None else None
+        if self.journal is not None and journals is not None:
+            job = replace(job, journal=self.journal.path, rows=journals.rows)
         self.pipe, far = multiprocessing.Pipe()
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "senders.workers", str(far.fileno()), str(os.getpid())],
                 pass_fds=(far.fileno(),),
-                cwd=PROJECT_ROOT,
+                cwd=_ROOT,
                 stdin=subprocess.DEVNULL,
             )
         finally:
             far.close()
-        self.held: deque[Window] = deque()
+        self.held: deque[tuple[Window, int]] = deque()
+        if self.journal is not None:
+            self.journal.belongs_to(self.process.pid)
         self.pipe.send_bytes(pickle.dumps(job))
+
+    def give(self, window: Window, number: int, run_id: int) -> None:
+        """Hand a window over."""
+        slot = -1 if self.journal is None else self.journal.begin(number, run_id, window.row_ids)
+        self.held.append((window, slot))
+        # if it has died, the answer says so
+        with contextlib.suppress(OSError):
+            self.pipe.send_bytes(pickle.dumps((slot, window.message_ids, window.rows.packed())))
+
+    def lost(self) -> list[tuple[Window, Answer]]:
+        """What is known of the windows that it held when it died."""
+        how = f"the sending process ended with code {self.process.returncode}"
+        lost: list[tuple[Window, Answer]] = []
+        for window, slot in self.held:
+            answer = _unknown(window.message_ids, how)
+            if self.journal is not None:
+                answer.deliveries = self.journal.found(slot, window.message_ids, how)
+            lost.append((window, answer))
+        return lost
 
     def close(self) -> None:
         self.pipe.close()
@@ -386,6 +412,8 @@ class Processes(Workers):
     Args:
         count: how many; the provider's connections are shared out among them.
         provider: its name; each process makes one of its own.
+        journals: where the processes note what becomes of each message; None: nowhere, and what one held that dies is
+            of unknown outcome.
 
     Raises:
         WorkerError: they die one after the other.
@@ -398,12 +426,22 @@ class Processes(Workers):
         settings: SenderSettings,
         template: Template,
         provider: str,
+        journals: Journals | None = None,
     ) -> None:
         names = ("smtp_connections", "http_connections")
         own = settings.model_copy(update={name: max(1, getattr(settings, name) // count) for name in names})
-        self._job = _Job(plan, own, template, provider)
-        self.processes = [_Process(self._job) for _ in range(count)]
-        self._deaths = 0
+        self._job = _Job(
+            plan,
+            Envelope.of(plan, settings),
+            template,
+            provider_class(provider).maker(own),
+            settings.clock_offset,
+        )
+        self._journals = journals
+        self.processes = [_Process(self._job, journals) for _ in range(count)]
+        self._dead: list[_Process] = []
+        self._number = 0
+        self._require_journals()
 
     @property
     def is_free(self) -> bool:
@@ -416,14 +454,11 @@ class Processes(Workers):
     def give(self, window: Window) -> None:
         if not self.processes:
             raise WorkerError(
-                f"{self._deaths} sending processes died one after the other.",
+                f"{len(self._dead)} sending processes died one after the other.",
                 fix="Look into the system's log (memory?), then send again; it goes on where it stopped.",
             )
-        process = min(self.processes, key=lambda one: len(one.held))
-        process.held.append(window)
-        # if it has died, the answer says so
-        with contextlib.suppress(OSError):
-            process.pipe.send_bytes(pickle.dumps((window.message_ids, _packed(window.rows))))
+        self._number += 1
+        min(self.processes, key=lambda one: len(one.held)).give(window, self._number, self.run_id)
 
     def answers(self, *, wait: bool) -> list[tuple[Window, Answer]]:
         busy = {one.pipe: one for one in self.processes if one.held}
@@ -436,32 +471,37 @@ class Processes(Workers):
             except (EOFError, OSError):
                 done += self._died(process)
             else:
-                done.append((process.held.popleft(), pickle.loads(received)))  # noqa: S301 - our own process
+                done.append((process.held.popleft()[0], Answer.unpacked(received)))
         return done
 
     def _died(self, process: _Process) -> list[tuple[Window, Answer]]:
-        """Its windows, of unknown outcome; another process takes its place."""
+        """Its windows, as far as it is known what became of them; another process takes its place."""
         self.processes.remove(process)
+        # only when it certainly ended are its notes the last word
         process.close()
-        self._deaths += 1
-        if self._deaths <= _MOST_DEATHS:
-            self.processes.append(_Process(self._job))
-        how = f"the sending process ended with code {process.process.returncode}"
-        return [(window, _unknown(window.message_ids, how)) for window in process.held]
+        self._dead.append(process)
+        if len(self._dead) <= _MOST_DEATHS:
+            self.processes.append(_Process(self._job, self._journals))
+        lost = process.lost()
+        self._require_journals()
+        return lost
+
+    def _require_journals(self) -> None:
+        """All processes have a journal, or none: no note may be older than what a process without one did."""
+        if self._journals is not None and any(one.journal is None for one in self.processes):
+            self._journals = None
+            self.all_recorded()
+            for process in (*self.processes, *self._dead):
+                process.journal = None
 
     def close(self) -> None:
         for process in self.processes:
             process.close()
 
-
-def _packed(rows: pl.DataFrame) -> bytes:
-    """A frame to be sent: an Arrow stream of these rows alone.
-
-    The newest layout of text in Arrow, and with it pickle, would send the text of all rows of which these were cut.
-    """
-    stream = io.BytesIO()
-    rows.write_ipc_stream(stream, compat_level=pl.CompatLevel.oldest())
-    return stream.getvalue()
+    def all_recorded(self) -> None:
+        for process in (*self.processes, *self._dead):
+            if process.journal is not None:
+                process.journal.forget()
 
 
 def _unknown(message_ids: Sequence[str], how: str) -> Answer:
@@ -471,25 +511,29 @@ def _unknown(message_ids: Sequence[str], how: str) -> Answer:
 
 def _serve(pipe: Connection, parent: int) -> None:
     """Work on windows until the pipe closes."""
-    from senders.providers import get_provider
-
     keep_heap()
     # templates and libraries live as long as this process; what a message leaves behind is freed by counting references
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     job: _Job = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from the process that started this one
-    with get_provider(job.settings, job.provider) as provider:
-        worker = Worker(job.plan, job.settings, job.template, provider)
+    journal = None
+    if job.journal is not None:
+        # gone if another process got none, see `Processes`
+        with contextlib.suppress(OSError):
+            journal = Journal(job.journal, job.rows)
+    with job.make_provider() as provider:
+        worker = Worker(job.plan, job.envelope, job.template, provider, clock_offset=job.clock_offset)
         while True:
-            message_ids, packed = pickle.loads(pipe.recv_bytes())  # noqa: S301
+            slot, message_ids, packed = pickle.loads(pipe.recv_bytes())  # noqa: S301
             if os.getppid() != parent:
                 return
             try:
-                answer = worker.work(Window([], message_ids, pl.read_ipc_stream(packed)))
+                marks = None if journal is None else journal.marks(slot, message_ids)
+                answer = worker.work(Window([], message_ids, Rows.unpacked(packed)), marks)
             except Exception:  # noqa: BLE001  (the coordinator records the window, then stops)
                 answer = _unknown(message_ids, "a defect of the sending process")
                 answer.defect = traceback.format_exc()
-            pipe.send_bytes(pickle.dumps(answer))
+            pipe.send_bytes(answer.packed())
 
 
 def main() -> None:

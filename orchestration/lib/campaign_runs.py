@@ -26,7 +26,8 @@ from orchestration.lib.dbt_runs import PROJECT_DIR
 from orchestration.lib.preflights import judge_message
 from senders.export import export_messages, settle_from_events
 from senders.ledger import Ledger
-from senders.pipeline import Progress, SendPlan, SendSummary, send
+from senders.pipeline import Progress, SendSummary, send
+from senders.plan import SendPlan
 from senders.providers import get_provider
 from senders.rendering import TemplateLibrary
 from senders.settings import SenderSettings, require_identity

@@ -17,12 +17,12 @@ from senders.composing import Composer, Envelope, sender_of
 from senders.dkim import DkimSigner
 from senders.links import Links
 from senders.mime import ascii_domain
-from senders.pipeline import SendPlan
+from senders.plan import SendPlan
 from senders.providers import get_capabilities, get_provider
 from senders.rendering import RenderError, TemplateLibrary, TemplateSource
+from senders.rows import NOT_PROFILE
 from senders.settings import SenderSettings
 from senders.tracking import tracking_of
-from senders.workers import NOT_PROFILE
 from warehouse.errors import MailhouseError
 
 _CONTACTS = 20

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import polars as pl
 
+from campaigns.identity import message_id
 from campaigns.specs import CampaignSpec
-from senders.pipeline import SendPlan
+from senders.composing import Composer, Envelope, constants_of
+from senders.links import Links
+from senders.message import Address
+from senders.plan import SendPlan
 from senders.rendering import Rendered, RenderError, TemplateLibrary
 from senders.settings import SenderSettings
-from senders.workers import render_context
 from warehouse.client import Warehouse
 from warehouse.errors import InputError
 
@@ -64,17 +67,21 @@ def render_preview(
     compiled = library.template(
         plan.template, subject=plan.subject, preheader=plan.preheader, place=plan.place
     )
+    # what a message's tags may name is the composer's to say; nothing is signed or written
+    envelope = Envelope(
+        sender=Address("preview@localhost"),
+        constants=constants_of(plan, settings),
+        links=Links(b"preview", settings.base_url),
+    )
+    context = Composer(compiled, envelope).context(
+        profile.row(0, named=True),
+        _plain(products),
+        message_id(plan.kind, plan.name, contact_id, "preview"),
+        settings.now(),
+    )
+    context |= dict.fromkeys(("unsubscribe_url", "preferences_url"), f"{settings.base_url}/preview")
     try:
-        return compiled.render(
-            render_context(
-                plan,
-                settings,
-                profile.row(0, named=True),
-                _plain(products),
-                settings.now(),
-                links=dict.fromkeys(("unsubscribe_url", "preferences_url"), f"{settings.base_url}/preview"),
-            )
-        )
+        return compiled.render(context)
     except RenderError as error:
         raise InputError(
             f"The message cannot be rendered for contact {contact_id}: {error}.",

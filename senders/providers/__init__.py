@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from senders.providers.base import Capabilities, NotSupportedError, Provider, WebhookReader
-from senders.settings import SenderSettings
 from warehouse.errors import SettingsError
+
+if TYPE_CHECKING:
+    from senders.settings import SenderSettings
 
 #: Name -> class; it is imported when it is first asked for.
 PROVIDERS: dict[str, str] = {

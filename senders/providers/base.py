@@ -10,15 +10,19 @@ One that speaks HTTP derives from `senders.providers.http.HttpProvider`. What it
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from senders.message import Delivery, Message
-from senders.settings import SenderSettings
 from warehouse.errors import MailhouseError, SettingsError
+
+if TYPE_CHECKING:
+    from senders.journal import Marks
+    from senders.settings import SenderSettings
 
 
 class ProviderError(MailhouseError):
@@ -59,8 +63,8 @@ class Capabilities:
     Attributes:
         channel: `email`, `video` (mail with a video in it), `journey` (mail that the provider writes), `sms`, `push`,
             `chat`, `webhook`.
-        dispatch_window: messages handed over between two commits of the ledger. A crash leaves at most so many
-            `unknown`, unless `can_look_up`.
+        dispatch_window: messages handed over between two commits of the ledger. A crash leaves some windows `unknown`,
+            unless `can_look_up`; one that leaves the machine running leaves fewer messages so, if it `marks_each`.
         most_per_call: messages that one call carries at most.
         wants_raw: takes the message as RFC 5322 bytes, so the pipeline makes those beforehand.
         has_list_unsubscribe: its mail carries List-Unsubscribe, ours or its own; marketing mail must.
@@ -70,6 +74,7 @@ class Capabilities:
         can_cancel: `cancel` stops messages that it still holds back.
         can_look_up: `lookup` tells whether a message was accepted.
         has_webhooks: `parse_webhook` and `verify_signature` work.
+        marks_each: `marks` is told of each message, so that a crash leaves only those `unknown` that were on their way.
         reaches_people: what is sent leaves this machine, so a rehearsal must not use it.
     """
 
@@ -84,6 +89,7 @@ class Capabilities:
     can_cancel: bool = False
     can_look_up: bool = False
     has_webhooks: bool = False
+    marks_each: bool = False
     reaches_people: bool = True
 
 
@@ -199,9 +205,23 @@ class WebhookReader:
 
 
 class Provider(WebhookReader, ABC):
-    """One way out for messages. Made once a run, used by one thread at a time, closed at the end."""
+    """One way out for messages. Made once a run, used by one thread at a time, closed at the end.
+
+    Attributes:
+        marks: notes that outlive this process, of the messages that `send` is given; set by whoever sends.
+    """
 
     capabilities: Capabilities
+    marks: Marks | None = None
+
+    @classmethod
+    def maker(cls, settings: SenderSettings) -> Callable[[], Provider]:
+        """What makes the provider of the settings in another process; can be pickled.
+
+        Raises:
+            SettingsError: a setting that it needs is missing or not usable.
+        """
+        return functools.partial(cls.from_settings, settings)
 
     @abstractmethod
     def send(self, batch: Sequence[Message]) -> list[Delivery]:

@@ -20,6 +20,8 @@ _HTML = re.compile(r'[^<>"\n]+|[<>"\n]+')
 _TEXT = re.compile(r"[^\n]+|\n+")
 #: A common part that is shorter joins the values beside it: it would be found anywhere.
 _SHORTEST = 4
+#: Characters of a common part that are searched for.
+_BEGINNING = 32
 #: Share of the HTML that messages of one shape have in common at least: less is not worth sending together.
 _LEAST = 0.25
 #: Shapes that are tried before a message counts as a shape of its own.
@@ -90,7 +92,11 @@ class _Shape:
         at = len(parts[0])
         found: list[str] = []
         for part in parts[1:-1]:
-            begin = text.find(part, at)
+            # a search for something long costs its length beforehand, a comparison next to nothing
+            beginning = part[:_BEGINNING]
+            begin = text.find(beginning, at)
+            while begin >= 0 and not text.startswith(part, begin):
+                begin = text.find(beginning, begin + 1)
             if begin < 0:
                 return None
             found.append(text[at:begin])

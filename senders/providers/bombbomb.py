@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from senders.message import Delivery, EventType, Message, RejectReason, Status
 from senders.providers.base import Capabilities
-from senders.providers.http import Call, HttpProvider, TokenAuth
+from senders.providers.http import Call, HttpProvider, TokenAuth, required
 from senders.providers.webhooks import (
     WebhookError,
     event_row,
@@ -28,7 +28,6 @@ from senders.providers.webhooks import (
     text,
 )
 from senders.settings import SenderSettings
-from warehouse.errors import SettingsError
 
 BASE_URL = "https://api.bombbomb.com/v2"
 TOKEN_URL = "https://app.bombbomb.com/auth/access_token"  # noqa: S105  (an address)
@@ -96,20 +95,18 @@ class BombBombProvider(HttpProvider):
         Raises:
             SettingsError: token or video is missing.
         """
-        if settings.bombbomb_token is None:
-            raise SettingsError(
-                "Provider bombbomb needs a token, and MAILHOUSE_BOMBBOMB_TOKEN is not set.",
-                fix="Set the account's API key, or a refresh token with MAILHOUSE_BOMBBOMB_CLIENT_ID and its secret.",
-            )
-        if not settings.bombbomb_video:
-            raise SettingsError(
-                "Provider bombbomb sends a video, and MAILHOUSE_BOMBBOMB_VIDEO is not set.",
-                fix="Set the id of a video of the account.",
-            )
+        token = required(
+            settings.bombbomb_token, "bombbomb", "a token", "bombbomb_token",
+            "Set the account's API key, or a refresh token with MAILHOUSE_BOMBBOMB_CLIENT_ID and its secret.",
+        )  # fmt: skip
+        video = required(
+            settings.bombbomb_video, "bombbomb", "a video", "bombbomb_video",
+            "Set the id of a video of the account.",
+        )  # fmt: skip
         return cls(
-            settings.bombbomb_token, video=settings.bombbomb_video, template=settings.bombbomb_template,
+            token, video=video, template=settings.bombbomb_template,
             client_id=settings.bombbomb_client_id, client_secret=settings.bombbomb_client_secret,
-            url_secret=settings.webhook_url_secret,
+            url_secret=settings.webhook_url_secret, connections=settings.http_connections,
         )  # fmt: skip
 
     def problem(self, message: Message) -> str:

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from senders.message import Delivery, Message, RejectReason, Status
 from senders.providers.base import Capabilities
-from senders.providers.http import Call, HttpProvider, TokenAuth, Verdict, json_object
+from senders.providers.http import Call, HttpProvider, TokenAuth, Verdict, json_object, required
 from senders.providers.webhooks import MESSAGE_ID, text
 from senders.settings import SenderSettings
 from warehouse.errors import SettingsError
@@ -86,12 +86,10 @@ class FcmProvider(HttpProvider):
         Raises:
             SettingsError: there is no key file, or it is none.
         """
-        path = settings.fcm_credentials
-        if path is None:
-            raise SettingsError(
-                "Provider fcm needs a service account, and MAILHOUSE_FCM_CREDENTIALS is not set.",
-                fix="Set it to the key file from Firebase, Project settings, Service accounts.",
-            )
+        path = required(
+            settings.fcm_credentials, "fcm", "a service account", "fcm_credentials",
+            "Set it to the key file from Firebase, Project settings, Service accounts.",
+        )  # fmt: skip
         try:
             account = json.loads(Path(path).read_bytes())
         except (OSError, ValueError) as error:

@@ -21,17 +21,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
 from pydantic import SecretStr
 
+from senders.loopback import is_loopback
 from senders.message import Delivery, Message, Reason, RejectReason, Status
 from senders.mime import mailbox
 from senders.providers.base import Provider, ProviderRefusedError, ProviderUnavailableError
 from senders.retries import is_retryable, parse_retry_after
-from senders.settings import is_loopback
 from warehouse.errors import SettingsError
 
 CONNECT_SECONDS = 10.0
@@ -41,6 +41,9 @@ ANSWER_SECONDS = 120.0
 IDLE_SECONDS = 4.0
 _REPLY = 500
 _BLANKS = re.compile(r"[\x00-\x20\x7f]+")
+
+
+_T = TypeVar("_T")
 
 
 class Verdict(Enum):
@@ -460,6 +463,23 @@ class HttpProvider(Provider):
 def _trust() -> ssl.SSLContext:
     # reading the authorities takes longer than a call
     return httpx.create_ssl_context()
+
+
+def required(value: _T | None, provider: str, what: str, setting: str, fix: str) -> _T:
+    """A setting that a provider cannot do without.
+
+    Args:
+        what: it is, with its article.
+        setting: its name in `SenderSettings`.
+
+    Raises:
+        SettingsError: it is not set.
+    """
+    if not value:
+        raise SettingsError(
+            f"Provider {provider} needs {what}, and MAILHOUSE_{setting.upper()} is not set.", fix=fix
+        )
+    return value
 
 
 def json_object(response: httpx.Response) -> dict[str, Any] | None:

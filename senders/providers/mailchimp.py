@@ -27,9 +27,10 @@ import httpx
 import orjson
 from pydantic import SecretStr
 
+from senders.loopback import is_loopback
 from senders.message import Delivery, EventType, Message, RejectReason, Status
 from senders.providers.base import Capabilities, ProviderError, ProviderRefusedError, ProviderUnavailableError
-from senders.providers.http import Call, HttpProvider, LostError, NotSentError, Verdict, json_object
+from senders.providers.http import Call, HttpProvider, LostError, NotSentError, Verdict, json_object, required
 from senders.providers.webhooks import (
     event_row,
     event_type,
@@ -43,7 +44,7 @@ from senders.providers.webhooks import (
     required_key,
     text,
 )
-from senders.settings import SenderSettings, is_loopback
+from senders.settings import SenderSettings
 from warehouse.errors import SettingsError
 
 MOST_CONNECTIONS = 10
@@ -162,18 +163,16 @@ class MailchimpProvider(HttpProvider):
         Raises:
             SettingsError: key or audience is missing.
         """
-        if settings.mailchimp_key is None:
-            raise SettingsError(
-                "Provider mailchimp needs a key, and MAILHOUSE_MAILCHIMP_KEY is not set.",
-                fix="Make one in Mailchimp under Profile, Extras, API keys.",
-            )
-        if not settings.mailchimp_audience:
-            raise SettingsError(
-                "Provider mailchimp needs an audience, and MAILHOUSE_MAILCHIMP_AUDIENCE is not set.",
-                fix="Copy the audience id from Audience, Settings, Audience name and defaults.",
-            )
+        key = required(
+            settings.mailchimp_key, "mailchimp", "a key", "mailchimp_key",
+            "Make one in Mailchimp under Profile, Extras, API keys.",
+        )  # fmt: skip
+        audience = required(
+            settings.mailchimp_audience, "mailchimp", "an audience", "mailchimp_audience",
+            "Copy the audience id from Audience, Settings, Audience name and defaults.",
+        )  # fmt: skip
         return cls(
-            settings.mailchimp_key, audience=settings.mailchimp_audience, journey=settings.mailchimp_journey,
+            key, audience=audience, journey=settings.mailchimp_journey,
             step=settings.mailchimp_step, url_secret=settings.webhook_url_secret,
             webhook_secret=settings.mailchimp_webhook_secret, connections=settings.http_connections,
         )  # fmt: skip

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from senders.message import Delivery, EventType, Message, Reason, RejectReason, Status
 from senders.mime import mailbox
 from senders.providers.base import Capabilities, ProviderError
-from senders.providers.http import Call, HttpProvider, Verdict, json_object
+from senders.providers.http import Call, HttpProvider, Verdict, json_object, required
 from senders.providers.webhooks import (
     MESSAGE_ID,
     event_row,
@@ -36,7 +36,6 @@ from senders.providers.webhooks import (
     text,
 )
 from senders.settings import SenderSettings
-from warehouse.errors import SettingsError
 
 BASE_URL = "https://mandrillapp.com/api/1.0"
 _IDS_A_SEARCH = 20
@@ -124,13 +123,12 @@ class MandrillProvider(HttpProvider):
         Raises:
             SettingsError: there is no key.
         """
-        if settings.mandrill_key is None:
-            raise SettingsError(
-                "Provider mandrill needs a key, and MAILHOUSE_MANDRILL_KEY is not set.",
-                fix="Make one in Mailchimp Transactional under Settings, API Keys.",
-            )
+        key = required(
+            settings.mandrill_key, "mandrill", "a key", "mandrill_key",
+            "Make one in Mailchimp Transactional under Settings, API Keys.",
+        )  # fmt: skip
         return cls(
-            settings.mandrill_key,
+            key,
             webhook_key=settings.mandrill_webhook_key,
             connections=settings.http_connections,
         )

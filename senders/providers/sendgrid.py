@@ -27,6 +27,7 @@ from senders.providers.http import (
     HttpProvider,
     Verdict,
     json_object,
+    required,
     seconds_until,
     unique_recipients,
 )
@@ -127,13 +128,12 @@ class SendGridProvider(HttpProvider):
         Raises:
             SettingsError: there is no key.
         """
-        if settings.sendgrid_key is None:
-            raise SettingsError(
-                "Provider sendgrid needs a key, and MAILHOUSE_SENDGRID_KEY is not set.",
-                fix="Make one with the permission Mail Send under Settings, API Keys.",
-            )
+        key = required(
+            settings.sendgrid_key, "sendgrid", "a key", "sendgrid_key",
+            "Make one with the permission Mail Send under Settings, API Keys.",
+        )  # fmt: skip
         return cls(
-            settings.sendgrid_key, base_url=settings.sendgrid_url, webhook_key=settings.sendgrid_webhook_key,
+            key, base_url=settings.sendgrid_url, webhook_key=settings.sendgrid_webhook_key,
             connections=settings.http_connections,
         )  # fmt: skip
 

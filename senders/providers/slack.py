@@ -17,9 +17,10 @@ import orjson
 from pydantic import SecretStr
 
 from senders.limits import Buckets, Demand, LocalBuckets
+from senders.loopback import is_loopback
 from senders.message import Delivery, EventType, Message, Status
 from senders.providers.base import Capabilities
-from senders.providers.http import Call, HttpProvider, Verdict
+from senders.providers.http import Call, HttpProvider, Verdict, required
 from senders.providers.webhooks import (
     event_row,
     from_epoch,
@@ -30,7 +31,7 @@ from senders.providers.webhooks import (
     parse_form,
     required_key,
 )
-from senders.settings import SenderSettings, is_loopback
+from senders.settings import SenderSettings
 from warehouse.errors import SettingsError
 
 MOST_CHARACTERS = 40_000
@@ -98,12 +99,11 @@ class SlackProvider(HttpProvider):
         Raises:
             SettingsError: there is no address, or it is none.
         """
-        if settings.slack_url is None:
-            raise SettingsError(
-                "Provider slack needs a webhook, and MAILHOUSE_SLACK_URL is not set.",
-                fix="Add an incoming webhook to a Slack app and copy its address.",
-            )
-        return cls(settings.slack_url, signing_secret=settings.slack_signing_secret)
+        url = required(
+            settings.slack_url, "slack", "a webhook", "slack_url",
+            "Add an incoming webhook to a Slack app and copy its address.",
+        )  # fmt: skip
+        return cls(url, signing_secret=settings.slack_signing_secret)
 
     def problem(self, message: Message) -> str:
         """Something to say, at most 40,000 characters."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import re
 import selectors
 import socket
@@ -19,14 +20,18 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from senders.journal import Marks
+from senders.loopback import is_loopback
 from senders.message import Delivery, Message, Reason, RejectReason, Status
 from senders.mime import mailbox
 from senders.providers.base import Capabilities, Provider, ProviderRefusedError, ProviderUnavailableError
-from senders.settings import SenderSettings, is_loopback
 from warehouse.errors import SettingsError
+
+if TYPE_CHECKING:
+    from senders.settings import SenderSettings
 
 TlsMode = Literal["none", "starttls", "implicit", "opportunistic"]
 _MODES: tuple[TlsMode, ...] = ("none", "starttls", "implicit", "opportunistic")
@@ -36,6 +41,7 @@ _LONGEST_LINE = 8192
 _MOST_LINES = 100
 _MOST_HANDSHAKES = 20
 _WINDOW = 100
+_READ = 8192
 
 
 @dataclass(frozen=True)
@@ -318,11 +324,20 @@ class SmtpProvider(Provider):
     """
 
     name = "smtp"
-    capabilities = Capabilities(dispatch_window=_WINDOW, can_attach=True)
+    capabilities = Capabilities(dispatch_window=_WINDOW, can_attach=True, marks_each=True)
 
     @classmethod
     def from_settings(cls, settings: SenderSettings) -> SmtpProvider:
         """The provider of the settings.
+
+        Raises:
+            SettingsError: no server is set, or it is no URL of one.
+        """
+        return cls.maker(settings)()
+
+    @classmethod
+    def maker(cls, settings: SenderSettings) -> Callable[[], SmtpProvider]:
+        """As `Provider.maker`; whoever makes it there needs no settings.
 
         Raises:
             SettingsError: no server is set, or it is no URL of one.
@@ -333,7 +348,9 @@ class SmtpProvider(Provider):
                 fix="Set it, like smtp://user:password@mail.example.com:587?tls=starttls.",
             )
         server = SmtpServer.parse(settings.smtp_url.get_secret_value())
-        return cls(server, connections=settings.smtp_connections, bounce_address=settings.bounce_address)
+        return functools.partial(
+            cls, server, connections=settings.smtp_connections, bounce_address=settings.bounce_address
+        )
 
     def __init__(self, server: SmtpServer, *, connections: int = 4, bounce_address: str = "") -> None:
         if connections < 1:
@@ -372,7 +389,7 @@ class SmtpProvider(Provider):
         """
         if self._refused is not None:
             raise self._refused
-        transfer = _Transfer(batch, self.server, self.bounce_address)
+        transfer = _Transfer(batch, self.server, self.bounce_address, self.marks)
         with contextlib.closing(transfer.selector):
             for connection in self._take(min(self.connections, transfer.left), transfer):
                 transfer.begin(connection)
@@ -445,7 +462,7 @@ class _Lane:
     """
 
     __slots__ = (
-        "before_end", "buffer", "connection", "deadline", "ended", "expected", "lines", "pipelines",
+        "before_end", "buffer", "connection", "deadline", "ended", "expected", "is_encrypted", "lines", "pipelines",
         "position", "refusal", "socket", "unsent",
     )  # fmt: skip
 
@@ -453,24 +470,39 @@ class _Lane:
         self.connection = connection
         self.socket = connection.socket
         self.socket.setblocking(False)
+        self.is_encrypted = isinstance(self.socket, ssl.SSLSocket)
         self.pipelines = "PIPELINING" in connection.features
         self.expected: deque[str] = deque()
         self.position: int | None = None
         self.refusal: tuple[str, Reply] | None = None
         self.ended: int | None = None
-        self.unsent = b""
+        self.unsent: memoryview | bytes = b""
         self.before_end = 0
         self.buffer = b""
         self.lines: list[str] = []
         self.deadline = 0.0
 
-    def write(self, content: bytes) -> None:
-        """Hand bytes to the network, and keep what it does not take now."""
+    def write(self, *contents: bytes) -> None:
+        """Hand bytes to the network, and keep what it does not take now.
+
+        Raises:
+            OSError: the connection is gone.
+        """
         if self.unsent:
-            self.unsent += content
-        else:
-            self.unsent = content
-            self.flush()
+            self.unsent = b"".join((self.unsent, *contents))
+            return
+        taken = 0
+        if not self.is_encrypted:
+            try:
+                # a message of 40 KB is not copied to have an envelope behind it
+                taken = self.socket.sendmsg(contents)
+            except BlockingIOError:
+                taken = 0
+            self.before_end = max(0, self.before_end - taken)
+            if taken == sum(map(len, contents)):
+                return
+        self.unsent = memoryview(b"".join(contents))[taken:]
+        self.flush()
 
     def flush(self) -> None:
         """Hand over what was kept.
@@ -486,15 +518,15 @@ class _Lane:
             self.unsent = self.unsent[taken:]
             self.before_end = max(0, self.before_end - taken)
 
-    def replies(self) -> Iterator[Reply]:
-        """Answers that have come.
+    def replies(self) -> Iterator[tuple[int, str]]:
+        """Answers that have come: code and text.
 
         Raises:
             _LostError, OSError: the connection is gone, or talks no SMTP any more.
         """
         while True:
             try:
-                received = self.socket.recv(65_536)
+                received = self.socket.recv(_READ)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 return
             if not received:
@@ -504,16 +536,19 @@ class _Lane:
                 code, mark = line[:3], line[3:4]
                 if len(code) < 3 or not code.isdigit() or mark not in (b"", b" ", b"-", b"\r"):
                     raise _LostError("the answer is no SMTP")
-                self.lines.append(line[4:].decode("utf-8", "replace").strip())
-                if mark != b"-":
-                    text = " ".join(self.lines)
+                text = line[4:].decode("utf-8", "replace").strip()
+                if mark == b"-":
+                    self.lines.append(text)
+                    if len(self.lines) > _MOST_LINES:
+                        raise _LostError("the answer does not end")
+                    continue
+                if self.lines:
+                    text = " ".join((*self.lines, text))
                     self.lines.clear()
-                    yield Reply(int(code), text)
-                elif len(self.lines) > _MOST_LINES:
-                    raise _LostError("the answer does not end")
+                yield int(code), text
             if len(self.buffer) > _LONGEST_LINE:
                 raise _LostError("the answer is too long")
-            if len(received) < 65_536 and not isinstance(self.socket, ssl.SSLSocket):
+            if len(received) < _READ and not self.is_encrypted:
                 return
 
 
@@ -527,8 +562,10 @@ class _Transfer:
         error: the first connection that could not be made. `refused`: the server does not want this sender.
     """
 
-    def __init__(self, batch: Sequence[Message], server: SmtpServer, bounce_address: str) -> None:
-        self.batch, self.server = batch, server
+    def __init__(
+        self, batch: Sequence[Message], server: SmtpServer, bounce_address: str, marks: Marks | None
+    ) -> None:
+        self.batch, self.server, self.marks = batch, server, marks
         self._bounce_to = mailbox(bounce_address).rsplit("@", 1) if bounce_address else None
         self.answers: dict[int, Delivery] = {}
         self.lanes: set[_Lane] = set()
@@ -578,18 +615,23 @@ class _Transfer:
         if not lane.unsent:
             self.selector.modify(lane.socket, selectors.EVENT_READ, lane)
 
-    def _write(self, lane: _Lane, content: bytes, *, is_end: bool = False) -> None:
+    def _write(self, lane: _Lane, *contents: bytes, is_end: bool = False) -> None:
         was_empty = not lane.unsent
         lane.deadline = time.monotonic() + (self.server.data_timeout if is_end else self.server.timeout)
-        lane.write(content)
+        lane.write(*contents)
         if was_empty and lane.unsent:
             self.selector.modify(lane.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, lane)
 
     def _read(self, lane: _Lane) -> None:
-        for reply in lane.replies():
-            if not lane.expected:
-                raise _LostError(f"an answer that nobody asked for: {reply}")
-            self._answered(lane, lane.expected.popleft(), reply)
+        expected = lane.expected
+        for code, text in lane.replies():
+            if not expected:
+                raise _LostError(f"an answer that nobody asked for: {code} {text}")
+            command = expected.popleft()
+            if lane.pipelines and 200 <= code < 400 and (command == "mail" or command == "rcpt"):
+                # the envelope went as a whole: its last answer decides
+                continue
+            self._answered(lane, command, Reply(code, text))
             if lane not in self.lanes:
                 return
 
@@ -600,6 +642,8 @@ class _Transfer:
             lane.connection.sent += 1
             message = self.batch[position]
             if 200 <= reply.code < 300:
+                if self.marks is not None:
+                    self.marks.accepted(message.message_id)
                 self.answers[position] = Delivery(
                     message.message_id,
                     Status.SENT,
@@ -607,6 +651,8 @@ class _Transfer:
                     reply=str(reply)[:500],
                 )
             else:
+                if self.marks is not None:
+                    self.marks.refused(message.message_id)
                 self.answers[position] = _refused(message, reply)
             if reply.code == 421:
                 self._lose(lane, str(reply))
@@ -629,11 +675,13 @@ class _Transfer:
         if command == "data" and lane.refusal is None:
             lane.position, lane.ended = None, position
             message = self.batch[position]
-            content = (message.raw if message.is_stuffed else _stuffed(message.raw)) + b".\r\n"
+            content = message.raw if message.is_stuffed else _stuffed(message.raw)
+            if self.marks is not None:
+                self.marks.handed_over(message.message_id)
             lane.expected.append("end")
-            lane.before_end = len(lane.unsent) + len(content)
+            lane.before_end = len(lane.unsent) + len(content) + 3
             following = self._envelope(lane) if lane.pipelines else b""
-            self._write(lane, content + following, is_end=True)
+            self._write(lane, content, b".\r\n" + following, is_end=True)
             return
         if lane.refusal is not None and (command == "data" or not lane.pipelines):
             refused_at, refusal = lane.refusal

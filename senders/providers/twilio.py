@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from senders.message import Delivery, EventType, Message, RejectReason, Status
 from senders.providers.base import Capabilities
-from senders.providers.http import Call, HttpProvider, Verdict, json_object
+from senders.providers.http import Call, HttpProvider, Verdict, json_object, required
 from senders.providers.webhooks import (
     MESSAGE_ID,
     event_row,
@@ -123,11 +123,10 @@ class TwilioProvider(HttpProvider):
         Raises:
             SettingsError: account, token or sender is missing.
         """
-        if settings.twilio_token is None:
-            raise SettingsError(
-                "Provider twilio needs a token, and MAILHOUSE_TWILIO_TOKEN is not set.",
-                fix="Copy account SID and auth token from Twilio's console.",
-            )
+        token = required(
+            settings.twilio_token, "twilio", "a token", "twilio_token",
+            "Copy account SID and auth token from Twilio's console.",
+        )  # fmt: skip
         for name, what in (("twilio_account", "an account"), ("twilio_from", "a sender")):
             if not getattr(settings, name):
                 raise SettingsError(
@@ -138,7 +137,7 @@ class TwilioProvider(HttpProvider):
         # Twilio refuses addresses that it could not reach
         callback = f"{base}/webhooks/twilio" if urlsplit(base).scheme == "https" else ""
         return cls(
-            settings.twilio_account, settings.twilio_token, sender=settings.twilio_from, callback=callback,
+            settings.twilio_account, token, sender=settings.twilio_from, callback=callback,
             connections=settings.http_connections,
         )  # fmt: skip
 

@@ -19,6 +19,7 @@ import httpx
 import orjson
 from pydantic import SecretStr
 
+from senders.loopback import is_loopback
 from senders.message import Delivery, EventType, Message, RejectReason, Status
 from senders.providers.base import Capabilities
 from senders.providers.http import Call, HttpProvider, Verdict
@@ -34,7 +35,7 @@ from senders.providers.webhooks import (
     parse_json,
     text,
 )
-from senders.settings import SenderSettings, is_loopback
+from senders.settings import SenderSettings
 from warehouse.errors import SettingsError
 
 _PREFIX = "whsec_"

@@ -10,7 +10,8 @@ from pathlib import Path
 import polars as pl
 
 from senders.ledger import Ledger
-from senders.pipeline import SendPlan, SendSummary, send
+from senders.pipeline import SendSummary, send
+from senders.plan import SendPlan
 from senders.providers import get_provider
 from senders.settings import SenderSettings
 

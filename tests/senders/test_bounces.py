@@ -291,3 +291,7 @@ def test_a_mailbox_becomes_events_once(sender: SenderSettings, warehouse: Wareho
         assert "hunter2" not in str(caught.value)
         with pytest.raises(SettingsError, match="MAILHOUSE_BOUNCE_IMAP_URL"):
             ingest_bounces(with_bounces(own, bounce_imap_url="http://u:hunter2@h"), warehouse, ledger)
+
+
+def test_a_subject_in_broken_base64_breaks_nothing() -> None:
+    assert parse(b"From: mailer-daemon@example.org\r\nSubject: =?utf-8?b?/0JLQ?=\r\n\r\nHello\r\n") == []

@@ -12,9 +12,10 @@ from sending import audience, plan, sender_settings, write_content
 
 from campaigns.identity import message_id
 from senders.export import export_messages, settle_from_events
-from senders.ledger import Cap, Ledger
+from senders.ledger import Ledger
 from senders.message import Delivery, Status
 from senders.pipeline import send
+from senders.plan import Cap
 from senders.providers import get_provider
 from senders.settings import SenderSettings
 from senders.why import why

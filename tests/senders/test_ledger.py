@@ -19,9 +19,10 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 import senders.ledger as ledger_module
-from senders.ledger import PLAN_COLUMNS, Cap, Claim, Claimed, Ledger, LedgerError, Outcome, Run, milliseconds
+from senders.ledger import PLAN_COLUMNS, Claim, Claimed, Ledger, LedgerError, Outcome, Run, milliseconds
 from senders.liveness import own_process, process_started_at
 from senders.message import Delivery, Status
+from senders.plan import Cap
 from senders.settings import SenderSettings
 
 NOW = datetime(2026, 6, 27, 9, tzinfo=UTC)

@@ -25,8 +25,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from senders.ledger import PLAN_COLUMNS, TRIES, Cap, Claim, Ledger, Outcome, Run, milliseconds
+from senders.ledger import PLAN_COLUMNS, TRIES, Claim, Ledger, Outcome, Run, milliseconds
 from senders.message import DELIVERABLE, RETRYABLE, Delivery, Status
+from senders.plan import Cap
 from senders.settings import SenderSettings
 from senders.tables import message_changes, messages, metadata
 

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from senders.links import Links
+from senders.loopback import is_loopback
 from senders.retries import RetryPolicy, is_retryable, parse_retry_after
-from senders.settings import SenderSettings, is_loopback
+from senders.settings import SenderSettings
 from senders.unsubscribe import PURPOSES, make_token, verify_token
 from warehouse.errors import SettingsError
 

@@ -20,9 +20,10 @@ import pytest
 from sending import audience, plan, recipients, send_all, sender_settings, write_content
 
 from campaigns.identity import message_id
-from senders.ledger import Cap, Ledger
+from senders.ledger import Ledger
 from senders.message import Delivery, Message, Status
 from senders.pipeline import SendSummary, send
+from senders.plan import Cap
 from senders.providers import get_provider
 from senders.providers.base import Capabilities, Provider, ProviderRefusedError, ProviderUnavailableError
 from senders.providers.maildir import MaildirProvider

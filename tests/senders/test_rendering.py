@@ -21,6 +21,8 @@ from senders.filters import money, number, pluralize
 from senders.links import Links
 from senders.message import Address
 from senders.rendering import PROFILE_COLUMNS, Rendered, RenderError, TemplateError, TemplateLibrary
+from senders.tags import product_fields
+from senders.templates import HTML
 
 WILD = Path(__file__).parents[3] / "shared/data/mjml_templates"
 CONTENT = Path(__file__).parents[2] / "content/templates"
@@ -421,3 +423,24 @@ def test_our_own_templates(tmp_path: Path) -> None:
             check_html(
                 template.render({**CONTEXT, "contact": contact, "recommendations": recommendations}).html
             )
+
+
+@pytest.mark.parametrize(
+    ("tags", "used", "others"),
+    [
+        ("{% for p in recommendations %}{{ p.name }} {{ p.price | money }}{% endfor %}", {"name", "price"}, set()),
+        ("{% for p in recommendations(n=2) if p.price %}{{ p['name'] }}{% endfor %}", {"name", "price"},
+         {"name", "price"}),
+        ("{% for p in recommendations[:2] %}{{ p.url ~ 'x' }}{% endfor %}", {"url"}, {"url"}),
+        ("{% if recommendations %}{{ recommendations | length }}{% endif %}", set(), set()),
+        ("{% for p in recommendations %}{% set x %}{{ p.name }}{% endset %}{{ x }}{% endfor %}", {"name"}, {"name"}),
+        ("{% for p in recommendations %}{{ p }}{% endfor %}", None, None),
+        ("{% for p in recommendations %}{% set q = p %}{{ q.name }}{% endfor %}", None, None),
+        ("{{ recommendations[0].name }}", None, None),
+        ("{% for p in recommendations | sort(attribute='price') %}{{ p.name }}{% endfor %}", None, None),
+    ],
+)  # fmt: skip
+def test_fields_of_products_that_a_template_uses(
+    tags: str, used: set[str] | None, others: set[str] | None
+) -> None:
+    assert product_fields(HTML.parse(tags)) == (used, others)

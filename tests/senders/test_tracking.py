@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from senders.composing import Composer, Envelope, render_batch
 from senders.links import Links, Tracking, with_parameters
 from senders.message import Address
-from senders.pipeline import SendPlan
+from senders.pieces import Ready
+from senders.plan import SendPlan
 from senders.rendering import Template, TemplateLibrary
 from senders.settings import SenderSettings
 from senders.tracking import tracking_of
-from senders.wire import Ready
 
 LINKS = Links(b"k" * 32, "https://mail.example.com/")
 ID = "0b6f0c5e-7a0e-5b0e-8a53-2d6a3c1c7d10"

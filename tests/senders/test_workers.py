@@ -17,6 +17,7 @@ from sending import audience, plan, recipients, send_all, sender_settings, write
 from senders.ledger import Ledger
 from senders.message import Status
 from senders.rendering import TemplateLibrary
+from senders.rows import Rows
 from senders.settings import SenderSettings
 from senders.workers import Processes, Window, WorkerError
 
@@ -35,7 +36,7 @@ def windows(people: int, rows: int) -> list[Window]:
         Window(
             frame["contact_id"].to_list(),
             [f"00000000-0000-5000-8000-{n:012d}" for n in frame["contact_id"]],
-            frame,
+            Rows.of(frame),
         )
         for frame in audience(people, rows=rows)
     ]

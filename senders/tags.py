@@ -1,0 +1,259 @@
+"""Tags that print one field of a contact or product: what they print, made for a whole column and remembered by value.
+
+Most tags of a template are of that kind: `contact.city | default('your town')`, `product.price | money('EUR')`. They
+depend on the field's value alone, and on the language of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import Environment, nodes
+from jinja2.runtime import Context
+
+from senders.filters import FILTERS, LOCALISED
+from senders.pieces import KEPT_LENGTH, piece_in_html, piece_in_text
+from senders.rows import Column
+
+#: What a tag prints in the text part and in the HTML part: both None where the field is empty and nothing stands for
+#: it, b'' where the tag must be evaluated.
+Pair = tuple["bytes | None", "bytes | None"]
+EMPTY: Pair = (None, None)
+EVALUATE: Pair = (b"", b"")
+#: Of a tag's default: there is none.
+MISSING: Any = object()
+#: A tag: field, default, filters with their arguments.
+Key = tuple[str, Any, tuple[tuple[str, tuple[Any, ...], tuple[tuple[str, Any], ...]], ...]]
+_KEPT_PAIRS = 8192
+#: Filters that depend on their value and arguments alone, and on the locale of the file.
+_SAME = frozenset(
+    ("money", "number", "date", "pluralize", "plural", "upper", "lower", "title", "capitalize", "trim", "round", "int",
+     "float", "abs", "length", "count", "wordcount")
+)  # fmt: skip
+#: And those that depend on whether values are escaped for HTML, too.
+_PURE = _SAME | {"string", "truncate", "urlencode", "replace", "escape", "e", "striptags"}
+_PLAIN_TYPES = (str, int, float, bool, type(None))
+
+
+class Product(dict[str, Any]):
+    """A recommended product: its fields, and what each tag prints of it, by the tag's number."""
+
+    __slots__ = ("pairs",)
+    pairs: Sequence[Pair]
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        return dict, (dict(self),)
+
+
+class Printed:
+    """A tag that prints one field of a record, through filters that depend on nothing else.
+
+    Args:
+        default: what stands for an empty field; `MISSING` where nothing does.
+        filters: name, positional and named arguments of each.
+        environments: of text and HTML.
+    """
+
+    __slots__ = ("_environments", "_filters", "_is_same", "_memories", "default", "field")
+
+    def __init__(self, key: Key, environments: tuple[Environment, Environment]) -> None:
+        self.field, self.default, self._filters = key
+        self._environments = environments
+        # nothing that depends on whether the part is escaped
+        self._is_same = all(name in _SAME for name, _, _ in self._filters)
+        self._memories: dict[tuple[str, str], _Memory] = {}
+
+    def pairs(self, column: Column | None, height: int, locale: str) -> list[Pair]:
+        """What the tag prints for each value of a column."""
+        if column is None:
+            return [EMPTY if self.default is MISSING else self.printed(self.default, locale)] * height
+        key = (column.kind, locale)
+        memory = self._memories.get(key)
+        if memory is None:
+            memory = self._memories[key] = _Memory(self, column, locale)
+        if column.kind:
+            return list(map(memory.__getitem__, column.values))
+        # 1, True, 1.0 and Decimal('1.00') are one key and print differently
+        return [memory.made(value) for value in column.values]
+
+    def printed(self, value: Any, locale: str) -> Pair:
+        """What the tag prints of a value, which is not empty."""
+        try:
+            of_text = self._filtered(self._environments[0], value, locale) if self._filters else value
+            of_html = of_text if self._is_same else self._filtered(self._environments[1], value, locale)
+            text, html = piece_in_text(of_text), piece_in_html(of_html)
+        except Exception:  # noqa: BLE001 - whatever it is, it is raised where the tag stands, if that is reached
+            return EVALUATE
+        return (text, text) if text == html else (text, html)
+
+    def _filtered(self, environment: Environment, value: Any, locale: str) -> Any:
+        for name, positional, named in self._filters:
+            if name in LOCALISED:
+                value = LOCALISED[name](value, *positional, **{"locale": locale, **dict(named)})
+            elif name == "pluralize":
+                value = FILTERS[name](value, *positional, **dict(named))
+            else:
+                context = Context(environment, {"locale": locale}, "", {})
+                value = environment.call_filter(name, value, positional, dict(named), context)
+        return value
+
+
+class _Memory(dict[Any, Pair]):
+    """What a tag prints, by value."""
+
+    def __init__(self, printed: Printed, column: Column, locale: str) -> None:
+        super().__init__()
+        self._printed, self._locale = printed, locale
+        self._decode = column.decode
+        self._older: dict[Any, Pair] = {}
+
+    def __missing__(self, value: Any) -> Pair:
+        # two generations: what is met again and again stays, and nothing is counted when it is
+        pair = self._older.get(value) or self.made(value)
+        if type(value) is not str or len(value) <= KEPT_LENGTH:
+            if len(self) >= _KEPT_PAIRS:
+                self._older = dict(self)
+                self.clear()
+            self[value] = pair
+        return pair
+
+    def made(self, value: Any) -> Pair:
+        """What the tag prints of a value, without looking whether it is known."""
+        printed = self._printed
+        if value is None or value == "":
+            return EMPTY if printed.default is MISSING else printed.printed(printed.default, self._locale)
+        return printed.printed(value if self._decode is None else self._decode(value), self._locale)
+
+
+class Tags:
+    """The tags of a template that print one field, each with a number: those of text and HTML together.
+
+    Attributes:
+        of_contact, of_products: by number.
+        product_fields: fields of products that are looked at in other ways; None: perhaps all.
+    """
+
+    def __init__(self, text: Environment, html: Environment) -> None:
+        self._environments = (text, html)
+        self._numbers: tuple[dict[Key, int], dict[Key, int]] = ({}, {})
+        self.of_contact: list[Printed] = []
+        self.of_products: list[Printed] = []
+        self.product_fields: frozenset[str] | None = frozenset()
+
+    def number(self, key: Key, *, is_contact: bool) -> int:
+        """The number of a tag, a new one if it is new."""
+        numbers = self._numbers[0 if is_contact else 1]
+        if key not in numbers:
+            numbers[key] = len(numbers)
+            (self.of_contact if is_contact else self.of_products).append(Printed(key, self._environments))
+        return numbers[key]
+
+    def look_at(self, tree: nodes.Template) -> None:
+        """Note which fields of products a part looks at beside what it prints of them."""
+        _, others = product_fields(tree)
+        if others is None or self.product_fields is None:
+            self.product_fields = None
+        else:
+            self.product_fields |= others
+
+
+def printed_of(node: nodes.Node) -> tuple[nodes.Name, Key] | None:
+    """The name and field that a tag prints, if that is all that it depends on."""
+    filters: list[tuple[str, tuple[Any, ...], tuple[tuple[str, Any], ...]]] = []
+    while isinstance(node, nodes.Filter) and node.name in _PURE and node.node is not None:
+        constants = _constants(node)
+        if constants is None:
+            return None
+        filters.insert(0, (node.name, *constants))
+        node = node.node
+    default: Any = MISSING
+    if isinstance(node, nodes.Filter) and node.name in ("default", "d") and node.node is not None:
+        constants = _constants(node)
+        if constants is None or len(constants[0]) > 1 or constants[1]:
+            return None
+        default = constants[0][0] if constants[0] else ""
+        if type(default) is not str:
+            return None
+        node = node.node
+    if isinstance(node, nodes.Getattr) and isinstance(node.node, nodes.Name):
+        return node.node, (node.attr, default, tuple(filters))
+    return None
+
+
+def _constants(node: nodes.Filter) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]] | None:
+    """A filter's arguments; None unless all are plain constants."""
+    if node.dyn_args is not None or node.dyn_kwargs is not None:
+        return None
+    values = [*node.args, *(pair.value for pair in node.kwargs)]
+    if not all(isinstance(one, nodes.Const) and type(one.value) in _PLAIN_TYPES for one in values):
+        return None
+    named = tuple((str(pair.key), pair.value.as_const()) for pair in node.kwargs)
+    return tuple(one.as_const() for one in node.args), named
+
+
+def product_fields(tree: nodes.Template) -> tuple[frozenset[str] | None, frozenset[str] | None]:
+    """Fields of recommended products that a part uses, and those that it does more with than print them.
+
+    None where a product goes somewhere as a whole, so that any field may be used.
+    """
+    used: set[str] = set()
+    others: set[str] = set()
+    printed: set[int] = set()
+    allowed: set[int] = set()
+    products: set[str] = set()
+    # what is captured is evaluated as text, tag by tag
+    captured = {
+        id(output)
+        for block in tree.find_all(
+            (nodes.Macro, nodes.CallBlock, nodes.AssignBlock, nodes.FilterBlock, nodes.For)
+        )
+        if not isinstance(block, nodes.For) or block.recursive
+        for output in block.find_all(nodes.Output)
+    }
+    for output in tree.find_all(nodes.Output):
+        for child in output.nodes if id(output) not in captured else ():
+            found = printed_of(child)
+            if found is not None:
+                printed.add(id(found[0]))
+    for loop in tree.find_all(nodes.For):
+        items = _recommended(loop.iter)
+        if items is not None:
+            if not isinstance(loop.target, nodes.Name):
+                return None, None
+            allowed.add(id(items))
+            products.add(loop.target.name)
+    for branch in tree.find_all((nodes.If, nodes.CondExpr)):
+        test = branch.test.node if isinstance(branch.test, nodes.Not) else branch.test
+        allowed.add(id(test))
+    for counted in tree.find_all(nodes.Filter):
+        if counted.name in ("length", "count"):
+            allowed.add(id(counted.node))
+    for part in tree.find_all((nodes.Getattr, nodes.Getitem)):
+        name = part.node
+        if not isinstance(name, nodes.Name) or name.name not in products:
+            continue
+        if isinstance(part, nodes.Getattr):
+            field = part.attr
+        elif isinstance(part.arg, nodes.Const) and isinstance(part.arg.value, str):
+            field = part.arg.value
+        else:
+            return None, None
+        allowed.add(id(name))
+        used.add(field)
+        if id(name) not in printed:
+            others.add(field)
+    for name in tree.find_all(nodes.Name):
+        is_product = name.name == "recommendations" or name.name in products
+        if is_product and name.ctx == "load" and id(name) not in allowed:
+            return None, None
+    return frozenset(used), frozenset(others)
+
+
+def _recommended(node: nodes.Node) -> nodes.Name | None:
+    """The name `recommendations` in what a loop goes over: all of them, the first so many, or a slice."""
+    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
+        node = node.node
+    if isinstance(node, nodes.Call):
+        node = node.node
+    return node if isinstance(node, nodes.Name) and node.name == "recommendations" else None
