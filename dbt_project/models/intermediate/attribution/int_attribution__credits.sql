@@ -22,6 +22,10 @@
 {%- set due = 'true' if months is none else ('month in (' ~ months | join(', ') ~ ')' if months else 'false') %}
 {%- set models = attribution_models("arrayMap(moment -> dateDiff('millisecond', moment, converted_at) / 86400000., touched_at)") %}
 
+{% if is_incremental() and not months -%}
+{{ nothing_due() }}
+
+{%- else -%}
 with
 
 paths as (
@@ -104,3 +108,5 @@ select
     rebuilt_at
 from paths
 where paths.is_month
+
+{%- endif %}

@@ -13,6 +13,10 @@
 {%- set months = due_attribution_months(has_effects=true) %}
 {%- set window = 'toIntervalDay(' ~ var('attribution_window_days') ~ ')' %}
 
+{% if is_incremental() and not months -%}
+{{ nothing_due() }}
+
+{%- else -%}
 with
 
 conversions as (
@@ -124,13 +128,13 @@ months as (
 
 conversion_hashes as (
 
-    {{ conversion_hashes() }}
+    {{ conversion_hashes(months) }}
 
 ),
 
 effect_hashes as (
 
-    {{ effect_hashes() }}
+    {{ effect_hashes(months) }}
 
 )
 
@@ -182,3 +186,5 @@ select
 from months
 left join conversion_hashes on conversion_hashes.month = months.month
 left join effect_hashes on effect_hashes.month = months.month
+
+{%- endif %}

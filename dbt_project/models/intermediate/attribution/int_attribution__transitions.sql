@@ -13,6 +13,10 @@
 {%- set conversion_bit = 'bitShiftLeft(1::UInt128, 64)' %}
 {%- set window_ms = var('attribution_window_days') * 86400000 %}
 
+{% if is_incremental() and not months -%}
+{{ nothing_due() }}
+
+{%- else -%}
 with
 
 touches as (
@@ -29,16 +33,22 @@ touches as (
 
 ),
 
-places as (
+(
 
-    select
-        place,
-        any(state) as state,
-        any(channel) as channel
-    from touches
-    group by place
+    -- what the numbers stand for: a constant, and read without looking at which row of a message is the newest
+    select tuple(groupArray(place), groupArray(state), groupArray(channel))
+    from (
+        select distinct
+            cityHash64(concat(kind, '/', name)::LowCardinality(String), channel::LowCardinality(String)) as place,
+            concat(kind, '/', name)::String as state,
+            channel::String as channel
+        from {{ ref('int_messages__followed') }}
+        where
+            sent_at is not null
+            and {{ near_months('created_at', months, before=var('attribution_window_days') + var('message_life_days')) }}
+    )
 
-),
+) as places,
 
 conversions as (
 
@@ -147,13 +157,11 @@ named as (
         counted.touched_on as touched_on,
         counted.is_start as is_start,
         counted.touches_count as touches_count,
-        places.state::String as state,
-        places.channel::String as channel,
-        if(counted.outcome = 'step', next_places.state::String, concat('(', toString(counted.outcome), ')')) as next_state,
-        if(counted.outcome = 'step', next_places.channel::String, concat('(', toString(counted.outcome), ')')) as next_channel
+        transform(counted.place, places.1, places.2, '') as state,
+        transform(counted.place, places.1, places.3, '') as channel,
+        if(counted.outcome = 'step', transform(counted.next_place, places.1, places.2, ''), concat('(', toString(counted.outcome), ')')) as next_state,
+        if(counted.outcome = 'step', transform(counted.next_place, places.1, places.3, ''), concat('(', toString(counted.outcome), ')')) as next_channel
     from counted
-    inner join places on places.place = counted.place
-    left join places as next_places on next_places.place = counted.next_place
 
 ),
 
@@ -163,7 +171,7 @@ transitions as (
         goal,
         touched_on,
         arrayJoin(arrayConcat(
-            [tuple('campaign', state, assumeNotNull(next_state)), tuple('channel', channel, assumeNotNull(next_channel))],
+            [tuple('campaign', state, next_state), tuple('channel', channel, next_channel)],
             if(is_start, [tuple('campaign', '(start)', state), tuple('channel', '(start)', channel)], [])
         )) as transition,
         sum(named.touches_count) as touches_count
@@ -175,7 +183,9 @@ transitions as (
 months as (
 
     {% if months is none -%}
-    select distinct toYYYYMM(touched_at) as month from touches
+    select distinct toYYYYMM(assumeNotNull({{ attribution_touched_at() }})) as month
+    from {{ ref('int_messages__followed') }}
+    where sent_at is not null and {{ attribution_touched_at() }} is not null
 
     union distinct
 
@@ -188,7 +198,7 @@ months as (
 
 hashes as (
 
-    {{ conversion_hashes() }}
+    {{ conversion_hashes(months) }}
 
 )
 
@@ -223,3 +233,5 @@ select
     {{ messages_seen_at() }} as messages_seen_at
 from months
 left join hashes on hashes.month = months.month
+
+{%- endif %}
