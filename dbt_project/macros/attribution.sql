@@ -76,6 +76,32 @@
 {%- endmacro %}
 
 
+{#- A number for where a touch was: arrays of numbers cost a fraction of arrays of names. -#}
+{% macro attribution_place(kind, campaign, channel) -%}
+    cityHash64({{ kind }}::String, {{ campaign }}::String, {{ channel }}::String)
+{%- endmacro %}
+
+
+{#-
+    What these numbers stand for, one tuple of arrays: (places, kinds, campaigns, channels, states); a state is what the chain of
+    campaigns calls it. To be a constant of a query; read from all rows of messages, whichever is the newest.
+-#}
+{% macro attribution_places(months) -%}
+    select tuple(groupArray(place), groupArray(kind), groupArray(campaign), groupArray(channel), groupArray(concat(kind, '/', campaign)))
+    from (
+        select distinct
+            kind::String as kind,
+            name::String as campaign,
+            channel::String as channel,
+            {{ attribution_place('kind', 'name', 'channel') }} as place
+        from {{ ref('int_messages__followed') }}
+        where
+            sent_at is not null
+            and {{ near_months('created_at', months, before=var('attribution_window_days') + var('message_life_days')) }}
+    )
+{%- endmacro %}
+
+
 {#- All vars that change what attribution says, as one text: a new value makes every month due. -#}
 {% macro attribution_settings() -%}
     {%- set values = [] -%}

@@ -6,10 +6,10 @@
 
 {#- A hash of the steps, and of how far back they are looked at: others make everybody's way due. -#}
 {% macro funnel_rules() -%}
-    (
+    coalesce((
         select groupBitXor(cityHash64(funnel, step, event_type, within_days, {{ var('funnel_months') }}))
         from {{ ref('funnel_steps') }}
-    )
+    ), 0)::UInt64
 {%- endmacro %}
 
 

@@ -24,7 +24,7 @@ touches as (
     -- numbers instead of names, since arrays of names are what costs
     select
         *,
-        cityHash64(state, channel) as place
+        {{ attribution_place('kind', 'campaign', 'channel') }} as place
     from {{ ref('int_attribution__touches') }}
     where
         {{ near_months('touched_at', months) }}
@@ -35,18 +35,7 @@ touches as (
 
 (
 
-    -- what the numbers stand for: a constant, and read without looking at which row of a message is the newest
-    select tuple(groupArray(place), groupArray(state), groupArray(channel))
-    from (
-        select distinct
-            cityHash64(concat(kind, '/', name)::LowCardinality(String), channel::LowCardinality(String)) as place,
-            concat(kind, '/', name)::String as state,
-            channel::String as channel
-        from {{ ref('int_messages__followed') }}
-        where
-            sent_at is not null
-            and {{ near_months('created_at', months, before=var('attribution_window_days') + var('message_life_days')) }}
-    )
+    {{ attribution_places(months) }}
 
 ) as places,
 
@@ -157,10 +146,10 @@ named as (
         counted.touched_on as touched_on,
         counted.is_start as is_start,
         counted.touches_count as touches_count,
-        transform(counted.place, places.1, places.2, '') as state,
-        transform(counted.place, places.1, places.3, '') as channel,
-        if(counted.outcome = 'step', transform(counted.next_place, places.1, places.2, ''), concat('(', toString(counted.outcome), ')')) as next_state,
-        if(counted.outcome = 'step', transform(counted.next_place, places.1, places.3, ''), concat('(', toString(counted.outcome), ')')) as next_channel
+        transform(counted.place, places.1, places.5, '') as state,
+        transform(counted.place, places.1, places.4, '') as channel,
+        if(counted.outcome = 'step', transform(counted.next_place, places.1, places.5, ''), concat('(', toString(counted.outcome), ')')) as next_state,
+        if(counted.outcome = 'step', transform(counted.next_place, places.1, places.4, ''), concat('(', toString(counted.outcome), ')')) as next_channel
     from counted
 
 ),
