@@ -14,6 +14,8 @@
     )
 }}
 
+-- depends_on: {{ ref('int_contacts__identified') }}, {{ ref('int_orders__combined') }}, {{ ref('int_events__recorded') }}
+
 {%- set are_all_due = are_all_funnels_due() %}
 {%- set days = none if are_all_due else days_to_take() %}
 {%- set unit = '1000000000' %}
