@@ -61,11 +61,11 @@
 
 
 {#-
-    All of a message that credit and goals follow, as a tuple to compare: the rest of its life may change without them.
+    A hash of all of a message that credit and goals follow: the rest of its life may change without them.
     message: alias of a relation with these columns.
 -#}
 {% macro what_touches(message) -%}
-    tuple(
+    cityHash64(
         {%- for text in ['kind', 'name', 'occurrence', 'variant', 'channel'] %}
         {{ message }}.{{ text }}::String,
         {%- endfor %}

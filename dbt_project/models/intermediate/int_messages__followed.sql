@@ -127,8 +127,10 @@ lives as (
         min(versions.created_at) as created_at,
         min(versions.accepted_at) as accepted_at,
         max(versions.ledger_loaded_at) as ledger_loaded_at,
-        argMax(tuple(versions.sent_at, versions.sent_changed_at), versions.rebuilt_at) as last_sent,
+        argMax(tuple(versions.sent_at, versions.sent_changed_at), versions.rebuilt_at) as last_sent
+        {%- if is_incremental() %},
         argMax(tuple({{ what_touches('versions') }}, versions.touch_changed_at), versions.rebuilt_at) as last_touch
+        {%- endif %}
     from versions
     group by message_hash
 
@@ -251,5 +253,9 @@ select
     {{ stamp() }} as rebuilt_at,
     -- what orders count for may change with it, and with nothing else of a message
     if(messages.sent_at is distinct from messages.last_sent.1, rebuilt_at, messages.last_sent.2) as sent_changed_at,
+    {% if is_incremental() -%}
     if({{ what_touches('messages') }} != messages.last_touch.1, rebuilt_at, messages.last_touch.2) as touch_changed_at
+    {%- else -%}
+    rebuilt_at as touch_changed_at
+    {%- endif %}
 from messages

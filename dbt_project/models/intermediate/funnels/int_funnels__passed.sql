@@ -96,19 +96,23 @@ new_events as (
 
 ) as changed_from,
 
-contacts as (
+(
 
-    select contact_id
-    from {{ ref('int_contacts__identified') }}
-    where
-        identity_id in (select arrayJoin(identity_ids) from new_events)
-        or identity_id in (select arrayJoin(identity_ids) from new_orders)
+    -- who is looked at: a list, since each name of a CTE is a copy of it that is run again
+    select groupUniqArray(contact_id)
+    from (
+        select contact_id
+        from {{ ref('int_contacts__identified') }}
+        where
+            identity_id in (select arrayJoin(identity_ids) from new_events)
+            or identity_id in (select arrayJoin(identity_ids) from new_orders)
 
-    union distinct
+        union all
 
-    select arrayJoin([contact_id, previous_contact_id]) as contact_id from moved
+        select arrayJoin([contact_id, previous_contact_id]) as contact_id from moved
+    )
 
-),
+) as due_contacts,
 
 {% endif -%}
 orders as (
@@ -124,7 +128,7 @@ orders as (
         and ordered_at >= {{ funnels_from() if are_all_due else 'changed_from' }}
         and ordered_at <= {{ now() }}
         {%- if not are_all_due %}
-        and orders.contact_id in (select contact_id from contacts)
+        and orders.contact_id in (select arrayJoin(due_contacts))
         {%- endif %}
 
 ),
@@ -148,7 +152,7 @@ events as (
         and {{ loaded_after('loaded_on', 'toDateTime64(changed_from, 3, \'UTC\')') }}
         and events.identity_id in (
             select identity_id from {{ ref('int_contacts__identified') }}
-            where contact_id in (select contact_id from contacts)
+            where contact_id in (select arrayJoin(due_contacts))
         )
         {%- endif %}
 
@@ -210,7 +214,7 @@ compared as (
         steps_passed > 0
         {%- if not are_all_due %}
         and entry_month >= toYYYYMM(changed_from)
-        and contact_id in (select contact_id from contacts)
+        and contact_id in (select arrayJoin(due_contacts))
         {%- endif %}
 
 ),
