@@ -60,6 +60,48 @@
 {%- endmacro %}
 
 
+{#-
+    A hash of all of a message that credit and goals follow: the rest of its life may change without them.
+    message: alias of a relation with these columns.
+-#}
+{% macro what_touches(message) -%}
+    cityHash64(
+        {%- for text in ['kind', 'name', 'occurrence', 'variant', 'channel'] %}
+        {{ message }}.{{ text }}::String,
+        {%- endfor %}
+        {%- for moment in ['sent_at', 'first_opened_at', 'first_clicked_at'] %}
+        coalesce({{ message }}.{{ moment }}, toDateTime64(0, 3, 'UTC')){{ ',' if not loop.last }}
+        {%- endfor %}
+    )
+{%- endmacro %}
+
+
+{#- A number for where a touch was: arrays of numbers cost a fraction of arrays of names. -#}
+{% macro attribution_place(kind, campaign, channel) -%}
+    cityHash64({{ kind }}::String, {{ campaign }}::String, {{ channel }}::String)
+{%- endmacro %}
+
+
+{#-
+    What these numbers stand for, one tuple of arrays: (places, kinds, campaigns, channels, states); a state is what the chain of
+    campaigns calls it. To be a constant of a query; read from all rows of messages, whichever is the newest.
+-#}
+{% macro attribution_places(months) -%}
+    select tuple(groupArray(place), groupArray(kind), groupArray(campaign), groupArray(channel), groupArray(concat(kind, '/', campaign)))
+    from (
+        select distinct
+            kind::String as kind,
+            name::String as campaign,
+            channel::String as channel,
+            {{ attribution_place('kind', 'name', 'channel') }} as place
+        from {{ ref('int_messages__followed') }}
+        where
+            sent_at is not null
+            and {{ near_months('created_at', months, before=var('attribution_window_days') + var('message_life_days')) }}
+    )
+{%- endmacro %}
+
+
 {#- All vars that change what attribution says, as one text: a new value makes every month due. -#}
 {% macro attribution_settings() -%}
     {%- set values = [] -%}
@@ -123,23 +165,28 @@
 {%- endmacro %}
 
 
-{#- A hash of all conversions of each month: month, conversions_hash. -#}
-{% macro conversion_hashes() -%}
+{#- A hash of all conversions of each month, or of some months: month, conversions_hash. -#}
+{% macro conversion_hashes(months=none) -%}
     select
         toYYYYMM(converted_at) as month,
         groupBitXor(cityHash64(conversion_id, contact_id, goal, revenue, converted_at)) as conversions_hash
     from {{ ref('conversions') }}
+    where {{ in_months('converted_at', months) }}
     group by month
 {%- endmacro %}
 
 
-{#- A hash of the removal effects of each month: month, effects_hash. -#}
-{% macro effect_hashes() -%}
+{#- A hash of the removal effects of each month, or of some months: month, effects_hash. -#}
+{% macro effect_hashes(months=none) -%}
     select
         month,
         groupBitXor(cityHash64(goal, state, removal_effect)) as effects_hash
     from {{ ref('int_attribution__effects') }}
-    where dimension = 'campaign'
+    where
+        dimension = 'campaign'
+        {% if months is not none -%}
+        and {{ 'month in (' ~ months | join(', ') ~ ')' if months else 'false' }}
+        {%- endif %}
     group by month
 {%- endmacro %}
 
@@ -154,8 +201,9 @@
 
 
 {#-
-    Whether a row of int_messages__followed was rebuilt, or has gone to another contact, since the rows in `built` were. Reads
-    the stored rows, older versions too: of a message that changed every month it was ever in is due.
+    Whether a message of int_messages__followed has come to touch its reader, or otherwise than before, or has gone to another
+    contact, since the rows in `built` were. Reads the stored rows, older versions too: of a message that changed every month
+    it was ever in is due.
 -#}
 {% macro has_message_changed() -%}
     {%- set moved -%}
@@ -168,7 +216,7 @@
         )
     {%- endset -%}
     (
-        rebuilt_at > (select max(messages_seen_at) from built)
+        touch_changed_at > (select max(messages_seen_at) from built)
         {%- if execute and run_query('select count() from ' ~ moved).rows[0][0] | int > 0 %}
         or identity_id in {{ moved }}
         {%- endif %}

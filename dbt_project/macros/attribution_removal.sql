@@ -81,38 +81,52 @@
             from (
                 select
                     {{ keyed }},
-                    from_state,
                     states,
+                    row.1 as from_state,
+                    row.2 as steps,
                     -- of states that nobody was seen to leave for good, as the newest may be, a breath is lost: there is an inverse
-                    sum(touches_count)
-                    + if(from_state != '(start)' and sumIf(touches_count, to_state in ('(conversion)', '(null)')) = 0, 1e-9, 0)
-                    as leaving_count,
-                    sumIf(touches_count, to_state = '(conversion)') / leaving_count as conversion_chance,
-                    groupArrayIf(tuple(to_state, touches_count), touches_count > 0) as steps,
+                    arraySum(arrayMap(step -> step.2, steps))
+                    + if(
+                        from_state != '(start)'
+                        and arraySum(arrayMap(step -> if(step.1 in ('(conversion)', '(null)'), step.2, 0), steps)) = 0,
+                        1e-9,
+                        0
+                    ) as leaving_count,
+                    arraySum(arrayMap(step -> if(step.1 = '(conversion)', step.2, 0), steps)) / leaving_count as conversion_chance,
                     arrayMap(
                         state -> arraySum(arrayMap(step -> if(step.1 = state, step.2, 0), steps)) / leaving_count,
                         states
                     ) as chances
                 from (
-                    select {{ keyed }}, from_state::String as from_state, to_state::String as to_state, touches_count
-                    from {{ transitions }}
-
-                    union all
-
-                    -- a state that nobody has left yet leads nowhere
-                    select distinct {{ keyed }}, entered.to_state::String as from_state, '' as to_state, 0::UInt64 as touches_count
-                    from {{ transitions }} as entered
-                    where entered.to_state not in ('(conversion)', '(null)')
-                ) as moves
-                inner join (
-                    select {{ keyed }}, arraySort(groupUniqArray(state)) as states
+                    select
+                        {{ keyed }},
+                        groupArray(tuple(from_state, steps)) as left_rows,
+                        arrayMap(row -> row.1, left_rows) as left_states,
+                        arraySlice(left_rows[1].2, 1, 0) as no_steps,
+                        arraySort(arrayDistinct(arrayFilter(
+                            state -> state not in ('(start)', '(conversion)', '(null)'),
+                            arrayConcat(left_states, groupArrayArray(arrayMap(step -> step.1, steps)))
+                        ))) as states,
+                        -- a state that nobody has left yet leads nowhere
+                        arrayConcat(
+                            left_rows,
+                            arrayMap(
+                                state -> tuple(state, no_steps),
+                                arrayFilter(state -> not has(left_states, state), states)
+                            )
+                        ) as all_rows
                     from (
-                        select {{ keyed }}, arrayJoin([from_state::String, to_state::String]) as state from {{ transitions }}
+                        -- the transitions are named once: each name of a CTE is a copy of it
+                        select
+                            {{ keyed }},
+                            from_state::String as from_state,
+                            groupArray(tuple(to_state::String, touches_count)) as steps
+                        from {{ transitions }}
+                        group by {{ keyed }}, from_state
                     )
-                    where state not in ('(start)', '(conversion)', '(null)')
                     group by {{ keyed }}
-                ) as all_states using ({{ keyed }})
-                group by {{ keyed }}, from_state, states
+                )
+                array join all_rows as row
             )
             group by {{ keyed }}
         )

@@ -53,21 +53,22 @@
 {%- endmacro %}
 
 
-{#- A hash of all events of each month that a campaign has as its goal: month, events_hash. -#}
-{% macro goal_event_hashes() -%}
+{#- A hash of all events of each month, or of some months, that a campaign has as its goal: month, events_hash. -#}
+{% macro goal_event_hashes(months=none) -%}
     select
         toYYYYMM(occurred_at) as month,
         groupBitXor(cityHash64(event_key, contact_id, event_type, occurred_at, revenue)) as events_hash
     from {{ ref('int_goals__happened') }}
+    where {{ in_months('occurred_at', months) }}
     group by month
 {%- endmacro %}
 
 
-{#- Longest time, in days, in which a goal counts. -#}
+{#- Longest time, in days, in which a goal counts; 0 if no campaign has one. -#}
 {% macro longest_goal_days() -%}
     {%- if execute -%}
         {%- set query -%}
-            select coalesce(max(intDiv(goal_within_seconds, 86400) + 1), 1)
+            select if(count() = 0, 0, max(intDiv(goal_within_seconds, 86400) + 1))
             from {{ ref('stg_ledger__campaigns') }}
             where goal_event != ''
         {%- endset -%}
@@ -79,11 +80,16 @@
 
 {#-
     Months of messages whose goals must be looked for anew; none on a full refresh, which means all. Due are those with a
-    message that was sent or rebuilt, and those from which an event that came, went or changed hands can be reached.
+    message that was sent or touches its reader otherwise than before, and those from which an event that came, went or
+    changed hands can be reached. Without a goal, those that were built when there was one.
 -#}
 {% macro due_goal_months(longest) %}
     {%- if not is_incremental() -%}
         {{ return(none) }}
+    {%- endif -%}
+    {%- if longest == 0 -%}
+        {%- set query = "select month from " ~ this ~ " where is_month and goals_hash != 0" -%}
+        {{ return(run_query(query).rows | map(attribute=0) | sort) }}
     {%- endif -%}
     {%- set first_day = 'makeDate(intDiv(month, 100), month % 100, 1)' -%}
     {%- set query -%}

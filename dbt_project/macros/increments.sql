@@ -270,3 +270,9 @@
 {% macro newest(relation, alias=none) -%}
     {{ relation }}{{ ' as ' ~ alias if alias }}{{ '' if '__dbt__cte__' in relation | string else ' final' }}
 {%- endmacro %}
+
+
+{#- The query of a model that replaces partitions, when none is due: ClickHouse need not even look at the whole one. -#}
+{% macro nothing_due() -%}
+    select * from {{ this }} where false
+{%- endmacro %}

@@ -56,13 +56,25 @@ def credited(models: Models, paths: list[dict[str, Any]]) -> Iterator[Models]:
 
     Each journey is a person; their touches are an hour apart, the conversion an hour after the last one.
     """
-    # no message of ours is behind them
     stamp = pl.DataFrame({"at": [START]})
+    # no message of ours is behind them: what places there are is read off messages, who touched whom off touches
+    channels = sorted({channel for path in paths for channel in path["channels"]})
     put(
         models,
         "intermediate.int_messages__followed",
-        stamp.rename({"at": "rebuilt_at"}),
-        MOMENT.format("rebuilt_at"),
+        pl.DataFrame({"name": channels, "channel": channels}).with_columns(
+            pl.lit("campaign").alias("kind"),
+            *(
+                pl.lit(START).alias(name)
+                for name in ("rebuilt_at", "created_at", "sent_at", "first_opened_at", "first_clicked_at")
+            ),
+        ),
+        f"""
+        name LowCardinality(String), channel LowCardinality(String), kind LowCardinality(String),
+        {MOMENT.format("rebuilt_at")}, {MOMENT.format("created_at")},
+        sent_at Nullable(DateTime64(3, 'UTC')), first_opened_at Nullable(DateTime64(3, 'UTC')),
+        first_clicked_at Nullable(DateTime64(3, 'UTC'))
+        """,
     )
     put(
         models,

@@ -28,6 +28,7 @@ CORE = (
         "+int_engagement__decayed",
     ),
     "+suppressions",
+    "+funnels",
 )
 EVENTS = "+int_events__recorded"
 KEYS: dict[str, str] = {
@@ -40,6 +41,7 @@ KEYS: dict[str, str] = {
     "marts.contacts": "contact_id",
     "marts.consents": "contact_id, channel, purpose",
     "marts.suppressions": "email",
+    "marts.funnels": "funnel, entry_month, step",
     "intermediate.int_engagement__decayed": "contact_id, half_life_days",
     "intermediate.int_contacts__identified": "identity_id",
     "intermediate.int_contacts__profiled": "contact_id",
@@ -289,6 +291,7 @@ def test_increments_equal_a_full_refresh(history: Models, seed: int) -> None:
     told_once = {event["event_id"] for event in told.events}
     assert increments["marts.events"].height == len(told_once) < len(told.events), "some were loaded twice"
     assert increments["marts.messages"]["orders_count"].sum() > 3
+    assert increments["marts.funnels"].filter(pl.col("step") > 1)["passed_count"].sum() > 0
 
     build(history, minutes=5)
     assert differences(increments, marts(history)) == [], "a run without new rows changes nothing"

@@ -58,30 +58,32 @@ new_orders as (
 
 ) as changed_from,
 
-{% endif -%}
-{% if is_incremental() -%}
-contacts as (
+(
 
-    select contact_id
-    from {{ ref('int_contacts__identified') }}
-    where
-        identity_id in (select arrayJoin(identity_ids) from new_orders)
-        -- a message takes an order from the one before it only if there is one after it
-        or (
-            identity_id in (select identity_id from new_sends)
-            and contact_id in (
-                select contact_id from {{ ref('int_contacts__identified') }}
-                where identity_id in (
-                    select identity_id from {{ ref('int_orders__combined') }} where ordered_at >= changed_from
+    -- whose messages and orders are looked at: a list, since each name of a CTE is a copy of it that is run again
+    select groupUniqArray(contact_id)
+    from (
+        select contact_id
+        from {{ ref('int_contacts__identified') }}
+        where
+            identity_id in (select arrayJoin(identity_ids) from new_orders)
+            -- a message takes an order from the one before it only if there is one after it
+            or (
+                identity_id in (select identity_id from new_sends)
+                and contact_id in (
+                    select contact_id from {{ ref('int_contacts__identified') }}
+                    where identity_id in (
+                        select identity_id from {{ ref('int_orders__combined') }} where ordered_at >= changed_from
+                    )
                 )
             )
-        )
 
-    union distinct
+        union all
 
-    select arrayJoin([contact_id, previous_contact_id]) as contact_id from moved
+        select arrayJoin([contact_id, previous_contact_id]) as contact_id from moved
+    )
 
-),
+) as due_contacts,
 
 {% endif -%}
 sent as (
@@ -100,7 +102,7 @@ sent as (
         and followed.created_at >= changed_from - {{ windows }} - {{ life }}
         and followed.identity_id in (
             select identity_id from {{ ref('int_contacts__identified') }}
-            where kind = 'message' and contact_id in (select contact_id from contacts)
+            where kind = 'message' and contact_id in (select arrayJoin(due_contacts))
         )
         {%- endif %}
     group by message_hash
@@ -126,7 +128,7 @@ orders as (
         is_sale
         {% if is_incremental() -%}
         and ordered_at >= changed_from - {{ window }}
-        and identities.contact_id in (select contact_id from contacts)
+        and identities.contact_id in (select arrayJoin(due_contacts))
         {%- endif %}
 
 ),
@@ -139,7 +141,8 @@ conversions as (
         count()::UInt32 as orders_count,
         sum(orders.revenue)::Decimal(18, 2) as revenue,
         argMin(orders.order_id, tuple(orders.ordered_at, orders.order_id)) as converted_order_id,
-        min(orders.ordered_at) as converted_at
+        min(orders.ordered_at) as converted_at,
+        any(sent.sent_at) as sent_at
     from orders
     asof join sent
         on sent.contact_id = orders.contact_id and sent.sent_at <= orders.ordered_at
@@ -158,37 +161,46 @@ known as (
             tuple(this.orders_count, this.revenue, this.converted_order_id, this.converted_at), this.rebuilt_at
         ) as conversion
     from {{ this }} as this
-    where message_hash in (select message_hash from sent)
+    where message_hash in (select message_hash from sent where sent_at >= changed_from - {{ window }})
     group by message_hash
+
+),
+
+whole as (
+
+    -- orders of messages before this moment were not all looked at
+    select * from conversions
+    where sent_at >= changed_from - {{ window }}
 
 )
 {%- endif %}
 
+{% set conversions = 'whole' if is_incremental() else 'conversions' %}
 select
     ---------- ids
-    {{ 'sent.message_hash' if is_incremental() else 'conversions.message_hash' }} as message_hash,
+    {% if is_incremental() -%}
+    assumeNotNull(coalesce(whole.message_hash, known.message_hash)) as message_hash,
+    {%- else -%}
+    conversions.message_hash as message_hash,
+    {%- endif %}
     -- without orders the row stays, to outdo the one before it
-    toNullable(conversions.converted_order_id) as converted_order_id,
+    toNullable({{ conversions }}.converted_order_id) as converted_order_id,
 
     ---------- numerics
-    coalesce(conversions.orders_count, 0)::UInt32 as orders_count,
-    coalesce(conversions.revenue, 0)::Decimal(18, 2) as revenue,
+    coalesce({{ conversions }}.orders_count, 0)::UInt32 as orders_count,
+    coalesce({{ conversions }}.revenue, 0)::Decimal(18, 2) as revenue,
 
     ---------- timestamps
-    toNullable(conversions.converted_at) as converted_at,
+    toNullable({{ conversions }}.converted_at) as converted_at,
     {{ stamp() }} as rebuilt_at
 {% if is_incremental() -%}
-from sent
-left join conversions on conversions.message_hash = sent.message_hash
-left join known on known.message_hash = sent.message_hash
+from whole
+full outer join known on known.message_hash = whole.message_hash
 where
-    sent.sent_at >= changed_from - {{ window }}
-    and (
-        coalesce(conversions.orders_count, 0) != coalesce(known.conversion.1, 0)
-        or coalesce(conversions.revenue, 0) != coalesce(known.conversion.2, 0)
-        or coalesce(conversions.converted_order_id, '') != coalesce(known.conversion.3, '')
-        or conversions.converted_at is distinct from known.conversion.4
-    )
+    coalesce(whole.orders_count, 0) != coalesce(known.conversion.1, 0)
+    or coalesce(whole.revenue, 0) != coalesce(known.conversion.2, 0)
+    or coalesce(whole.converted_order_id, '') != coalesce(known.conversion.3, '')
+    or whole.converted_at is distinct from known.conversion.4
 {%- else -%}
 from conversions
 {%- endif %}

@@ -17,6 +17,8 @@
     'kind', 'name', 'version', 'occurrence', 'channel', 'provider', 'category', 'template', 'template_version', 'segment',
     'segment_version', 'experiment', 'variant', 'subject', 'status', 'reason', 'sending_domain',
 ] %}
+{#- all that happens to mail: events of other types are not read, though they may name a message -#}
+{%- set happens = "type in ('sent', 'delivered', 'opened', 'clicked', 'bounced', 'complained', 'unsubscribed')" %}
 
 with
 
@@ -44,14 +46,27 @@ touched as (
         created_at > (
             select greatest(min(occurred_at), toDateTime64('1971-01-01 00:00:00', 3, 'UTC')) - {{ life }}
             from {{ ref('int_events__recorded') }}
-            where {{ is_recorded_on(days) }} and message_hash != 0
+            where {{ is_recorded_on(days) }} and {{ happens }} and message_hash != 0
         )
         and message_hash in (
             select message_hash from {{ ref('int_events__recorded') }}
-            where {{ is_recorded_on(days) }} and message_hash != 0
+            where {{ is_recorded_on(days) }} and {{ happens }} and message_hash != 0
         )
 
 ),
+
+(
+
+    -- nothing happens to a message before there is one: months before are not read
+    select least(
+        coalesce((select minOrNull(changed_at) from changes), toDateTime64('2299-12-31 00:00:00', 3, 'UTC')),
+        coalesce(
+            (select minOrNull(created_at) from {{ this }} where message_hash in (select message_hash from touched)),
+            toDateTime64('2299-12-31 00:00:00', 3, 'UTC')
+        )
+    )
+
+) as born_from,
 
 {% endif -%}
 versions as (
@@ -71,7 +86,10 @@ versions as (
         loaded_at as ledger_loaded_at,
         toDateTime64(0, 3, 'UTC') as rebuilt_at,
         null::Nullable(DateTime64(3, 'UTC')) as sent_at,
-        toDateTime64(0, 3, 'UTC') as sent_changed_at
+        null::Nullable(DateTime64(3, 'UTC')) as first_opened_at,
+        null::Nullable(DateTime64(3, 'UTC')) as first_clicked_at,
+        toDateTime64(0, 3, 'UTC') as sent_changed_at,
+        toDateTime64(0, 3, 'UTC') as touch_changed_at
     from changes
     {% if is_incremental() %}
     union all
@@ -91,9 +109,12 @@ versions as (
         ledger_loaded_at,
         rebuilt_at,
         sent_at,
-        sent_changed_at
+        first_opened_at,
+        first_clicked_at,
+        sent_changed_at,
+        touch_changed_at
     from {{ this }}
-    where message_hash in (select message_hash from touched)
+    where created_at >= born_from and message_hash in (select message_hash from touched)
     {% endif %}
 
 ),
@@ -107,6 +128,9 @@ lives as (
         min(versions.accepted_at) as accepted_at,
         max(versions.ledger_loaded_at) as ledger_loaded_at,
         argMax(tuple(versions.sent_at, versions.sent_changed_at), versions.rebuilt_at) as last_sent
+        {%- if is_incremental() %},
+        argMax(tuple({{ what_touches('versions') }}, versions.touch_changed_at), versions.rebuilt_at) as last_touch
+        {%- endif %}
     from versions
     group by message_hash
 
@@ -161,11 +185,11 @@ feedback as (
         on births.born_hash = events.message_hash
     where
         message_hash != 0
+        and {{ happens }}
         and events.occurred_at < births.born_at + {{ life }}
         {% if is_incremental() -%}
-        -- nothing is loaded before it happens
         and message_hash in (select message_hash from touched)
-        and {{ loaded_after('loaded_on', '(select min(created_at) from lives)') }}
+        and {{ loaded_after('loaded_on', 'born_from') }}
         {%- endif %}
     group by message_hash
 
@@ -228,5 +252,10 @@ select
     messages.ledger_loaded_at as ledger_loaded_at,
     {{ stamp() }} as rebuilt_at,
     -- what orders count for may change with it, and with nothing else of a message
-    if(messages.sent_at is distinct from messages.last_sent.1, rebuilt_at, messages.last_sent.2) as sent_changed_at
+    if(messages.sent_at is distinct from messages.last_sent.1, rebuilt_at, messages.last_sent.2) as sent_changed_at,
+    {% if is_incremental() -%}
+    if({{ what_touches('messages') }} != messages.last_touch.1, rebuilt_at, messages.last_touch.2) as touch_changed_at
+    {%- else -%}
+    rebuilt_at as touch_changed_at
+    {%- endif %}
 from messages

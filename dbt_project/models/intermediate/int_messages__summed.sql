@@ -16,6 +16,10 @@
 {#- months are added up in month 0 when nothing can happen to their messages any more: the life of a message, and a month -#}
 {%- set due = due_message_months() %}
 
+{% if due.read == 'false' and due.keep == 'false' -%}
+{{ nothing_due() }}
+
+{%- else -%}
 with
 
 messages as (
@@ -92,3 +96,5 @@ select
     max(added.rebuilt_at) as rebuilt_at
 from added
 group by month, identity_id, ledger_contact_id
+
+{%- endif %}

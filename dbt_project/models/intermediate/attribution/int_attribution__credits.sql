@@ -20,8 +20,12 @@
     {%- set months = run_query(query).rows | map(attribute=0) | sort %}
 {%- endif %}
 {%- set due = 'true' if months is none else ('month in (' ~ months | join(', ') ~ ')' if months else 'false') %}
-{%- set models = attribution_models("arrayMap(moment -> dateDiff('millisecond', moment, converted_at) / 86400000., touched_at)") %}
+{%- set models = attribution_models() %}
 
+{% if is_incremental() and not months -%}
+{{ nothing_due() }}
+
+{%- else -%}
 with
 
 paths as (
@@ -53,8 +57,13 @@ touchpoints as (
             {%- endfor %}
             -- a campaign with three messages on the path has led to one conversion
             arrayEnumerateUniq(kinds, campaigns, channels) as repeats
-        from paths
-        where not is_month
+        from (
+            select
+                *,
+                arrayMap(moment -> dateDiff('millisecond', moment, converted_at) / 86400000., touched_at) as ages
+            from paths
+            where not is_month
+        )
     )
     array join
         kinds as path_kind,
@@ -104,3 +113,5 @@ select
     rebuilt_at
 from paths
 where paths.is_month
+
+{%- endif %}

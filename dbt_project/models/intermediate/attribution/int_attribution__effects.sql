@@ -11,6 +11,10 @@
 
 {%- set months = due_effect_months() %}
 
+{% if is_incremental() and not months -%}
+{{ nothing_due() }}
+
+{%- else -%}
 with
 
 settled as (
@@ -24,15 +28,37 @@ settled as (
 
 ),
 
-busiest as (
+added as (
+
+    select month, goal, dimension, from_state::String as from_state, to_state::String as to_state, sum(touches_count) as touches_count
+    from settled
+    group by month, goal, dimension, from_state, to_state
+
+),
+
+weighed as (
+
+    select *, sum(touches_count) over (partition by month, goal, dimension, from_state) as leaving_count
+    from added
+
+),
+
+ranked as (
 
     -- the others share one state: the chain would grow with all campaigns there ever were
-    select month, goal, dimension, from_state as state
-    from settled
-    where from_state != '(start)'
-    group by month, goal, dimension, from_state
-    order by sum(touches_count) desc, state
-    limit {{ var('attribution_states') }} by month, goal, dimension
+    select
+        *,
+        from_state != '(start)' and dense_rank() over (
+            partition by month, goal, dimension order by from_state = '(start)', leaving_count desc, from_state
+        ) <= {{ var('attribution_states') }} as is_busy
+    from weighed
+
+),
+
+placed as (
+
+    select *, groupUniqArrayIf(from_state, is_busy) over (partition by month, goal, dimension) as busiest
+    from ranked
 
 ),
 
@@ -42,19 +68,12 @@ named as (
         month,
         goal,
         dimension,
+        if(placed.from_state = '(start)' or is_busy, placed.from_state, '(others)') as from_state,
         if(
-            from_state = '(start)' or (month, goal, dimension, from_state) in (select month, goal, dimension, state from busiest),
-            from_state::String,
-            '(others)'
-        ) as from_state,
-        if(
-            to_state in ('(conversion)', '(null)')
-            or (month, goal, dimension, to_state) in (select month, goal, dimension, state from busiest),
-            to_state::String,
-            '(others)'
+            placed.to_state in ('(conversion)', '(null)') or has(busiest, placed.to_state), placed.to_state, '(others)'
         ) as to_state,
-        sum(touches_count) as touches_count
-    from settled
+        sum(placed.touches_count) as touches_count
+    from placed
     group by month, goal, dimension, from_state, to_state
 
 ),
@@ -125,3 +144,5 @@ select
     '{{ attribution_settings() }}'::LowCardinality(String) as settings
 from months
 left join hashes on hashes.month = months.month
+
+{%- endif %}

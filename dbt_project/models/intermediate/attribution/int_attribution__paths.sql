@@ -13,6 +13,10 @@
 {%- set months = due_attribution_months(has_effects=true) %}
 {%- set window = 'toIntervalDay(' ~ var('attribution_window_days') ~ ')' %}
 
+{% if is_incremental() and not months -%}
+{{ nothing_due() }}
+
+{%- else -%}
 with
 
 conversions as (
@@ -25,24 +29,25 @@ conversions as (
 
 ),
 
-converting as (
+(
 
-    select distinct contact_id, month from conversions
+    {{ attribution_places(months) }}
 
-),
+) as places,
 
-effects as (
+(
 
-    -- a few goals for each campaign and month
-    select
-        month as effects_month,
-        state,
-        mapFromArrays(groupArray(goal::String), groupArray(removal_effect)) as effects
+    -- a few goals for each campaign and month: numbers and effects
+    select tuple(groupArray(cityHash64(month, goal::String, state::String)), groupArray(removal_effect))
     from {{ ref('int_attribution__effects') }}
-    where not is_month and dimension = 'campaign'
-    group by month, state
+    where
+        not is_month
+        and dimension = 'campaign'
+        {% if months is not none -%}
+        and month in ({{ months | join(', ') }})
+        {%- endif %}
 
-),
+) as learned,
 
 near as (
 
@@ -51,12 +56,9 @@ near as (
         contact_id as touched_id,
         arrayJoin({{ months_between('touched_at', 'touched_at + ' ~ window) }}) as touched_month,
         message_id,
-        kind,
-        campaign,
-        channel,
-        state,
-        tie,
-        touched_at
+        {{ attribution_place('kind', 'campaign', 'channel') }} as place,
+        -- the time and, of two in one moment, an order that is always the same: one number, which sorts faster than a tuple
+        bitOr(bitShiftLeft(toUnixTimestamp64Milli(touched_at)::UInt128, 64), tie::UInt128) as moment
     from {{ ref('int_attribution__touches') }}
     where
         {{ near_months('touched_at', months) }}
@@ -65,35 +67,14 @@ near as (
 
 ),
 
-weighed as (
-
-    select
-        near.*,
-        own.effects as own_effects,
-        others.effects as others_effects
-    from near
-    left join effects as own on own.effects_month = near.touched_month and own.state = near.state
-    left join (select * from effects where state = '(others)') as others on others.effects_month = near.touched_month
-    where (touched_id, touched_month) in (select contact_id, month from converting)
-
-),
-
 histories as (
 
     select
         touched_id,
         touched_month,
-        arraySort(touch -> tuple(touch.1, touch.2), groupArray(tuple(
-            touched_at,
-            tie,
-            message_id,
-            kind::String,
-            campaign::String,
-            channel::String,
-            own_effects,
-            others_effects
-        ))) as touches
-    from weighed
+        groupArray(tuple(moment, place, message_id)) as touches
+    from near
+    where (touched_id, touched_month) in (select contact_id, month from conversions)
     group by touched_id, touched_month
 
 ),
@@ -102,10 +83,15 @@ paths as (
 
     select
         conversions.*,
-        arrayFilter(
-            touch -> touch.1 <= converted_at and touch.1 > converted_at - {{ window }},
-            histories.touches
-        ) as path
+        arraySort(
+            touch -> touch.1,
+            arrayFilter(
+                touch -> bitShiftRight(touch.1, 64)::Int64 <= toUnixTimestamp64Milli(converted_at)
+                    and bitShiftRight(touch.1, 64)::Int64 > toUnixTimestamp64Milli(converted_at - {{ window }}),
+                histories.touches
+            )
+        ) as path,
+        arrayMap(touch -> touch.2, path) as path_places
     from conversions
     left join histories
         on histories.touched_id = conversions.contact_id and histories.touched_month = conversions.month
@@ -124,13 +110,13 @@ months as (
 
 conversion_hashes as (
 
-    {{ conversion_hashes() }}
+    {{ conversion_hashes(months) }}
 
 ),
 
 effect_hashes as (
 
-    {{ effect_hashes() }}
+    {{ effect_hashes(months) }}
 
 )
 
@@ -142,13 +128,18 @@ select
     goal,
     revenue,
     arrayMap(touch -> touch.3, path) as message_ids,
-    arrayMap(touch -> touch.4, path) as kinds,
-    arrayMap(touch -> touch.5, path) as campaigns,
-    arrayMap(touch -> touch.6, path) as channels,
-    arrayMap(touch -> touch.1, path) as touched_at,
+    arrayMap(place -> transform(place, places.1, places.2, ''), path_places) as kinds,
+    arrayMap(place -> transform(place, places.1, places.3, ''), path_places) as campaigns,
+    arrayMap(place -> transform(place, places.1, places.4, ''), path_places) as channels,
+    arrayMap(touch -> fromUnixTimestamp64Milli(bitShiftRight(touch.1, 64)::Int64, 'UTC'), path) as touched_at,
     arrayMap(
-        touch -> multiIf(mapContains(touch.7, goal), touch.7[goal], mapContains(touch.8, goal), touch.8[goal], -1.),
-        path
+        (place, others) -> transform(
+            cityHash64(month, goal::String, transform(place, places.1, places.5, '')), learned.1, learned.2, others
+        ),
+        path_places,
+        arrayMap(
+            place -> transform(cityHash64(month, goal::String, '(others)'), learned.1, learned.2, -1.), path_places
+        )
     ) as effects,
     converted_at,
     0::UInt64 as conversions_hash,
@@ -182,3 +173,5 @@ select
 from months
 left join conversion_hashes on conversion_hashes.month = months.month
 left join effect_hashes on effect_hashes.month = months.month
+
+{%- endif %}

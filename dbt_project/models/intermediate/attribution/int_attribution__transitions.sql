@@ -13,6 +13,10 @@
 {%- set conversion_bit = 'bitShiftLeft(1::UInt128, 64)' %}
 {%- set window_ms = var('attribution_window_days') * 86400000 %}
 
+{% if is_incremental() and not months -%}
+{{ nothing_due() }}
+
+{%- else -%}
 with
 
 touches as (
@@ -20,7 +24,7 @@ touches as (
     -- numbers instead of names, since arrays of names are what costs
     select
         *,
-        cityHash64(state, channel) as place
+        {{ attribution_place('kind', 'campaign', 'channel') }} as place
     from {{ ref('int_attribution__touches') }}
     where
         {{ near_months('touched_at', months) }}
@@ -29,16 +33,11 @@ touches as (
 
 ),
 
-places as (
+(
 
-    select
-        place,
-        any(state) as state,
-        any(channel) as channel
-    from touches
-    group by place
+    {{ attribution_places(months) }}
 
-),
+) as places,
 
 conversions as (
 
@@ -147,13 +146,11 @@ named as (
         counted.touched_on as touched_on,
         counted.is_start as is_start,
         counted.touches_count as touches_count,
-        places.state::String as state,
-        places.channel::String as channel,
-        if(counted.outcome = 'step', next_places.state::String, concat('(', toString(counted.outcome), ')')) as next_state,
-        if(counted.outcome = 'step', next_places.channel::String, concat('(', toString(counted.outcome), ')')) as next_channel
+        transform(counted.place, places.1, places.5, '') as state,
+        transform(counted.place, places.1, places.4, '') as channel,
+        if(counted.outcome = 'step', transform(counted.next_place, places.1, places.5, ''), concat('(', toString(counted.outcome), ')')) as next_state,
+        if(counted.outcome = 'step', transform(counted.next_place, places.1, places.4, ''), concat('(', toString(counted.outcome), ')')) as next_channel
     from counted
-    inner join places on places.place = counted.place
-    left join places as next_places on next_places.place = counted.next_place
 
 ),
 
@@ -163,7 +160,7 @@ transitions as (
         goal,
         touched_on,
         arrayJoin(arrayConcat(
-            [tuple('campaign', state, assumeNotNull(next_state)), tuple('channel', channel, assumeNotNull(next_channel))],
+            [tuple('campaign', state, next_state), tuple('channel', channel, next_channel)],
             if(is_start, [tuple('campaign', '(start)', state), tuple('channel', '(start)', channel)], [])
         )) as transition,
         sum(named.touches_count) as touches_count
@@ -175,7 +172,9 @@ transitions as (
 months as (
 
     {% if months is none -%}
-    select distinct toYYYYMM(touched_at) as month from touches
+    select distinct toYYYYMM(assumeNotNull({{ attribution_touched_at() }})) as month
+    from {{ ref('int_messages__followed') }}
+    where sent_at is not null and {{ attribution_touched_at() }} is not null
 
     union distinct
 
@@ -188,7 +187,7 @@ months as (
 
 hashes as (
 
-    {{ conversion_hashes() }}
+    {{ conversion_hashes(months) }}
 
 )
 
@@ -223,3 +222,5 @@ select
     {{ messages_seen_at() }} as messages_seen_at
 from months
 left join hashes on hashes.month = months.month
+
+{%- endif %}

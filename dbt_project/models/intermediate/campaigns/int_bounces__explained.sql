@@ -15,6 +15,10 @@
 
 {%- set months = touched_months() %}
 
+{% if is_incremental() and not months -%}
+{{ nothing_due() }}
+
+{%- else -%}
 with
 
 messages as (
@@ -82,3 +86,5 @@ select
     uniqExact(message_hash) as messages_count
 from failures
 group by month, day, kind, campaign, provider, sending_domain, mailbox_provider, outcome, failure_class, failure_reason
+
+{%- endif %}

@@ -15,6 +15,10 @@
 
 {%- set months = touched_months() %}
 
+{% if is_incremental() and not months -%}
+{{ nothing_due() }}
+
+{%- else -%}
 with
 
 messages as (
@@ -44,3 +48,5 @@ counted as (
 )
 
 select * from counted
+
+{%- endif %}

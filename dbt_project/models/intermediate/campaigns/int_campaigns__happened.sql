@@ -25,6 +25,10 @@
     'converted_count': 'converted_at',
 } %}
 
+{% if is_incremental() and not months -%}
+{{ nothing_due() }}
+
+{%- else -%}
 with
 
 messages as (
@@ -72,3 +76,5 @@ select
     {%- endfor %}
 from moments
 group by month, kind, campaign, occurrence, variant, hour_at
+
+{%- endif %}

@@ -15,6 +15,10 @@
 
 {%- set months = touched_months() %}
 
+{% if is_incremental() and not months -%}
+{{ nothing_due() }}
+
+{%- else -%}
 with
 
 messages as (
@@ -40,3 +44,5 @@ counted as (
 )
 
 select * from counted
+
+{%- endif %}

@@ -15,6 +15,10 @@
 
 {%- set months = touched_months() %}
 
+{% if is_incremental() and not months -%}
+{{ nothing_due() }}
+
+{%- else -%}
 with
 
 messages as (
@@ -66,3 +70,5 @@ select
     maxIfOrNull(occurred_at, not is_machine) as last_clicked_at
 from clicks
 group by month, kind, campaign, occurrence, variant, link
+
+{%- endif %}

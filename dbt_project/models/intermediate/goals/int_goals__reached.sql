@@ -12,6 +12,10 @@
 {%- set longest = longest_goal_days() %}
 {%- set months = due_goal_months(longest) %}
 
+{% if is_incremental() and not months -%}
+{{ nothing_due() }}
+
+{%- else -%}
 with
 
 goals as (
@@ -126,7 +130,7 @@ months as (
 
 hashes as (
 
-    {{ goal_event_hashes() }}
+    {{ goal_event_hashes(months) }}
 
 )
 
@@ -174,3 +178,5 @@ select
     {{ messages_seen_at() }} as messages_seen_at
 from months
 left join hashes on hashes.month = months.month
+
+{%- endif %}

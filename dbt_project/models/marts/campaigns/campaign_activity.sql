@@ -1,6 +1,6 @@
 {{
     config(
-        order_by=['campaign', 'hour_at', 'occurrence', 'variant', 'kind']
+        materialized='view'
     )
 }}
 

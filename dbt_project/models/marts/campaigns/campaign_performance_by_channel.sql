@@ -1,6 +1,6 @@
 {{
     config(
-        order_by=['campaign', 'occurrence', 'variant', 'channel', 'kind']
+        materialized='view'
     )
 }}
 

@@ -1,6 +1,6 @@
 {{
     config(
-        order_by=['campaign', 'day', 'occurrence', 'variant', 'kind']
+        materialized='view'
     )
 }}
 

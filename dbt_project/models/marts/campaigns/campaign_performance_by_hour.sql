@@ -1,6 +1,6 @@
 {{
     config(
-        order_by=['campaign', 'weekday', 'hour', 'variant', 'kind']
+        materialized='view'
     )
 }}
 

@@ -1,6 +1,6 @@
 {{
     config(
-        order_by=['campaign', 'occurrence', 'variant', 'mailbox_provider', 'kind']
+        materialized='view'
     )
 }}
 

@@ -1,6 +1,6 @@
 {{
     config(
-        order_by=['day', 'campaign', 'mailbox_provider', 'outcome', 'reason']
+        materialized='view'
     )
 }}
 

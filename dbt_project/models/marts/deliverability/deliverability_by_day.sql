@@ -1,6 +1,6 @@
 {{
     config(
-        order_by=['day', 'sending_domain', 'provider', 'mailbox_provider']
+        materialized='view'
     )
 }}
 

@@ -18,35 +18,50 @@ thresholds as (
 
 ),
 
-{% for window_days in (1, 7, 30) -%}
-windows_of_{{ window_days }} as (
+windows as (
 
+    -- as tuples: days, and the counts of so many up to this one
     select
         day,
-        {{ window_days }}::UInt8 as window_days,
         sending_domain,
         provider,
         mailbox_provider,
-        sum(days.sent_count) over rolling as sent_count,
-        sum(days.reached_count) over rolling as reached_count,
-        sum(days.hard_bounced_count) over rolling as hard_bounced_count,
-        sum(days.complained_count) over rolling as complained_count
+        [
+            {%- for window_days in (1, 7, 30) %}
+            tuple(
+                {{ window_days }}::UInt8,
+                sum(days.sent_count) over of_{{ window_days }},
+                sum(days.reached_count) over of_{{ window_days }},
+                sum(days.hard_bounced_count) over of_{{ window_days }},
+                sum(days.complained_count) over of_{{ window_days }}
+            ){{ ',' if not loop.last }}
+            {%- endfor %}
+        ] as windows
     from days
-    window rolling as (
-        partition by sending_domain, provider, mailbox_provider order by day
-        range between {{ window_days - 1 }} preceding and current row
-    )
+    window
+        {%- for window_days in (1, 7, 30) %}
+        of_{{ window_days }} as (
+            partition by sending_domain, provider, mailbox_provider order by day
+            range between {{ window_days - 1 }} preceding and current row
+        ){{ ',' if not loop.last }}
+        {%- endfor %}
 
 ),
 
-{% endfor -%}
 measured as (
 
-    select * from windows_of_1
-    union all
-    select * from windows_of_7
-    union all
-    select * from windows_of_30
+    select
+        day,
+        sending_domain,
+        provider,
+        mailbox_provider,
+        rolled.1 as window_days,
+        rolled.2 as sent_count,
+        rolled.3 as reached_count,
+        rolled.4 as hard_bounced_count,
+        rolled.5 as complained_count
+    from windows
+    array join windows.windows as rolled
 
 ),
 

@@ -1,11 +1,9 @@
 {{
     config(
-        order_by=['funnel', 'entry_month', 'step']
+        order_by=['funnel', 'entry_month', 'step'],
+        query_settings={'do_not_merge_across_partitions_select_final': 1}
     )
 }}
-
-{%- set months = var('funnel_months') %}
-{%- set unit = '1000000000' %}
 
 with
 
@@ -15,78 +13,10 @@ steps as (
 
 ),
 
-orders as (
-
-    select
-        assumeNotNull(orders.contact_id) as contact_id,
-        'order.placed' as type,
-        ordered_at as occurred_at
-    from {{ ref('orders') }} as orders
-    where
-        is_sale
-        and orders.contact_id is not null
-        and ordered_at >= toStartOfMonth({{ now() }}) - toIntervalMonth({{ months - 1 }})
-        and ordered_at <= {{ now() }}
-
-),
-
-events as (
-
-    select
-        assumeNotNull(events.contact_id) as contact_id,
-        type::String as type,
-        occurred_at
-    from {{ ref('events') }} as events
-    where
-        type in (select event_type from steps where event_type != 'order.placed')
-        and not is_machine
-        and events.contact_id is not null
-        and occurred_at >= toStartOfMonth({{ now() }}) - toIntervalMonth({{ months - 1 }})
-        and occurred_at <= {{ now() }}
-        and {{ loaded_within('loaded_at', 31 * months) }}
-
-    union all
-
-    select * from orders
-
-),
-
-taken as (
-
-    -- an event belongs to every month in which the first step may have been taken; the first step to its own
-    select
-        events.contact_id as contact_id,
-        steps.funnel as funnel,
-        steps.step as step,
-        events.occurred_at as occurred_at,
-        arrayJoin({{ months_between(
-            'if(step = 1, events.occurred_at, events.occurred_at - toIntervalDay(steps.within_days))', 'events.occurred_at'
-        ) }}) as entry_month,
-        -- windowFunnel takes one window for all rows, so time is counted in windows of the funnel
-        toUInt64(round(
-            (toUnixTimestamp64Milli(events.occurred_at) - toUnixTimestamp(toDateTime(makeDate(intDiv(entry_month, 100), entry_month % 100, 1), 'UTC')) * 1000)
-            * {{ unit }}. / (steps.within_days * 86400000)
-        )) as windows
-    from events
-    inner join steps on steps.event_type = events.type
-
-),
-
 passed as (
 
-    select
-        funnel,
-        contact_id,
-        entry_month,
-        windowFunnel({{ unit }})(
-            windows,
-            {%- for step in range(1, 9) %}
-            step = {{ step }}{{ ',' if not loop.last }}
-            {%- endfor %}
-        ) as steps_passed
-    from taken
-    group by funnel, contact_id, entry_month
-    having steps_passed > 0
+    select * from {{ newest(ref('int_funnels__passed')) }}
+    where steps_passed > 0 and entry_month >= toYYYYMM({{ funnels_from() }})
 
 ),
 

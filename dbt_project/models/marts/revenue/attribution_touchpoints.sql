@@ -4,13 +4,16 @@
     )
 }}
 
-{%- set models = attribution_models("arrayMap(moment -> dateDiff('millisecond', moment, converted_at) / 86400000., touched_at)") %}
+{%- set models = attribution_models() %}
 
 with
 
 paths as (
 
-    select * from {{ ref('int_attribution__paths') }}
+    select
+        *,
+        arrayMap(moment -> dateDiff('millisecond', moment, converted_at) / 86400000., touched_at) as ages
+    from {{ ref('int_attribution__paths') }}
     where not is_month
 
 ),

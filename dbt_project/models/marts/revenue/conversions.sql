@@ -1,8 +1,12 @@
 {{
     config(
-        materialized='view'
+        partition_by='toYYYYMM(converted_at)',
+        order_by=['goal', 'contact_id', 'converted_at'],
+        query_settings={'throw_on_max_partitions_per_insert_block': 0}
     )
 }}
+
+-- a table, since attribution asks many times, and most often for a few months
 
 with
 
