@@ -242,6 +242,13 @@
 {%- endmacro %}
 
 
+{#- The same for a model that follows another one, by the stamps of its rows, and not the events. -#}
+{% macro note_taken_from(relation) -%}
+    insert into {{ ref('int_increments__taken') }} (model, taken_at)
+    select '{{ this.identifier }}', max(recorded_at) from {{ relation }}
+{%- endmacro %}
+
+
 {#-
     Whether a load day may hold what happened since a moment: nothing is loaded before it happens. Load days are of the wall
     clock; in a rehearsal of days to come the clock of the settings runs ahead of it.
