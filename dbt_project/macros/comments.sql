@@ -38,13 +38,14 @@
 {% macro has_comments(relation, wanted) %}
     {%- set kept = graph.get('comments_in_place', {}) -%}
     {%- if kept.get('run') != invocation_id -%}
-        {%- set databases = graph.nodes.values() | selectattr('resource_type', 'equalto', 'model') | map(attribute='schema') | unique -%}
+        {%- set models = graph.nodes.values() | selectattr('resource_type', 'equalto', 'model') -%}
+        {%- set databases = models | map(attribute='schema') | unique | join("', '") -%}
         {%- set query -%}
             select database || '.' || table || '.' || name, comment from system.columns
-            where database in ('{{ databases | join("', '") }}') and comment != ''
+            where database in ('{{ databases }}') and comment != ''
             union all
             select database || '.' || name || '.', comment from system.tables
-            where database in ('{{ databases | join("', '") }}') and comment != ''
+            where database in ('{{ databases }}') and comment != ''
         {%- endset -%}
         {%- set kept = {'run': invocation_id, 'comments': {}} -%}
         {%- for row in run_query(query).rows -%}

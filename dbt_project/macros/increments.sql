@@ -260,19 +260,6 @@
 {%- endmacro %}
 
 
-{#- The table that this run replaces, if it has the column: what it held is compared. None on a full refresh. -#}
-{% macro table_before(column) %}
-    {%- if not execute or flags.FULL_REFRESH -%}
-        {{ return(none) }}
-    {%- endif -%}
-    {%- set before = load_relation(this) -%}
-    {%- if before is none or column not in adapter.get_columns_in_relation(before) | map(attribute='name') -%}
-        {{ return(none) }}
-    {%- endif -%}
-    {{ return(before) }}
-{% endmacro %}
-
-
 {#- A table that keeps one row a key, as it reads when older rows are left out. Unit tests put a subquery in its place. -#}
 {% macro newest(relation, alias=none) -%}
     {{ relation }}{{ ' as ' ~ alias if alias }}{{ '' if '__dbt__cte__' in relation | string else ' final' }}

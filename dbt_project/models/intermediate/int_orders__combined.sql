@@ -97,7 +97,8 @@ versions as (
         cancelled_at,
         first_event_at,
         recorded_at
-    from {{ this }} final
+    -- rows that newer ones have outdone do no harm: what they know, the newer ones know, too
+    from {{ this }}
     where (source, order_id) in (select source, order_id from order_events)
     {% endif %}
 
