@@ -13,27 +13,25 @@
 with
 
 {% if is_incremental() -%}
-moved as (
+(
 
-    select contact_id, previous_contact_id
-    from {{ ref('int_contacts__identified') }}
-    where moved_at >= {{ last_taken() }}
+    -- a list, since it is asked for several times, and a subquery would be run as often
+    select groupUniqArray(contact_id)
+    from (
+        select contact_id
+        from {{ ref('int_contacts__identified') }}
+        where identity_id in (
+            select arrayJoin(identity_ids) from {{ ref('int_orders__combined') }} where recorded_at > {{ last_taken() }}
+        )
 
-),
+        union all
 
-touched as (
-
-    select contact_id
-    from {{ ref('int_contacts__identified') }}
-    where identity_id in (
-        select arrayJoin(identity_ids) from {{ ref('int_orders__combined') }} where recorded_at > {{ last_taken() }}
+        select arrayJoin([contact_id, previous_contact_id]) as contact_id
+        from {{ ref('int_contacts__identified') }}
+        where moved_at >= {{ last_taken() }}
     )
 
-    union distinct
-
-    select arrayJoin([contact_id, previous_contact_id]) as contact_id from moved
-
-),
+) as touched,
 
 {% endif -%}
 identities as (
@@ -41,7 +39,7 @@ identities as (
     select identity_id, contact_id
     from {{ ref('int_contacts__identified') }}
     {% if is_incremental() -%}
-    where contact_id in (select contact_id from touched)
+    where contact_id in (select arrayJoin(touched))
     {%- endif %}
 
 ),
@@ -70,60 +68,64 @@ orders as (
 
 ),
 
-sales as (
+sold as (
 
     select
         identities.contact_id as contact_id,
-        sum(orders.items_count) as items_count,
-        sum(orders.revenue) as revenue,
-        arraySort(groupArray(tuple(orders.ordered_at, orders.revenue))) as sales,
-        groupUniqArrayArray(arrayMap(
+        orders.items_count as items_count,
+        orders.revenue as revenue,
+        [tuple(orders.ordered_at, orders.revenue)] as sale,
+        arrayMap(
             item -> sipHash64(item.product_id),
             arrayFilter(item -> item.quantity > 0 and item.unit_price > 0, orders.items)
-        )) as product_hashes
+        ) as product_hashes
     from orders
     inner join identities on identities.identity_id = orders.identity_id
-    group by identities.contact_id
+
+    {% if is_incremental() -%}
+    union all
+
+    -- who has lost their orders to another contact, or by cancelling them, keeps a row that outdoes the one before it
+    select
+        contact_id,
+        0 as items_count,
+        0::Decimal(18, 2) as revenue,
+        []::Array(Tuple(DateTime64(3, 'UTC'), Decimal(18, 2))) as sale,
+        []::Array(UInt64) as product_hashes
+    from {{ this }}
+    where contact_id in (select arrayJoin(touched))
+    {%- endif %}
+
+),
+
+customers as (
+
+    select
+        contact_id,
+        sum(sold.items_count) as items_count,
+        sum(sold.revenue) as revenue,
+        arraySort(groupArrayArray(sold.sale)) as sales,
+        groupUniqArrayArray(sold.product_hashes) as product_hashes
+    from sold
+    group by contact_id
 
 )
 
 select
     ---------- ids
-    sales.contact_id as contact_id,
+    contact_id,
 
     ---------- numerics
-    length(sales.sales)::UInt32 as orders_count,
-    sales.items_count::Int64 as items_count,
-    sales.revenue::Decimal(18, 2) as revenue,
+    length(sales)::UInt32 as orders_count,
+    customers.items_count::Int64 as items_count,
+    customers.revenue::Decimal(18, 2) as revenue,
 
     ---------- semi-structured
-    sales.sales as sales,
-    sales.product_hashes as product_hashes,
+    customers.sales as sales,
+    arraySort(customers.product_hashes) as product_hashes,
 
     ---------- timestamps
-    sales.sales[1].1 as first_order_at,
-    sales.sales[-1].1 as last_order_at,
+    customers.sales[1].1 as first_order_at,
+    customers.sales[-1].1 as last_order_at,
     {{ stamp() }} as rebuilt_at
-from sales
-
-{%- if is_incremental() %}
-
-union all
-
--- who has lost their orders to another contact, or by cancelling them, keeps a row that outdoes the one before it
-select
-    contact_id,
-    0::UInt32 as orders_count,
-    0::Int64 as items_count,
-    0::Decimal(18, 2) as revenue,
-    []::Array(Tuple(DateTime64(3, 'UTC'), Decimal(18, 2))) as sales,
-    []::Array(UInt64) as product_hashes,
-    toDateTime64(0, 3, 'UTC') as first_order_at,
-    toDateTime64(0, 3, 'UTC') as last_order_at,
-    {{ stamp() }} as rebuilt_at
-from {{ this }} final
-where
-    contact_id in (select contact_id from touched)
-    and orders_count > 0
-    and contact_id not in (select contact_id from sales)
-{%- endif %}
+from customers

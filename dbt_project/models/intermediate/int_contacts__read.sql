@@ -42,42 +42,44 @@ kept as (
 ),
 
 -- the window that was counted last: what has left it since, or come into it, is counted again
-(select argMax(tuple(counted_from, counted_until), rebuilt_at) from {{ this }}) as window,
+(select argMax(counted_from, rebuilt_at) from {{ this }}) as last_from,
 
-read_again as (
+(select argMax(counted_until, rebuilt_at) from {{ this }}) as last_until,
 
-    select identity_id
-    from {{ ref('int_events__recorded') }}
-    where
-        {{ is_reading }}
-        and (
-            {{ is_recorded_on(days) }}
-            or (occurred_at > least(window.1, {{ from }}) and occurred_at <= greatest(window.1, {{ from }}))
-            or (occurred_at > least(window.2, {{ now() }}) and occurred_at <= greatest(window.2, {{ now() }}))
+(
+
+    -- a list, since it is asked for several times, and a subquery would be run as often
+    select groupUniqArray(contact_id)
+    from (
+        select contact_id
+        from {{ ref('int_contacts__identified') }}
+        where identity_id in (
+            select identity_id
+            from {{ ref('int_events__recorded') }}
+            where
+                {{ is_reading }}
+                and (
+                    {{ is_recorded_on(days) }}
+                    or (occurred_at > least(last_from, {{ from }}) and occurred_at <= greatest(last_from, {{ from }}))
+                    or (occurred_at > least(last_until, {{ now() }}) and occurred_at <= greatest(last_until, {{ now() }}))
+                )
         )
 
-),
+        union all
 
-touched as (
+        select arrayJoin([contact_id, previous_contact_id]) as contact_id
+        from {{ ref('int_contacts__identified') }}
+        where moved_at >= {{ last_taken() }}
 
-    select contact_id
-    from {{ ref('int_contacts__identified') }}
-    where identity_id in (select identity_id from read_again)
+        union all
 
-    union distinct
+        select kept.kept_id as contact_id
+        from kept
+        inner join zones on zones.known_id = kept.kept_id
+        where zones.timezone != kept.kept_timezone
+    )
 
-    select arrayJoin([contact_id, previous_contact_id]) as contact_id
-    from {{ ref('int_contacts__identified') }}
-    where moved_at >= {{ last_taken() }}
-
-    union distinct
-
-    select kept.kept_id as contact_id
-    from kept
-    inner join zones on zones.known_id = kept.kept_id
-    where zones.timezone != kept.kept_timezone
-
-),
+) as touched,
 
 {% endif -%}
 identities as (
@@ -85,7 +87,7 @@ identities as (
     select identity_id, contact_id
     from {{ ref('int_contacts__identified') }}
     {% if is_incremental() -%}
-    where contact_id in (select contact_id from touched)
+    where contact_id in (select arrayJoin(touched))
     {%- endif %}
 
 ),
@@ -115,16 +117,27 @@ local_hours as (
 
     select
         quarters.contact_id as contact_id,
-        zones.timezone as timezone,
         toUInt8(if(
-            timezone = '',
+            zones.timezone = '',
             toHour(quarters.quarter_at, 'UTC'),
-            toUInt8(formatDateTime(quarters.quarter_at, '%H', if(timezone = '', 'UTC', timezone)))
+            toUInt8(formatDateTime(quarters.quarter_at, '%H', if(zones.timezone = '', 'UTC', zones.timezone)))
         )) as hour,
         sum(quarters.events_count) as events_count
     from quarters
     inner join zones on zones.known_id = quarters.contact_id
-    group by contact_id, timezone, hour
+    group by contact_id, hour
+
+    {% if is_incremental() -%}
+    union all
+
+    -- whose readings have all left the window keeps a row that outdoes the one before it
+    select
+        kept_id as contact_id,
+        0::UInt8 as hour,
+        0::UInt64 as events_count
+    from kept
+    where kept_id in (select arrayJoin(touched))
+    {%- endif %}
 
 ),
 
@@ -132,23 +145,28 @@ habits as (
 
     select
         contact_id,
-        timezone,
-        groupArrayInsertAt(0, 24)(local_hours.events_count::UInt32, hour) as counts,
-        sum(local_hours.events_count) as events_count
-    from local_hours
-    group by contact_id, timezone
+        sumForEach(hour_counts) as counts,
+        sum(hour_count) as events_count
+    from (
+        select
+            contact_id,
+            local_hours.events_count::UInt32 as hour_count,
+            arrayMap(here -> if(here = hour, hour_count, 0)::UInt32, range(24)) as hour_counts
+        from local_hours
+    )
+    group by contact_id
 
 )
 
 select
     ---------- ids
-    contact_id,
+    habits.contact_id as contact_id,
 
     ---------- text
-    timezone,
+    coalesce(zones.timezone, '')::LowCardinality(String) as timezone,
 
     ---------- numerics
-    counts,
+    habits.counts::Array(UInt32) as counts,
     habits.events_count::UInt64 as events_count,
 
     ---------- timestamps
@@ -156,22 +174,4 @@ select
     {{ now() }}::DateTime64(3, 'UTC') as counted_until,
     {{ stamp() }} as rebuilt_at
 from habits
-
-{%- if is_incremental() %}
-
-union all
-
--- whose readings have all left the window keeps a row that outdoes the one before it
-select
-    kept.kept_id as contact_id,
-    kept.kept_timezone as timezone,
-    []::Array(UInt32) as counts,
-    0::UInt64 as events_count,
-    {{ from }}::DateTime64(3, 'UTC') as counted_from,
-    {{ now() }}::DateTime64(3, 'UTC') as counted_until,
-    {{ stamp() }} as rebuilt_at
-from kept
-where
-    kept.kept_id in (select contact_id from touched)
-    and kept.kept_id not in (select contact_id from habits)
-{%- endif %}
+left any join zones on zones.known_id = habits.contact_id

@@ -20,7 +20,7 @@ record_sources as (
         identifier,
         any(source) as only_source
     from {{ ref('int_contacts__identified') }}
-    where kind = 'record'
+    where kind = 'record' and identifier in (select external_id from members where source = '')
     group by identifier
     having count() = 1
 
@@ -38,9 +38,33 @@ hinted as (
 
 ),
 
+owners as (
+
+    -- members are few, compared with all that we know
+    select identity_id as owner_identity_id, contact_id as owner_contact_id
+    from {{ ref('int_contacts__identified') }}
+    where identity_id in (
+        select arrayJoin([
+            {{ identity_of('source', 'external_id', "''") }}, {{ identity_of("''", "''", 'email') }}
+        ])
+        from hinted
+    )
+
+),
+
 identified as (
 
-    {{ with_contacts('hinted', has_messages=false) }}
+    -- the CRM record comes first, then the email
+    select
+        hinted.list as list,
+        coalesce(by_record.owner_contact_id, by_email.owner_contact_id) as contact_id
+    from hinted
+    left any join owners as by_record
+        on by_record.owner_identity_id = if(
+            hinted.external_id = '', 0, {{ identity_of('hinted.source', 'hinted.external_id', "''") }}
+        )
+    left any join owners as by_email
+        on by_email.owner_identity_id = {{ identity_of("''", "''", 'hinted.email') }}
 
 )
 

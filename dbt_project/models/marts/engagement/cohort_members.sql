@@ -74,7 +74,7 @@ events as (
         and identity_id in (select identity_id from identities)
         and occurred_at > {{ now() }} - toIntervalMonth({{ var('cohort_months') }})
         and occurred_at <= {{ now() }}
-        and {{ loaded_within('loaded_at', 31 * var('cohort_months')) }}
+        and {{ loaded_within('loaded_on', 31 * var('cohort_months')) }}
     group by identity_id, type
 
 ),
