@@ -38,33 +38,25 @@ hinted as (
 
 ),
 
-owners as (
-
-    -- members are few, compared with all that we know
-    select identity_id as owner_identity_id, contact_id as owner_contact_id
-    from {{ ref('int_contacts__identified') }}
-    where identity_id in (
-        select arrayJoin([
-            {{ identity_of('source', 'external_id', "''") }}, {{ identity_of("''", "''", 'email') }}
-        ])
-        from hinted
-    )
-
-),
-
 identified as (
 
-    -- the CRM record comes first, then the email
+    -- the CRM record comes first, then the email; members are few, compared with all that we know
     select
         hinted.list as list,
-        coalesce(by_record.owner_contact_id, by_email.owner_contact_id) as contact_id
+        coalesce(by_record.contact_of_record, by_email.contact_of_email) as contact_id
     from hinted
-    left any join owners as by_record
-        on by_record.owner_identity_id = if(
-            hinted.external_id = '', 0, {{ identity_of('hinted.source', 'hinted.external_id', "''") }}
-        )
-    left any join owners as by_email
-        on by_email.owner_identity_id = {{ identity_of("''", "''", 'hinted.email') }}
+    left any join (
+        select source::String as record_source, identifier as record_id, contact_id as contact_of_record
+        from {{ ref('int_contacts__identified') }}
+        where kind = 'record' and identifier in (select external_id from members)
+    ) as by_record
+        on by_record.record_source = hinted.source and by_record.record_id = hinted.external_id
+    left any join (
+        select identifier as known_email, contact_id as contact_of_email
+        from {{ ref('int_contacts__identified') }}
+        where kind = 'email' and identifier in (select email from members)
+    ) as by_email
+        on by_email.known_email = hinted.email
 
 )
 
