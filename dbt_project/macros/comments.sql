@@ -1,19 +1,62 @@
-{# Write what models and columns mean into the warehouse, as dbt-clickhouse does. It asks which columns a table has; a
-   contract has said so already, and been checked a moment before, so models that have one save the question. #}
+{#-
+    Writes what models and columns mean into the warehouse, as dbt-clickhouse does. It asks which columns a table has; a
+    contract has said so already, and been checked a moment before, so models that have one save the question. A table that
+    is kept from run to run has its comments already: they are written again if one of them reads differently.
+-#}
 {% macro clickhouse__persist_docs(relation, model, for_relation, for_columns) %}
-    {%- set comments = [] -%}
+    {%- set wanted = {} -%}
     {%- if for_relation and config.persist_relation_docs() and model.description -%}
-        {%- do comments.append('modify comment ' ~ clickhouse_escape_comment(model.description)) -%}
+        {%- do wanted.update({'': model.description}) -%}
     {%- endif -%}
-    {%- if for_columns and config.persist_column_docs() and model.columns -%}
+    {%- if for_columns and config.persist_column_docs() -%}
+        {%- for name, column in model.columns.items() if column.description -%}
+            {%- do wanted.update({name: column.description}) -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {%- set is_kept = model.config.materialized == 'incremental' and is_incremental() -%}
+    {%- if wanted and not (is_kept and has_comments(relation, wanted)) -%}
         {%- set is_contracted = model.config.contract is defined and model.config.contract.enforced -%}
         {%- set present = model.columns.keys() | list if is_contracted
             else adapter.get_columns_in_relation(relation) | map(attribute='name') | list -%}
-        {%- for name, column in model.columns.items() if name in present and column.description -%}
-            {%- do comments.append('comment column `' ~ name ~ '` ' ~ clickhouse_escape_comment(column.description)) -%}
+        {%- set comments = [] -%}
+        {%- for name, text in wanted.items() -%}
+            {%- if not name -%}
+                {%- do comments.append('modify comment ' ~ clickhouse_escape_comment(text)) -%}
+            {%- elif name in present -%}
+                {%- do comments.append('comment column `' ~ name ~ '` ' ~ clickhouse_escape_comment(text)) -%}
+            {%- endif -%}
         {%- endfor -%}
-    {%- endif -%}
-    {%- if comments -%}
         {%- do run_query(one_alter_relation(relation, comments | join(', '))) -%}
     {%- endif -%}
+{% endmacro %}
+
+
+{#-
+    Whether a table has these comments (by column, '' for its own). Asked of all tables at once, the first time that a run
+    needs to know: `graph` is the one thing that all models of a run share.
+-#}
+{% macro has_comments(relation, wanted) %}
+    {%- set kept = graph.get('comments_in_place', {}) -%}
+    {%- if kept.get('run') != invocation_id -%}
+        {%- set models = graph.nodes.values() | selectattr('resource_type', 'equalto', 'model') -%}
+        {%- set databases = models | map(attribute='schema') | unique | join("', '") -%}
+        {%- set query -%}
+            select database || '.' || table || '.' || name, comment from system.columns
+            where database in ('{{ databases }}') and comment != ''
+            union all
+            select database || '.' || name || '.', comment from system.tables
+            where database in ('{{ databases }}') and comment != ''
+        {%- endset -%}
+        {%- set kept = {'run': invocation_id, 'comments': {}} -%}
+        {%- for row in run_query(query).rows -%}
+            {%- do kept.comments.update({row[0]: row[1]}) -%}
+        {%- endfor -%}
+        {%- do graph.update({'comments_in_place': kept}) -%}
+    {%- endif -%}
+    {%- for name, text in wanted.items() -%}
+        {%- if kept.comments.get(relation.schema ~ '.' ~ relation.identifier ~ '.' ~ name) != text -%}
+            {{ return(false) }}
+        {%- endif -%}
+    {%- endfor -%}
+    {{ return(true) }}
 {% endmacro %}

@@ -60,3 +60,20 @@
     ) as by_email
         on by_email.known_email = hinted.email
 {%- endmacro %}
+
+
+{#-
+    The table of identities as the last run left it, none in a full refresh or if there is none. `int_identities__touched`
+    compares with it and it is made from that: looked up by name, never by `ref`, as `settled_stays` does.
+-#}
+{% macro identities_before() %}
+    {%- if not execute or flags.FULL_REFRESH -%}
+        {{ return(none) }}
+    {%- endif -%}
+    {%- set node = graph.nodes.values() | selectattr('name', 'equalto', 'int_contacts__identified') | first -%}
+    {%- set before = load_relation(api.Relation.create(database=node.database, schema=node.schema, identifier=node.alias)) -%}
+    {%- if before is none or 'records_through' not in adapter.get_columns_in_relation(before) | map(attribute='name') -%}
+        {{ return(none) }}
+    {%- endif -%}
+    {{ return(before) }}
+{% endmacro %}

@@ -242,6 +242,13 @@
 {%- endmacro %}
 
 
+{#- The same for a model that follows another one, by the stamps of its rows, and not the events. -#}
+{% macro note_taken_from(relation) -%}
+    insert into {{ ref('int_increments__taken') }} (model, taken_at)
+    select '{{ this.identifier }}', max(recorded_at) from {{ relation }}
+{%- endmacro %}
+
+
 {#-
     Whether a load day may hold what happened since a moment: nothing is loaded before it happens. Load days are of the wall
     clock; in a rehearsal of days to come the clock of the settings runs ahead of it.
@@ -251,19 +258,6 @@
     {{ loaded_on }} >= toDate(greatest({{ moment }}, toDateTime64('1970-03-31 00:00:00', 3, 'UTC')))
         - {{ 1 + (ahead / 86400) | round(0, 'ceil') | int }}
 {%- endmacro %}
-
-
-{#- The table that this run replaces, if it has the column: what it held is compared. None on a full refresh. -#}
-{% macro table_before(column) %}
-    {%- if not execute or flags.FULL_REFRESH -%}
-        {{ return(none) }}
-    {%- endif -%}
-    {%- set before = load_relation(this) -%}
-    {%- if before is none or column not in adapter.get_columns_in_relation(before) | map(attribute='name') -%}
-        {{ return(none) }}
-    {%- endif -%}
-    {{ return(before) }}
-{% endmacro %}
 
 
 {#- A table that keeps one row a key, as it reads when older rows are left out. Unit tests put a subquery in its place. -#}

@@ -80,7 +80,13 @@ def built(models: Models, purchases: pl.DataFrame) -> Iterator[Models]:
     )
     models.now = CALIBRATED_TO
     models.build(
-        "--select", "+purchase_summaries", "+contacts", "--exclude-resource-type", "unit_test", "test"
+        "--select",
+        "+purchase_summaries",
+        "+contacts",
+        "+orders",
+        "--exclude-resource-type",
+        "unit_test",
+        "test",
     )
     models.build("--select", "purchase_summaries,resource_type:test", command="test")
     yield models

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from models import Models, moment
 
-CORE = ("+int_contacts__profiled", "+messages", "+events")
+CORE = ("+int_contacts__profiled", "+messages", "+events", "+suppressions")
 
 
 def clicked(number: str, at: str, message: str, **properties: Any) -> dict[str, Any]:

@@ -59,6 +59,7 @@ consents as (
 
 messages as (
 
+    -- several rows of one message say the same, but for when it was loaded
     select
         identity_id,
         any(messages.contact_id) as message_contact_id,
@@ -66,7 +67,7 @@ messages as (
         min(messages.created_at) as first_seen_at,
         max(messages.created_at) as last_seen_at,
         max(messages.last_loaded_at) as message_loaded_at
-    from {{ newest(ref('int_messages__addressed'), 'messages') }}
+    from {{ ref('int_messages__addressed') }} as messages
     {% if is_incremental() -%}
     where messages.last_loaded_at > {{ newest_load('message_loaded_at', 'recorded_at') }}
     {%- endif %}

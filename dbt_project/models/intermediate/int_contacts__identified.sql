@@ -4,14 +4,47 @@
     )
 }}
 
-{#- the table of the run before tells whose contact has changed -#}
-{%- set before = table_before('moved_at') %}
+{#-
+    The table of the run before tells whose contact has changed; and only what `int_identities__touched` lists is worked out
+    again, all else is carried over.
+-#}
+{%- set before = identities_before() %}
+{%- if before is not none and run_query("select countIf(what = 'all') from " ~ ref('int_identities__touched')).rows[0][0] %}
+{%- set is_partial = false %}
+{%- else %}
+{%- set is_partial = before is not none %}
+{%- endif %}
 
 with
 
+touched as (
+
+    select id, what, records_through, hints_through from {{ ref('int_identities__touched') }}
+
+),
+
+{% if is_partial -%}
+-- what stays as it is
+kept as (
+
+    select * from {{ this }}
+    where
+        identity_id not in (select id from touched where what in ('record', 'email', 'hint'))
+
+),
+
+{% endif -%}
 records as (
 
+    {% if is_partial -%}
+    -- those that changed, and those that have an address with one of them; of each the newest row
+    select * from {{ ref('int_records__combined') }}
+    where identity_id in (select id from touched where what in ('record', 'address'))
+    order by recorded_at desc
+    limit 1 by identity_id
+    {%- else -%}
     select * from {{ newest(ref('int_records__combined')) }}
+    {%- endif %}
 
 ),
 
@@ -20,6 +53,28 @@ hints as (
     -- the rest of a row follows from its identity
     select distinct identity_id, record_identity_id, email_identity_id, message_contact_id
     from {{ ref('int_contacts__hinted') }}
+    {% if is_partial -%}
+    where identity_id in (select id from touched where what = 'hint')
+    {%- endif %}
+
+),
+
+known_contacts as (
+
+    select identity_id, contact_id from records
+    {% if is_partial -%}
+    union all
+
+    select identity_id, contact_id from kept
+    where
+        kind = 'record'
+        and identity_id not in (select identity_id from records)
+        -- nobody asks for others
+        and (
+            identity_id in (select record_identity_id from hints)
+            or contact_id in (select message_contact_id from hints)
+        )
+    {%- endif %}
 
 ),
 
@@ -58,6 +113,9 @@ record_emails as (
         any(record_addresses.contact_id) as any_contact_id,
         any(record_addresses.email) as email
     from record_addresses
+    {% if is_partial -%}
+    where identity_id in (select id from touched where what = 'email')
+    {%- endif %}
     group by identity_id
 
 ),
@@ -72,7 +130,10 @@ unknown_emails as (
     where
         message_contact_id = 0
         and email_identity_id not in (select identity_id from record_addresses)
-        and (record_identity_id = 0 or record_identity_id not in (select identity_id from records))
+        and (record_identity_id = 0 or record_identity_id not in (select identity_id from known_contacts))
+        {% if is_partial -%}
+        and email_identity_id in (select id from touched where what = 'email')
+        {%- endif %}
     group by email_identity_id
 
 ),
@@ -98,28 +159,40 @@ emails as (
 
 ),
 
+known_emails as (
+
+    select identity_id, contact_id, is_known_to_crm from emails
+    {% if is_partial -%}
+    union all
+
+    select identity_id, contact_id, is_known_to_crm from kept
+    where kind = 'email' and identity_id in (select email_identity_id from hints)
+    {%- endif %}
+
+),
+
 led as (
 
     -- a contact of the ledger that has merged into another since is found by the address
     select
         hints.identity_id as identity_id,
         multiIf(
-            hints.message_contact_id in (select contact_id from records), hints.message_contact_id,
-            known_records.known_contact_id is not null, assumeNotNull(known_records.known_contact_id),
-            known_emails.known_contact_id is not null, assumeNotNull(known_emails.known_contact_id),
+            hints.message_contact_id in (select contact_id from known_contacts), hints.message_contact_id,
+            by_record.known_contact_id is not null, assumeNotNull(by_record.known_contact_id),
+            by_email.known_contact_id is not null, assumeNotNull(by_email.known_contact_id),
             0
         ) as contact_id,
         hints.message_contact_id as message_contact_id,
-        known_records.known_contact_id is not null or coalesce(known_emails.is_known_to_crm, false) as is_known_to_crm
+        by_record.known_contact_id is not null or coalesce(by_email.is_known_to_crm, false) as is_known_to_crm
     from hints
     left any join (
-        select identity_id as known_identity_id, contact_id as known_contact_id from records
-    ) as known_records
-        on known_records.known_identity_id = hints.record_identity_id
+        select identity_id as known_identity_id, contact_id as known_contact_id from known_contacts
+    ) as by_record
+        on by_record.known_identity_id = hints.record_identity_id
     left any join (
-        select identity_id as known_identity_id, contact_id as known_contact_id, is_known_to_crm from emails
-    ) as known_emails
-        on known_emails.known_identity_id = hints.email_identity_id
+        select identity_id as known_identity_id, contact_id as known_contact_id, is_known_to_crm from known_emails
+    ) as by_email
+        on by_email.known_identity_id = hints.email_identity_id
     where hints.identity_id != hints.email_identity_id
 
 ),
@@ -135,6 +208,9 @@ identities as (
         0::Int64 as message_contact_id,
         true as is_known_to_crm
     from records
+    {% if is_partial -%}
+    where identity_id in (select id from touched where what = 'record')
+    {%- endif %}
 
     union all
 
@@ -188,10 +264,13 @@ select
 
     ---------- timestamps
     {% if before is none -%}
-    toDateTime64(0, 3, 'UTC') as moved_at
-    {%- else -%}
-    if(known.known_contact_id = identities.contact_id, assumeNotNull(known.known_moved_at), {{ stamp() }})::DateTime64(3, 'UTC') as moved_at
-    {%- endif %}
+    toDateTime64(0, 3, 'UTC') as moved_at,
+    {% else -%}
+    if(known.known_contact_id = identities.contact_id, assumeNotNull(known.known_moved_at), {{ stamp() }})::DateTime64(3, 'UTC') as moved_at,
+    {% endif -%}
+    -- all that was recorded until then is in here
+    assumeNotNull((select max(records_through) from touched)) as records_through,
+    assumeNotNull((select max(hints_through) from touched)) as hints_through
 from identities
 {% if before is not none -%}
 left any join (
@@ -201,6 +280,33 @@ left any join (
         previous_contact_id as known_previous_contact_id,
         moved_at as known_moved_at
     from {{ this }}
+    {% if is_partial -%}
+    where identity_id in (select id from touched)
+    {%- endif %}
 ) as known
     on known.known_identity_id = identities.identity_id
+{%- endif %}
+{% if is_partial %}
+union all
+
+select
+    ---------- ids
+    identity_id,
+    contact_id,
+    message_contact_id,
+    previous_contact_id,
+
+    ---------- text
+    kind,
+    source,
+    identifier,
+
+    ---------- booleans
+    is_known_to_crm,
+
+    ---------- timestamps
+    moved_at,
+    assumeNotNull((select max(records_through) from touched)) as records_through,
+    assumeNotNull((select max(hints_through) from touched)) as hints_through
+from kept
 {%- endif %}

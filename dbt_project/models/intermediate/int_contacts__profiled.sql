@@ -38,16 +38,27 @@ addressees as (
 
 ),
 
-suppressions as (
+stopped as (
 
-    select * from {{ ref('suppressions') }}
+    select * from {{ ref('int_emails__stopped') }}
 
 ),
 
 consents as (
 
-    select * from {{ ref('consents') }}
-    where channel = 'email' and purpose = 'marketing' and is_granted
+    select identity_id as consent_identity_id, last_change
+    from {{ ref('int_consents__latest') }}
+    where channel = 'email' and purpose = 'marketing'
+
+),
+
+consenting as (
+
+    select identities.contact_id as contact_id
+    from {{ ref('int_contacts__identified') }} as identities
+    inner join consents on consents.consent_identity_id = identities.identity_id
+    group by contact_id
+    having not max(consents.last_change).2
 
 ),
 
@@ -99,8 +110,8 @@ select
 
     ---------- booleans
     contacts.is_deleted as is_deleted,
-    (contacts.email != '' and contacts.email in (select email from suppressions))::Bool as is_suppressed,
-    (contacts.contact_id in (select contact_id from consents))::Bool as has_marketing_consent,
+    (contacts.email != '' and contacts.email in (select email from stopped))::Bool as is_suppressed,
+    (contacts.contact_id in (select contact_id from consenting))::Bool as has_marketing_consent,
 
     ---------- timestamps
     contacts.created_at as created_at,

@@ -20,7 +20,7 @@ record_sources as (
         identifier,
         any(source) as only_source
     from {{ ref('int_contacts__identified') }}
-    where kind = 'record'
+    where kind = 'record' and identifier in (select external_id from members where source = '')
     group by identifier
     having count() = 1
 
@@ -40,7 +40,23 @@ hinted as (
 
 identified as (
 
-    {{ with_contacts('hinted', has_messages=false) }}
+    -- the CRM record comes first, then the email; members are few, compared with all that we know
+    select
+        hinted.list as list,
+        coalesce(by_record.contact_of_record, by_email.contact_of_email) as contact_id
+    from hinted
+    left any join (
+        select source::String as record_source, identifier as record_id, contact_id as contact_of_record
+        from {{ ref('int_contacts__identified') }}
+        where kind = 'record' and identifier in (select external_id from members)
+    ) as by_record
+        on by_record.record_source = hinted.source and by_record.record_id = hinted.external_id
+    left any join (
+        select identifier as known_email, contact_id as contact_of_email
+        from {{ ref('int_contacts__identified') }}
+        where kind = 'email' and identifier in (select email from members)
+    ) as by_email
+        on by_email.known_email = hinted.email
 
 )
 

@@ -76,6 +76,7 @@ versions as (
             ))
         ) as content,
         [identity_id] as identity_ids,
+        []::Array(UInt32) as months,
         if(is_cancellation, null, occurred_at) as placed_at,
         if(is_cancellation, occurred_at, null) as cancelled_at,
         occurred_at as first_event_at,
@@ -91,11 +92,13 @@ versions as (
         content_rank,
         tuple(identity_id, currency::String, country::String, items) as content,
         identity_ids,
+        months,
         placed_at,
         cancelled_at,
         first_event_at,
         recorded_at
-    from {{ this }} final
+    -- rows that newer ones have outdone do no harm: what they know, the newer ones know, too
+    from {{ this }}
     where (source, order_id) in (select source, order_id from order_events)
     {% endif %}
 
@@ -115,9 +118,11 @@ orders as (
     select
         source,
         order_id,
+        order_hash,
         content,
         content_rank,
         identity_ids,
+        months,
         placed_at,
         cancelled_at,
         first_event_at,
@@ -130,15 +135,17 @@ orders as (
     select
         source,
         order_id,
+        any(versions.order_hash) as order_hash,
         argMax(versions.content, versions.content_rank) as content,
         max(versions.content_rank) as content_rank,
         arraySort(groupUniqArrayArray(versions.identity_ids)) as identity_ids,
+        arraySort(groupUniqArrayArray(versions.months)) as months,
         min(versions.placed_at) as placed_at,
         max(versions.cancelled_at) as cancelled_at,
         min(versions.first_event_at) as first_event_at,
         max(versions.recorded_at) as recorded_at
     from versions
-    where order_hash in (select order_hash from several)
+    where versions.order_hash in (select order_hash from several)
     group by source, order_id
 
 ),
@@ -158,6 +165,7 @@ lines as (
 select
     ---------- ids
     order_id,
+    order_hash,
     content.1::Int64 as identity_id,
     identity_ids,
 
@@ -172,6 +180,8 @@ select
     arraySum(amounts)::Decimal(18, 2) as total,
     arraySum(arrayMap((item, is_sold) -> if(is_sold, item.quantity, 0), items, sold))::Int64 as items_count,
     length(items)::UInt32 as lines_count,
+    -- months that it was ever counted in
+    arrayDistinct(arrayPushBack(lines.months, toYYYYMM(coalesce(placed_at, first_event_at))::UInt32)) as months,
     content_rank,
 
     ---------- booleans

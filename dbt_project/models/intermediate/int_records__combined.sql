@@ -61,8 +61,9 @@ versions as (
     {% if is_incremental() %}
     union all
 
+    -- rows that newer ones have outdone do no harm: what they know, the newer ones know, too
     select {{ columns | join(', ') }}
-    from {{ this }} final
+    from {{ this }}
     where identity_id in (select identity_id from loaded)
     {% endif %}
 

@@ -6,15 +6,26 @@
 
 with
 
-order_items as (
-
-    select * from {{ ref('order_items') }}
-
-),
-
 catalogue as (
 
     select * from {{ ref('stg_catalogue__products') }}
+
+),
+
+months as (
+
+    select * from {{ ref('int_products__sold') }}
+
+),
+
+buyers as (
+
+    select
+        arrayJoin(product_hashes) as product_hash,
+        count() as buyers_count
+    from {{ newest(ref('int_contacts__ordered')) }}
+    where orders_count > 0
+    group by product_hash
 
 ),
 
@@ -22,17 +33,16 @@ sold as (
 
     select
         product_id,
-        -- names on corrections ('damaged', '?') are no names of products, if there is a sale to take one from
-        argMaxIf(product_name, tuple(is_sale, ordered_at, order_id, line_number), product_name != '') as name,
-        argMaxIf(unit_price, tuple(ordered_at, order_id, line_number), is_sale) as price,
-        minIf(ordered_at, is_sale) as first_sold_at,
-        maxIf(ordered_at, is_sale) as last_sold_at,
-        uniqExactIf(contact_id, is_sale) as buyers_count,
-        sumIf(quantity, is_sale) as sold_count,
-        sumIf(amount, is_sale) as revenue,
-        countIf(is_sale) > 0 as has_sold
-    from order_items
-    where product_id != ''
+        max(months.ranked_name).5 as name,
+        max(months.ranked_price).4 as price,
+        min(months.first_sold_at) as first_sold_at,
+        max(months.last_sold_at) as last_sold_at,
+        any(coalesce(buyers.buyers_count, 0)) as buyers_count,
+        sum(months.sold_count) as sold_count,
+        sum(months.revenue) as revenue,
+        sum(months.sales_count) > 0 as has_sold
+    from months
+    left any join buyers on buyers.product_hash = sipHash64(months.product_id)
     group by product_id
 
 ),

@@ -20,55 +20,16 @@ contacts as (
 
 ),
 
-events as (
-
-    select
-        assumeNotNull(contact_id) as contact_id,
-        occurred_at
-    from {{ ref('events') }}
-    where
-        type in ('opened', 'clicked')
-        and not is_machine
-        and contact_id is not null
-        and occurred_at > {{ now() }} - toIntervalDay({{ var('best_hour_days') }})
-        and occurred_at <= {{ now() }}
-        and {{ loaded_within('loaded_at', var('best_hour_days')) }}
-
-),
-
-quarters as (
-
-    -- by quarters first, which no time zone splits: a zone is looked up once for each, not for every event
-    select
-        contact_id,
-        toStartOfFifteenMinutes(occurred_at) as quarter_at,
-        count() as events_count
-    from events
-    group by contact_id, quarter_at
-
-),
-
-local_hours as (
-
-    select
-        contacts.known_id as contact_id,
-        contacts.has_timezone as has_timezone,
-        toUInt8(formatDateTime(quarters.quarter_at, '%H', contacts.timezone)) as hour,
-        sum(quarters.events_count) as events_count
-    from quarters
-    inner join contacts on contacts.known_id = quarters.contact_id
-    group by contact_id, has_timezone, hour
-
-),
-
 habits as (
 
     select
-        contact_id,
-        {{ around_the_clock('groupArrayInsertAt(0, 24)(local_hours.events_count::UInt64, hour)') }} as counts,
-        sum(local_hours.events_count) as events_count
-    from local_hours
-    group by contact_id
+        readings.contact_id as contact_id,
+        contacts.has_timezone as has_timezone,
+        readings.counts as hour_counts,
+        readings.events_count as events_count
+    from {{ newest(ref('int_contacts__read'), 'readings') }}
+    inner join contacts on contacts.known_id = readings.contact_id
+    where readings.events_count > 0
 
 ),
 
@@ -77,13 +38,9 @@ populations as (
     -- hours of those whose zone we do not know are UTC, and say nothing of the hours of others
     select
         has_timezone,
-        {{ around_the_clock('groupArrayInsertAt(0, 24)(hour_count, hour)') }} as counts,
-        sum(hour_count) as events_count
-    from (
-        select has_timezone, hour, sum(events_count)::UInt64 as hour_count
-        from local_hours
-        group by has_timezone, hour
-    )
+        {{ around_the_clock('sumForEach(habits.hour_counts)') }} as counts,
+        sum(habits.events_count) as events_count
+    from habits
     group by has_timezone
 
 ),
@@ -91,34 +48,57 @@ populations as (
 weighed as (
 
     select
-        contacts.known_id as contact_id,
-        contacts.timezone as timezone,
-        contacts.has_timezone as has_timezone,
-        coalesce(habits.events_count, 0) as events_count,
+        habits.contact_id as contact_id,
+        habits.events_count as events_count,
+        {{ around_the_clock('habits.hour_counts') }} as own_counts,
         arrayMap(
-            (own, everybody) -> (own + {{ prior }} * everybody / populations.events_count) / (events_count + {{ prior }}),
-            if(events_count > 0, habits.counts, arrayResize([]::Array(Float64), 24)),
+            (own, everybody) -> (own + {{ prior }} * everybody / populations.events_count) / (habits.events_count + {{ prior }}),
+            own_counts,
             populations.counts
         ) as shares
-    from contacts
-    inner join populations on populations.has_timezone = contacts.has_timezone
-    left join habits on habits.contact_id = contacts.known_id
+    from habits
+    inner join populations on populations.has_timezone = habits.has_timezone
+
+),
+
+chosen as (
+
+    select
+        contact_id,
+        events_count,
+        arrayMax(shares) as best_share,
+        indexOf(shares, best_share) - 1 as best_hour
+    from weighed
+
+),
+
+everybody as (
+
+    -- who has never read anything is like everybody, and so are all of them
+    select
+        has_timezone as of_timezone,
+        arrayMap(count -> (0 + {{ prior }} * count / events_count) / (0 + {{ prior }}), counts) as shares,
+        arrayMax(shares) as best_share,
+        indexOf(shares, best_share) - 1 as best_hour
+    from populations
 
 )
 
 select
     ---------- ids
-    contact_id,
+    contacts.known_id as contact_id,
 
     ---------- text
-    timezone::String as timezone,
+    contacts.timezone::String as timezone,
 
     ---------- numerics
-    (indexOf(shares, arrayMax(shares)) - 1)::UInt8 as best_hour,
-    arrayMax(shares)::Float64 as best_hour_share,
-    events_count::UInt64 as events_count,
-    (events_count / (events_count + {{ prior }}))::Float64 as own_weight,
+    coalesce(chosen.best_hour, everybody.best_hour)::UInt8 as best_hour,
+    coalesce(chosen.best_share, everybody.best_share)::Float64 as best_hour_share,
+    coalesce(chosen.events_count, 0)::UInt64 as events_count,
+    (coalesce(chosen.events_count, 0) / (coalesce(chosen.events_count, 0) + {{ prior }}))::Float64 as own_weight,
 
     ---------- booleans
-    has_timezone::Bool as has_timezone
-from weighed
+    contacts.has_timezone::Bool as has_timezone
+from contacts
+inner join everybody on everybody.of_timezone = contacts.has_timezone
+left join chosen on chosen.contact_id = contacts.known_id

@@ -18,13 +18,14 @@ contacts as (
 
 ),
 
-orders as (
+customers as (
 
     select
-        assumeNotNull(contact_id) as contact_id,
-        ordered_at
-    from {{ ref('orders') }} as orders
-    where is_sale and orders.contact_id is not null and ordered_at <= {{ now() }}
+        contact_id,
+        first_order_at,
+        sales
+    from {{ newest(ref('int_contacts__ordered')) }}
+    where orders_count > 0 and first_order_at <= {{ now() }}
 
 ),
 
@@ -42,47 +43,59 @@ anchors as (
     select
         contact_id,
         'first_order' as anchor,
-        min(ordered_at) as anchored_at
-    from orders
-    group by contact_id
-    having anchored_at > {{ now() }} - toIntervalMonth({{ var('cohort_months') }})
+        first_order_at as anchored_at
+    from customers
+    where first_order_at > {{ now() }} - toIntervalMonth({{ var('cohort_months') }})
 
 ),
 
-happened as (
+identities as (
 
-    -- orders as they stand, anything else as it happened
+    -- of whom events are asked: that is few, since all others were known before, or are judged by their orders
+    select identity_id, contact_id
+    from {{ ref('int_contacts__identified') }}
+    where contact_id in (
+        select contact_id from anchors
+        where anchor in (select anchor from definitions where event_type != 'order.placed')
+    )
+
+),
+
+events as (
+
     select
-        contact_id,
-        'order.placed' as event_type,
-        ordered_at as occurred_at
-    from orders
-    where 'order.placed' in (select event_type from definitions)
-
-    union all
-
-    select
-        assumeNotNull(events.contact_id) as contact_id,
-        type::String as event_type,
-        occurred_at
-    from {{ ref('events') }} as events
+        identity_id,
+        type,
+        groupArray(events.occurred_at) as moments
+    from {{ ref('int_events__recorded') }} as events
     where
         type in (select event_type from definitions where event_type != 'order.placed')
         and not is_machine
-        and events.contact_id is not null
+        and identity_id in (select identity_id from identities)
         and occurred_at > {{ now() }} - toIntervalMonth({{ var('cohort_months') }})
         and occurred_at <= {{ now() }}
-        and {{ loaded_within('loaded_at', 31 * var('cohort_months')) }}
+        and {{ loaded_within('loaded_on', 31 * var('cohort_months')) }}
+    group by identity_id, type
 
 ),
 
 histories as (
 
+    -- orders as they stand, anything else as it happened
     select
         contact_id,
-        event_type,
-        groupArray(occurred_at) as moments
-    from happened
+        'order.placed' as event_type,
+        arrayMap(sale -> sale.1, sales) as moments
+    from customers
+
+    union all
+
+    select
+        identities.contact_id as contact_id,
+        events.type::String as event_type,
+        groupArrayArray(events.moments) as moments
+    from events
+    inner join identities on identities.identity_id = events.identity_id
     group by contact_id, event_type
 
 ),
@@ -96,7 +109,8 @@ judged as (
         anchors.contact_id as contact_id,
         anchors.anchored_at as anchored_at,
         arraySort(arrayFilter(
-            moment -> moment >= anchors.anchored_at and moment < anchors.anchored_at + toIntervalDay(within_days),
+            moment -> moment >= anchors.anchored_at and moment < anchors.anchored_at + toIntervalDay(within_days)
+                and moment <= {{ now() }},
             histories.moments
         )) as moments
     from anchors

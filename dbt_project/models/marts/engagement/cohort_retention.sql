@@ -16,14 +16,11 @@ members as (
 
 ),
 
-orders as (
+customers as (
 
-    select
-        assumeNotNull(contact_id) as contact_id,
-        ordered_at,
-        revenue
-    from {{ ref('orders') }} as orders
-    where is_sale and orders.contact_id is not null and ordered_at <= {{ now() }}
+    select contact_id, sales
+    from {{ newest(ref('int_contacts__ordered')) }}
+    where orders_count > 0
 
 ),
 
@@ -35,19 +32,41 @@ sizes as (
 
 ),
 
-activity as (
+sold as (
 
+    -- sales are in the order of time: the first of a month tells that the customer was active in it
     select
         members.cohort as cohort,
         members.is_member as is_member,
         members.anchor_month as anchor_month,
-        dateDiff('month', members.anchor_month, toStartOfMonth(orders.ordered_at)) as months_since,
-        uniqExact(orders.contact_id) as active_count,
+        arrayFilter(
+            sale -> sale.1 >= members.anchored_at and sale.1 <= {{ now() }}, customers.sales
+        ) as later_sales,
+        arrayMap(
+            sale -> dateDiff('month', members.anchor_month, toStartOfMonth(sale.1)), later_sales
+        ) as sale_months,
+        arrayJoin(arrayMap(
+            (month, sale, place) -> tuple(month, sale.2, place = 1 or sale_months[place - 1] != month),
+            sale_months,
+            later_sales,
+            arrayEnumerate(later_sales)
+        )) as sale
+    from customers
+    inner join members on members.contact_id = customers.contact_id
+
+),
+
+activity as (
+
+    select
+        cohort,
+        is_member,
+        anchor_month,
+        sale.1 as months_since,
+        countIf(sale.3) as active_count,
         count() as orders_count,
-        sum(orders.revenue) as revenue
-    from orders
-    inner join members on members.contact_id = orders.contact_id
-    where orders.ordered_at >= members.anchored_at
+        sum(sale.2) as revenue
+    from sold
     group by cohort, is_member, anchor_month, months_since
 
 ),

@@ -6,20 +6,27 @@
 
 with
 
-decayed as (
+states as (
 
-    select * from {{ ref('int_engagement__decayed') }}
+    {{ states_of(ref('int_engagement__summed')) }}
+
+),
+
+identities as (
+
+    select identity_id, contact_id from {{ ref('int_contacts__identified') }}
 
 ),
 
 scored as (
 
     select
-        contact_id,
-        sum(decayed_sum / {{ decay_growth(now(), 'half_life_days') }}) as engagement_score,
-        max(last_engaged_at) as last_engaged_at
-    from decayed
-    group by contact_id
+        identities.contact_id as contact_id,
+        sum(states.decayed_sum / {{ decay_growth(now(), 'states.half_life_days') }}) as engagement_score,
+        max(states.last_engaged_at) as last_engaged_at
+    from states
+    inner join identities on identities.identity_id = states.identity_id
+    group by identities.contact_id
 
 )
 

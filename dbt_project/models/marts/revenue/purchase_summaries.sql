@@ -6,10 +6,13 @@
 
 with
 
-orders as (
+sales as (
 
-    select * from {{ ref('orders') }}
-    where is_sale and contact_id is not null
+    select
+        contact_id,
+        arrayJoin(sales) as sale
+    from {{ newest(ref('int_contacts__ordered')) }}
+    where orders_count > 0
 
 ),
 
@@ -17,11 +20,11 @@ days as (
 
     -- all purchases of a day are one
     select
-        assumeNotNull(orders.contact_id) as contact_id,
-        toDate(orders.ordered_at, 'UTC') as ordered_on,
-        sum(orders.revenue) as revenue
-    from orders
-    where orders.ordered_at <= {{ now() }}
+        contact_id,
+        toDate(sale.1, 'UTC') as ordered_on,
+        sum(sale.2) as revenue
+    from sales
+    where sale.1 <= {{ now() }}
     group by contact_id, ordered_on
 
 ),

@@ -6,30 +6,13 @@
 
 with
 
-orders as (
-
-    select * from {{ ref('orders') }}
-    where is_sale and contact_id is not null
-
-),
-
-order_months as (
+customers as (
 
     select
-        assumeNotNull(orders.contact_id) as contact_id,
-        toStartOfMonth(orders.ordered_at)::Date as order_month,
-        orders.revenue as revenue
-    from orders
-
-),
-
-first_orders as (
-
-    select
-        contact_id,
-        min(order_month) as cohort_month
-    from order_months
-    group by contact_id
+        toStartOfMonth(first_order_at)::Date as cohort_month,
+        sales
+    from {{ newest(ref('int_contacts__ordered')) }}
+    where orders_count > 0
 
 ),
 
@@ -38,21 +21,36 @@ sizes as (
     select
         cohort_month,
         count() as cohort_size
-    from first_orders
+    from customers
     group by cohort_month
+
+),
+
+sold as (
+
+    -- sales are in the order of time: the first of a month tells that the customer was active in it
+    select
+        cohort_month,
+        arrayMap(sale -> dateDiff('month', cohort_month, toStartOfMonth(sale.1)::Date), sales) as months,
+        arrayJoin(arrayMap(
+            (month, sale, place) -> tuple(month, sale.2, place = 1 or months[place - 1] != month),
+            months,
+            sales,
+            arrayEnumerate(sales)
+        )) as sale
+    from customers
 
 ),
 
 activity as (
 
     select
-        first_orders.cohort_month as cohort_month,
-        dateDiff('month', first_orders.cohort_month, order_months.order_month) as months_since_first_order,
-        uniqExact(order_months.contact_id) as active_count,
+        cohort_month,
+        sale.1 as months_since_first_order,
+        countIf(sale.3) as active_count,
         count() as orders_count,
-        sum(order_months.revenue) as revenue
-    from order_months
-    inner join first_orders on first_orders.contact_id = order_months.contact_id
+        sum(sale.2) as revenue
+    from sold
     group by cohort_month, months_since_first_order
 
 )

@@ -6,13 +6,6 @@
 
 with
 
-orders as (
-
-    select * from {{ ref('orders') }}
-    where is_sale and contact_id is not null
-
-),
-
 names as (
 
     select * from {{ ref('rfm_segments') }}
@@ -22,14 +15,14 @@ names as (
 customers as (
 
     select
-        assumeNotNull(contact_id) as contact_id,
-        min(ordered_at) as first_order_at,
-        max(ordered_at) as last_order_at,
-        count() as orders_count,
-        sum(items_count) as items_count,
-        sum(revenue) as revenue
-    from orders
-    group by contact_id
+        contact_id,
+        first_order_at,
+        last_order_at,
+        orders_count,
+        items_count,
+        revenue
+    from {{ newest(ref('int_contacts__ordered')) }}
+    where orders_count > 0
 
 ),
 

@@ -1,0 +1,44 @@
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='append',
+        on_schema_change='fail',
+        engine=engine('AggregatingMergeTree'),
+        order_by=['email', 'message_hash'],
+        query_settings={'optimize_on_insert': 0}
+    )
+}}
+
+with
+
+events as (
+
+    -- as `suppressions` reads them
+    select * from {{ ref('stg_events__events') }}
+    where
+        type in ('unsubscribed', 'complained', 'bounced', 'subscribed')
+        and not is_machine
+        and (type != 'bounced' or bounce_class = 'hard')
+        and (email != '' or message_id != '')
+        {% if is_incremental() -%}
+        and loaded_at > {{ newest_load('last_loaded_at', 'recorded_at') }}
+        {%- endif %}
+
+)
+
+select
+    ---------- ids
+    -- some providers name only the message
+    if(events.email = '', events.message_hash, 0)::UInt64 as message_hash,
+
+    ---------- text
+    events.email as email,
+
+    ---------- timestamps
+    {%- for type in ['subscribed', 'unsubscribed', 'complained', 'bounced'] %}
+    maxIf(events.occurred_at, type = '{{ type }}')::SimpleAggregateFunction(max, DateTime64(3, 'UTC')) as {{ type }}_at,
+    {%- endfor %}
+    max(events.loaded_at)::SimpleAggregateFunction(max, DateTime64(3, 'UTC')) as last_loaded_at,
+    {{ stamp() }}::SimpleAggregateFunction(max, DateTime64(3, 'UTC')) as recorded_at
+from events
+group by email, message_hash
