@@ -44,7 +44,7 @@ from senders.settings import SenderSettings
 from senders.tables import message_changes, messages, metadata, pauses, plans, runs
 from warehouse.errors import MailhouseError
 
-HEAD = "0004"
+HEAD = "0005"
 _T = TypeVar("_T")
 _ACTIVE: dict[str, set[int]] = {}
 _CHUNK = 1000  # ids in one IN list, rows in one transaction
@@ -220,6 +220,11 @@ class Ledger:
         ledger = cls(engine, place=place, lease=settings.claim_lease)
         ledger._migrate()
         return ledger
+
+    @property
+    def engine(self) -> sa.Engine:
+        """Connections to the ledger's database, for what else is kept in it; SQLite's transactions take its lock."""
+        return self._engine
 
     def close(self) -> None:
         """Give all connections back."""
