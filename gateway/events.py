@@ -113,7 +113,9 @@ def frame_of(events: Sequence[Event]) -> pl.DataFrame:
     }
     frame = pl.DataFrame(events, schema=schema, orient="row")
     return frame.select(
-        pl.col(name).cast(pl.Datetime("ms")).dt.replace_time_zone("UTC") if dtype == pl.Datetime("ms", "UTC") else name
+        pl.col(name).cast(pl.Datetime("ms")).dt.replace_time_zone("UTC")
+        if dtype == pl.Datetime("ms", "UTC")
+        else name
         for name, dtype in EVENT_COLUMNS.items()
     )
 
@@ -127,7 +129,9 @@ def parse_json(body: bytes) -> Any:
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise EventError("", f"The body is not UTF-8: byte {error.start} is wrong.", is_hostile=True) from None
+        raise EventError(
+            "", f"The body is not UTF-8: byte {error.start} is wrong.", is_hostile=True
+        ) from None
     try:
         return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite)
     except EventError:
@@ -135,7 +139,9 @@ def parse_json(body: bytes) -> Any:
     except RecursionError:
         raise EventError("", "The body is nested too deeply.", is_hostile=True) from None
     except json.JSONDecodeError as error:
-        raise EventError("", f"The body is no JSON: {error.msg}, line {error.lineno} column {error.colno}.") from None
+        raise EventError(
+            "", f"The body is no JSON: {error.msg}, line {error.lineno} column {error.colno}."
+        ) from None
     except ValueError:
         raise EventError("", "The body has a number with too many digits.", is_hostile=True) from None
 
@@ -185,7 +191,9 @@ def parse_event(value: Any, source: str, now: datetime) -> Event:
         raise EventError("", "An event needs email, external_id or anonymous_id, or it is nobody's.")
     event_id = _text(value, "event_id", _IDENTIFIER, "1 to 200 printable characters")
     if event_id.partition(":")[0].lower() in _RESERVED and ":" in event_id:
-        raise EventError("event_id", f"Ids that begin with {event_id.partition(':')[0]}: are given by Mailhouse.")
+        raise EventError(
+            "event_id", f"Ids that begin with {event_id.partition(':')[0]}: are given by Mailhouse."
+        )
     occurred = _moment(value, now)
     properties = properties_text(value.get("properties", {}))
     received = milliseconds(now)
@@ -223,7 +231,7 @@ def properties_text(value: Any, field: str = "properties") -> str:
 
 
 class _Check:
-    """Depth, size, numbers, texts, and paths that mean two things: what ClickHouse's JSON type refuses, and a bit more."""
+    """Depth, size, numbers, texts, and paths that mean two things: what ClickHouse's JSON type refuses and more."""
 
     def __init__(self, field: str) -> None:
         self._field = field
@@ -241,9 +249,7 @@ class _Check:
                     problem = f"{_shown(parent)} is a value, and {_shown(path)} lies below it."
                     raise EventError(place, problem, is_hostile=True)
 
-    def _members(
-        self, value: dict[str, Any], place: str, path: str, depth: int, paths: set[str]
-    ) -> None:
+    def _members(self, value: dict[str, Any], place: str, path: str, depth: int, paths: set[str]) -> None:
         self._deep(place, depth)
         self._keys += len(value)
         if self._keys > MOST_KEYS:
@@ -251,7 +257,9 @@ class _Check:
         for key, inner in value.items():
             where = f"{place}.{key if key.isidentifier() and len(key) <= _LONGEST_SHOWN else _shown(key)}"
             if not key or len(key) > _LONGEST_KEY or "\0" in key:
-                raise EventError(where, f"A key has 1 to {_LONGEST_KEY} characters, and no NUL.", is_hostile=True)
+                raise EventError(
+                    where, f"A key has 1 to {_LONGEST_KEY} characters, and no NUL.", is_hostile=True
+                )
             # ClickHouse reads {"a.b": 1} and {"a": {"b": 1}} as one path
             below = f"{path}.{key}" if path else key
             if isinstance(inner, dict) and inner:
@@ -294,7 +302,9 @@ def _text(
     if not isinstance(given, str):
         raise EventError(name, f"It is {wanted}, not {_kind(given)}.")
     if not pattern.fullmatch(given) or not is_unicode(given):
-        raise EventError(name, f"{_shown(given)} is not {wanted}.", is_hostile="\0" in given or not is_unicode(given))
+        raise EventError(
+            name, f"{_shown(given)} is not {wanted}.", is_hostile="\0" in given or not is_unicode(given)
+        )
     return given
 
 

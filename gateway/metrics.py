@@ -39,9 +39,7 @@ class Metrics:
         self.appended = Counter(
             f"{prefix}events_appended", "Events that the stream took, durably.", registry=registry
         )
-        self.loaded = Counter(
-            f"{prefix}events_loaded", "Events new in raw.events.", registry=registry
-        )
+        self.loaded = Counter(f"{prefix}events_loaded", "Events new in raw.events.", registry=registry)
         self.duplicates = Counter(
             f"{prefix}events_duplicate", "Events that raw.events had already.", registry=registry
         )
@@ -52,7 +50,10 @@ class Metrics:
             f"{prefix}load_seconds", "Time to load one micro-batch.", buckets=_SECONDS, registry=registry
         )
         self.append_seconds = Histogram(
-            f"{prefix}append_seconds", "Time of one commit to the stream.", buckets=_SECONDS, registry=registry
+            f"{prefix}append_seconds",
+            "Time of one commit to the stream.",
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.failures = Counter(
             f"{prefix}failures", "Failures that are tried again, by place.", ["place"], registry=registry

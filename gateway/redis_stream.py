@@ -69,7 +69,8 @@ class RedisStream:
             )
         except ValueError:
             raise SettingsError(
-                "MAILHOUSE_REDIS_URL is no URL of a Redis server.", fix="Write it like redis://127.0.0.1:6379/0."
+                "MAILHOUSE_REDIS_URL is no URL of a Redis server.",
+                fix="Write it like redis://127.0.0.1:6379/0.",
             ) from None
         stream = cls(client, has_to_wait=False)
         with stream._errors():
@@ -82,9 +83,9 @@ class RedisStream:
         version = tuple(int(part) for part in str(facts["redis_version"]).split(".")[:2])
         can_wait = version >= (7, 2)
         if not is_kept or not (can_wait or how.get("appendfsync") == "always"):
+            what = "writes its file through once a second only" if is_kept else "keeps no append-only file"
             raise SettingsError(
-                "The Redis of MAILHOUSE_REDIS_URL would lose events that we acknowledge: "
-                + ("it keeps no append-only file." if not is_kept else "it writes its file through once a second only."),
+                f"The Redis of MAILHOUSE_REDIS_URL would lose events that we acknowledge: it {what}.",
                 fix="Start it with --appendonly yes --appendfsync always, or keep the stream in the ledger "
                 "(MAILHOUSE_GATEWAY_STREAM=ledger).",
             )

@@ -29,7 +29,7 @@ from warehouse.errors import MailhouseError
 
 _POLL = 0.02  # seconds between looks for what another process appended
 _LOCK_SECONDS = 30
-# any number that no other lock of the database has: appends are one after another, so that numbers are in order of commit
+# any number that no other lock has: appends are one after another, so that numbers are in order of commit
 _APPENDS = 7_246_453_109
 
 
