@@ -33,7 +33,7 @@ MOST_KEYS = 500
 
 TYPE = r"^[a-z][a-z0-9_]{0,62}\.[a-z][a-z0-9_]{0,62}$"
 SOURCE = r"^[a-z][a-z0-9_]{0,62}$"
-EMAIL = r"^[^\s@<>,;:\"()\[\]\\]{1,64}@[^\s@<>,;:\"()\[\]\\]{1,254}$"
+EMAIL = r"^[^\s\x00-\x1f\x7f@<>,;:\"()\[\]\\]{1,64}@[^\s\x00-\x1f\x7f@<>,;:\"()\[\]\\]{1,254}$"
 IDENTIFIER = r"^[^\x00-\x20\x7f](?:[^\x00-\x1f\x7f]{0,198}[^\x00-\x20\x7f])?$"
 # event ids that others give: a caller who took one would keep the real event out
 _RESERVED = (

@@ -21,6 +21,8 @@ KEY = "{mailhouse}:events"
 GROUP = "mailhouse"
 _CONSUMER = "gateway"
 _SYNC_MILLISECONDS = 5_000
+_TIMEOUT = 15  # seconds for an answer
+_LONGEST_WAIT = 10.0  # of those, spent waiting for events
 
 
 class RedisStream:
@@ -65,7 +67,7 @@ class RedisStream:
             ) from None
         try:
             client = redis.Redis.from_url(
-                settings.redis_url.get_secret_value(), socket_timeout=15, socket_connect_timeout=5
+                settings.redis_url.get_secret_value(), socket_timeout=_TIMEOUT, socket_connect_timeout=5
             )
         except ValueError:
             raise SettingsError(
@@ -113,7 +115,7 @@ class RedisStream:
         try:
             with self._errors():
                 answer = self._redis.xreadgroup(
-                    GROUP, _CONSUMER, {KEY: ">"}, count=most, block=max(1, int(wait * 1000))
+                    GROUP, _CONSUMER, {KEY: ">"}, count=most, block=max(1, int(min(wait, _LONGEST_WAIT) * 1000))
                 )
         except StreamError:
             # entries may have been given to us in an answer that was lost
