@@ -304,17 +304,19 @@ class PreferenceCentre:
                 raise
             rows = self.warehouse.frame(
                 """
-                select purpose::String as purpose, channel::String as channel,
-                    argMax(consent_id, tuple(occurred_at, not is_granted)) as consent_id,
-                    argMax(is_granted, tuple(occurred_at, not is_granted)) as is_granted,
-                    argMax(
-                        toUnixTimestamp64Milli(
-                            parseDateTime64BestEffortOrZero(properties.paused_until::String, 3, 'UTC')
-                        ),
-                        tuple(occurred_at, not is_granted)
-                    ) as paused_until
-                from raw.consents where lower(trim(email)) = {email:String}
-                group by purpose, channel order by purpose, channel
+                select purpose, channel, newest.1 as consent_id, newest.2 as is_granted,
+                    toUnixTimestamp64Milli(newest.3) as paused_until
+                from (
+                    select purpose::String as purpose, channel::String as channel,
+                        argMax(
+                            tuple(consent_id, is_granted,
+                                parseDateTime64BestEffortOrZero(properties.paused_until::String, 3, 'UTC')),
+                            tuple(occurred_at, not is_granted)
+                        ) as newest
+                    from raw.consents where lower(trim(email)) = {email:String}
+                    group by purpose, channel
+                )
+                order by purpose, channel
                 """,
                 parameters,
             )
