@@ -6,8 +6,8 @@
     python benchmarks/gateway.py --only events | triggers
 
 1. **Events a second**, acknowledged, which means on disk, while the embedded engine runs and the consumer loads them:
-   posted one by one over 64 connections, and 100 a request over 8. Beside it the obvious: Starlette and Pydantic with one
-   SQLite commit a request, and with one INSERT a request. `drained` is how long after the last answer `raw.events` had
+   posted one by one over 64 connections, and 100 a request over 8. Beside it the obvious: Starlette and Pydantic with
+   one SQLite commit a request, and with one INSERT a request. `drained` is how long after the last answer `raw.events` had
    all of them, each once.
 2. **From event to message**: 50 triggers listen to the same type of event and one of them fires for each; contacts,
    identities and profiles are made inside ClickHouse; an SMTP server notes when it has each message. Events are due at
@@ -108,7 +108,8 @@ def our_gateway(settings: MailhouseSettings, digest: str, **more: str) -> Iterat
     port, log = free_port(), settings.home / "gateway.log"
     environment = {
         "MAILHOUSE_HOME": str(settings.home), "MAILHOUSE_CONTENT_DIR": str(settings.content_dir),
-        "MAILHOUSE_WAREHOUSE_PORT": str(settings.warehouse_port), "MAILHOUSE_GATEWAY_KEYS": json.dumps({"web": digest}),
+        "MAILHOUSE_WAREHOUSE_PORT": str(settings.warehouse_port),
+        "MAILHOUSE_GATEWAY_KEYS": json.dumps({"web": digest}),
         "MAILHOUSE_GATEWAY_STREAM_LIMIT": "2000000", **more,
     }  # fmt: skip
     with process(["-m", "gateway", "--port", str(port)], log, environment) as pid:
@@ -142,7 +143,9 @@ def measure_events(settings: MailhouseSettings, seconds: float, console: Console
                 wanted = rows + said["accepted"]
                 while (stored := warehouse.value("select count() from raw.events")) < wanted:
                     if time.monotonic() - acknowledged > 300:
-                        raise BenchmarkError(f"{stored} of {wanted} events arrived.", fix="See the gateway's log.")
+                        raise BenchmarkError(
+                            f"{stored} of {wanted} events arrived.", fix="See the gateway's log."
+                        )
                     time.sleep(0.05)
                 drained = time.monotonic() - acknowledged
                 used = cpu_seconds(pid) - before
@@ -167,9 +170,13 @@ def measure_events(settings: MailhouseSettings, seconds: float, console: Console
                     post(port, key, "page.viewed", "closed", "1", connections, batch)
                     said = post(port, key, "page.viewed", "closed", str(min(seconds, 10)), connections, batch)
                 if set(said["statuses"]) != {"202"}:
-                    raise BenchmarkError(f"The obvious one fails: {said['statuses']}.", fix=log.read_text()[-1000:])
+                    raise BenchmarkError(
+                        f"The obvious one fails: {said['statuses']}.", fix=log.read_text()[-1000:]
+                    )
                 found[f"obvious_{how}_{name}"] = round(said["accepted"] / said["seconds"])
-                console.print(f"  the obvious with {how}, {name}: {found[f'obvious_{how}_{name}']:,} a second")
+                console.print(
+                    f"  the obvious with {how}, {name}: {found[f'obvious_{how}_{name}']:,} a second"
+                )
     return found
 
 
@@ -191,6 +198,7 @@ def make_home(settings: MailhouseSettings, contacts: int) -> None:
         (content / "triggers" / f"cart_{number}.yaml").write_text(
             "event: cart.updated\n"
             f"when: event.number = {number} and event.cart_value > 50 and engagement_score >= 0\n"
+            "cooldown: none\n"
             "send: {template: reminder, category: transactional, subject: Your cart is waiting}\n"
         )
     with Warehouse.connect(settings, comment="benchmark") as warehouse:
@@ -215,8 +223,8 @@ def make_home(settings: MailhouseSettings, contacts: int) -> None:
             """
             create table intermediate.int_contacts__identified engine = MergeTree order by identity_id as
             select toInt64(bitShiftRight(sipHash64('', '', email), 1)) as identity_id, contact_id,
-                0::Int64 as message_contact_id, 0::Int64 as previous_contact_id, 'email'::LowCardinality(String) as kind,
-                ''::LowCardinality(String) as source, email as identifier, true as is_known_to_crm,
+                0::Int64 as message_contact_id, 0::Int64 as previous_contact_id,
+                'email'::LowCardinality(String) as kind, ''::LowCardinality(String) as source, email as identifier, true as is_known_to_crm,
                 toDateTime64(0, 3, 'UTC') as moved_at
             from marts.contact_profiles
             """,
@@ -224,7 +232,9 @@ def make_home(settings: MailhouseSettings, contacts: int) -> None:
             warehouse.execute(statement)
 
 
-def measure_triggers(settings: MailhouseSettings, seconds: float, contacts: int, console: Console) -> dict[str, Any]:
+def measure_triggers(
+    settings: MailhouseSettings, seconds: float, contacts: int, console: Console
+) -> dict[str, Any]:
     """Milliseconds from an event to its message, by rate."""
     if importlib.util.find_spec("gateway.triggers") is None:
         raise BenchmarkError("This Mailhouse has no triggers.", fix="Use --only events.")
@@ -264,10 +274,13 @@ def measure_triggers(settings: MailhouseSettings, seconds: float, contacts: int,
             if len(lines) != len(came):
                 raise BenchmarkError("Somebody got a message twice.", fix="See the sink's notes.")
             if not delays:
-                raise BenchmarkError("No message came.", fix=(settings.home / "gateway.log").read_text()[-2000:])
+                raise BenchmarkError(
+                    "No message came.", fix=(settings.home / "gateway.log").read_text()[-2000:]
+                )
             found[str(rate)] = {
                 "events": len(due), "messages": len(delays), "p50_ms": round(delays[len(delays) // 2], 1),
-                "p95_ms": round(delays[int(len(delays) * 0.95)], 1), "p99_ms": round(delays[int(len(delays) * 0.99)], 1),
+                "p95_ms": round(delays[int(len(delays) * 0.95)], 1),
+                "p99_ms": round(delays[int(len(delays) * 0.99)], 1),
                 "limit_ms": limit,
             }  # fmt: skip
             console.print(f"  {rate} events a second: {found[str(rate)]}")
@@ -281,12 +294,16 @@ def judge(found: dict[str, Any], console: Console) -> bool:
         best = max(events["obvious_sqlite_single"], events["obvious_clickhouse_single"])
         targets += [
             ("events a second, 100 a request", events["batched"]["rate"], EVENTS_A_SECOND, "at least"),
-            ("events a second, one a request, of the obvious", round(events["single"]["rate"] / best, 2), 1.0, "at least"),
+            ("one a request, of the obvious", round(events["single"]["rate"] / best, 2), 1.0, "at least"),
             ("drained after the last answer, seconds", events["batched"]["drained_s"], 10.0, "at most"),
         ]  # fmt: skip
     for rate, one in found.get("triggers", {}).items():
-        targets.append((f"event to message at {rate} a second, p99 in ms", one["p99_ms"], one["limit_ms"], "at most"))
-        targets.append((f"messages of {one['events']} events", one["messages"], one["events"] - 1, "at least"))
+        targets.append(
+            (f"event to message at {rate} a second, p99 in ms", one["p99_ms"], one["limit_ms"], "at most")
+        )
+        targets.append(
+            (f"messages of {one['events']} events", one["messages"], one["events"] - 1, "at least")
+        )
     table = Table("target", "measured", "allowed", "")
     holds = True
     for name, value, bound, kind in targets:

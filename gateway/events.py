@@ -46,6 +46,7 @@ _FIELDS = (
 _TYPE, _SOURCE, _EMAIL, _IDENTIFIER = (re.compile(text) for text in (TYPE, SOURCE, EMAIL, IDENTIFIER))
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:?\d\d)")
 _LONGEST_KEY = 200
+_NOT_PLAIN = 1 << 30
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _AHEAD = timedelta(days=1)
 _LONGEST_SHOWN = 60
@@ -133,7 +134,7 @@ def parse_json(body: bytes) -> Any:
             "", f"The body is not UTF-8: byte {error.start} is wrong.", is_hostile=True
         ) from None
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite)
+        return _DECODER.decode(text)
     except EventError:
         raise
     except RecursionError:
@@ -164,6 +165,9 @@ def _finite(text: str) -> float:
     if math.isinf(value):
         raise EventError("", f"The number {text[:20]} is beyond a double.", is_hostile=True)
     return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite)
 
 
 def parse_event(value: Any, source: str, now: datetime) -> Event:
@@ -219,7 +223,7 @@ def properties_text(value: Any, field: str = "properties") -> str:
     """
     if not isinstance(value, dict):
         raise EventError(field, f"It is an object, not {_kind(value)}.")
-    if value:
+    if _plain_keys(value, 1) > MOST_KEYS:
         _Check(field).object(value, field)
     try:
         text = orjson.dumps(value).decode()
@@ -228,6 +232,35 @@ def properties_text(value: Any, field: str = "properties") -> str:
     if len(text) > LONGEST_EVENT:
         raise EventError(field, f"An event has {LONGEST_EVENT:,} bytes at most.", is_hostile=True)
     return text
+
+
+def _plain_keys(value: dict[str, Any], depth: int) -> int:
+    """The number of keys, where there is nothing else to judge, as with nearly all events; else a number too large.
+
+    A third of the cost of judging each value by its place.
+    """
+    keys = len(value)
+    if depth > DEEPEST // 2:
+        return _NOT_PLAIN
+    for key, inner in value.items():
+        if not key or len(key) > _LONGEST_KEY or "." in key or "\0" in key:
+            return _NOT_PLAIN
+        kind = type(inner)
+        if kind is str:
+            if "\0" in inner:
+                return _NOT_PLAIN
+        elif kind is int:
+            if not -(2**63) <= inner < 2**63:
+                return _NOT_PLAIN
+        elif kind is dict:
+            keys += _plain_keys(inner, depth + 1)
+        elif kind is list:
+            for one in inner:
+                if type(one) is dict:
+                    keys += _plain_keys(one, depth + 2)
+                elif type(one) in (int, list) or (type(one) is str and "\0" in one):
+                    return _NOT_PLAIN
+    return keys
 
 
 class _Check:

@@ -92,30 +92,27 @@ class Request:
         if length.isdecimal() and int(length) > most:
             raise TooLargeError
         try:
-            # most bodies have come with the head
-            message = (
-                await asyncio.wait_for(self._receive(), _BODY_SECONDS) if length != "0" else {"body": b""}
-            )
-            content: bytes = message.get("body", b"")
-            if message.get("more_body"):
-                async with asyncio.timeout(_BODY_SECONDS):
-                    content = await self._rest(content, most)
+            async with asyncio.timeout(_BODY_SECONDS):
+                content = await self._whole(most)
         except TimeoutError:
             raise TooSlowError from None
-        if len(content) > most:
-            raise TooLargeError
         encoding = self.header(b"content-encoding").strip().lower()
         return content if encoding in ("", "identity") else unpacked(content, encoding, most)
 
-    async def _rest(self, first: bytes, most: int) -> bytes:
-        content = bytearray(first)
-        while True:
-            message = await self._receive()
-            content += message.get("body", b"")
+    async def _whole(self, most: int) -> bytes:
+        message = await self._receive()
+        content: bytes = message.get("body", b"")
+        if not message.get("more_body"):
             if len(content) > most:
                 raise TooLargeError
-            if not message.get("more_body"):
-                return bytes(content)
+            return content
+        gathered = bytearray(content)
+        while message.get("more_body"):
+            message = await self._receive()
+            gathered += message.get("body", b"")
+            if len(gathered) > most:
+                raise TooLargeError
+        return bytes(gathered)
 
 
 def unpacked(content: bytes, encoding: str, most: int) -> bytes:

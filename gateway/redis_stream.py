@@ -115,7 +115,11 @@ class RedisStream:
         try:
             with self._errors():
                 answer = self._redis.xreadgroup(
-                    GROUP, _CONSUMER, {KEY: ">"}, count=most, block=max(1, int(min(wait, _LONGEST_WAIT) * 1000))
+                    GROUP,
+                    _CONSUMER,
+                    {KEY: ">"},
+                    count=most,
+                    block=max(1, int(min(wait, _LONGEST_WAIT) * 1000)),
                 )
         except StreamError:
             # entries may have been given to us in an answer that was lost

@@ -33,7 +33,8 @@ def key(
         )
     if name in settings.gateway_keys:
         raise InputError(
-            f"There is a key {name} already.", fix="Take another name, or delete it from MAILHOUSE_GATEWAY_KEYS."
+            f"There is a key {name} already.",
+            fix="Take another name, or delete it from MAILHOUSE_GATEWAY_KEYS.",
         )
     made, digest = make_key()
     kept = {
@@ -43,7 +44,9 @@ def key(
     kept[name] = {"hash": digest, "per_second": per_second} if per_second else digest
     console.print(f"The key, which is shown this once: {made}", markup=False, soft_wrap=True, highlight=False)
     console.print("Put this into .env, and start the gateway again:\n")
-    console.print(f"MAILHOUSE_GATEWAY_KEYS='{json.dumps(kept)}'", markup=False, soft_wrap=True, highlight=False)
+    console.print(
+        f"MAILHOUSE_GATEWAY_KEYS='{json.dumps(kept)}'", markup=False, soft_wrap=True, highlight=False
+    )
 
 
 @app.command("kafka")

@@ -1,6 +1,6 @@
 """An SMTP server that takes everything and writes down for whom, and when by the monotonic clock.
 
-    python benchmarks/lib/clocked_sink.py PORT FILE
+python benchmarks/lib/clocked_sink.py PORT FILE
 """
 
 from __future__ import annotations

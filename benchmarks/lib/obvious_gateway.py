@@ -1,7 +1,7 @@
 """The obvious event API: Starlette and Pydantic, one commit or one INSERT a request.
 
-    python benchmarks/lib/obvious_gateway.py PORT sqlite PATH      a row a request, synchronous = full, as ours
-    python benchmarks/lib/obvious_gateway.py PORT clickhouse URL   an INSERT a request
+python benchmarks/lib/obvious_gateway.py PORT sqlite PATH      a row a request, synchronous = full, as ours
+python benchmarks/lib/obvious_gateway.py PORT clickhouse URL   an INSERT a request
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def main() -> None:
             with lock:
                 connection.execute("begin immediate")
                 connection.executemany(
-                    "insert or ignore into events values (?, ?)", [(e.event_id, e.model_dump_json()) for e in events]
+                    "insert or ignore into events values (?, ?)",
+                    [(e.event_id, e.model_dump_json()) for e in events],
                 )
                 connection.execute("commit")
     else:

@@ -30,7 +30,12 @@ def event(number: int, run: str, type_: str) -> dict[str, Any]:
             "cart_value": 60 + number % 40,
             "currency": "EUR",
             "items": [
-                {"product_id": f"P{number % 4000}", "name": "Lamp of the third kind", "quantity": 2, "price": 24.5}
+                {
+                    "product_id": f"P{number % 4000}",
+                    "name": "Lamp of the third kind",
+                    "quantity": 2,
+                    "price": 24.5,
+                }
             ],
             "page": {"url": f"https://shop.example/p/{number}", "referrer": "https://search.example/"},
         },
@@ -86,7 +91,9 @@ async def connected(port: int, number: int) -> list[Client]:
     return [(await loop.create_connection(Client, "127.0.0.1", port))[1] for _ in range(number)]
 
 
-async def closed(port: int, key: str, type_: str, seconds: float, connections: int, batch: int) -> dict[str, Any]:
+async def closed(
+    port: int, key: str, type_: str, seconds: float, connections: int, batch: int
+) -> dict[str, Any]:
     """Post as fast as answers come."""
     run = f"c{time.monotonic_ns():x}"
     clients = await connected(port, connections)
@@ -120,7 +127,9 @@ async def closed(port: int, key: str, type_: str, seconds: float, connections: i
     }
 
 
-async def opened(port: int, key: str, type_: str, seconds: float, connections: int, rate: float) -> dict[str, Any]:
+async def opened(
+    port: int, key: str, type_: str, seconds: float, connections: int, rate: float
+) -> dict[str, Any]:
     """Post so many a second, whether or not answers come."""
     run = f"o{time.monotonic_ns():x}"
     idle = asyncio.Queue[Client]()
@@ -151,11 +160,9 @@ async def opened(port: int, key: str, type_: str, seconds: float, connections: i
 def main() -> None:
     """Post as the arguments say."""
     port, key, type_, how, seconds, connections, number = sys.argv[1:]
-    work = closed if how == "closed" else opened
-    found = asyncio.run(
-        work(int(port), key, type_, float(seconds), int(connections), int(number) if how == "closed" else float(number))  # pyright: ignore[reportArgumentType]
-    )
-    print(json.dumps(found))
+    place = int(port), key, type_, float(seconds), int(connections)
+    work = closed(*place, int(number)) if how == "closed" else opened(*place, float(number))
+    print(json.dumps(asyncio.run(work)))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,9 @@ def test_hubspots_third_signature_covers_body_address_and_time() -> None:
     body = b"[]"
     good = v3(body)
     assert HUBSPOT.verify_signature(body, good, url=URL, now=NOW)
-    assert HUBSPOT.verify_signature(body, v3(body, "https://m.example/a:b"), url="https://m.example/a%3Ab", now=NOW)
+    assert HUBSPOT.verify_signature(
+        body, v3(body, "https://m.example/a:b"), url="https://m.example/a%3Ab", now=NOW
+    )
     stale = v3(body, at=NOW - timedelta(minutes=6))
     for headers, content, url in (
         (good, b"[ ]", URL), (good, body, URL + "x"), (stale, body, URL), (v3(body, secret="other"), body, URL),
@@ -105,7 +107,9 @@ def test_hubspots_events_are_the_same_however_often_they_are_tried() -> None:
 
 
 def test_a_replayed_call_is_refused_and_counted(tmp_path: Path) -> None:
-    settings = GatewaySettings(home=tmp_path, base_url="https://m.example", hubspot_webhook_secret=SecretStr(SECRET))
+    settings = GatewaySettings(
+        home=tmp_path, base_url="https://m.example", hubspot_webhook_secret=SecretStr(SECRET)
+    )
     metrics, taken = Metrics(), list[Event]()
     webhooks = Webhooks(settings, taken.extend, metrics, seen=MemorySeenStore())
     body = json.dumps([CREATED]).encode()

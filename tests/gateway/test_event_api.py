@@ -127,7 +127,9 @@ def test_one_event(edge: Edge) -> None:
 
 
 @pytest.mark.parametrize("wrap", [lambda events: events, lambda events: {"events": events}])
-def test_a_batch_says_what_was_taken_and_what_not(edge: Edge, wrap: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_batch_says_what_was_taken_and_what_not(
+    edge: Edge, wrap: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     good, bad = {**EVENT, "event_id": "e-1"}, {**EVENT, "email": "private-nobody"}
     with caplog.at_level(logging.INFO):
         answer = edge.post(json=wrap([bad, good, 7, {**good, "event_id": "e-2"}]))
@@ -241,7 +243,12 @@ def test_when_the_stream_is_full_nothing_is_lost(edge: Edge) -> None:
 
 
 def test_segment_in_all_its_ways(edge: Edge) -> None:
-    message = {"userId": "7", "event": "Product Viewed", "messageId": "m", "timestamp": "2026-01-01T00:00:00Z"}
+    message = {
+        "userId": "7",
+        "event": "Product Viewed",
+        "messageId": "m",
+        "timestamp": "2026-01-01T00:00:00Z",
+    }
     basic = {"Authorization": "Basic " + base64.b64encode(f"{KEY}:".encode()).decode()}
     for path, body, headers in (
         ("/v1/track", message, basic),
@@ -296,7 +303,10 @@ def test_journeys(edge: Edge) -> None:
 
 def test_pages_of_the_shop_may_post_and_others_may_not(edge: Edge) -> None:
     answer = edge.call("OPTIONS", "/v1/events", key=None, headers={"origin": "https://shop.example"})
-    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (204, "https://shop.example")
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (
+        204,
+        "https://shop.example",
+    )
     assert "authorization" in answer.headers["access-control-allow-headers"]
     assert edge.post(json=EVENT, headers={"origin": "https://shop.example"}).headers["vary"] == "origin"
     answer = edge.call("OPTIONS", "/v1/events", key=None, headers={"origin": "https://evil.example"})

@@ -119,7 +119,8 @@ _scalars = st.one_of(
     st.sampled_from(["2026-01-01", "1", "true", "'; drop table raw.events --", "{}", "NULL", "\\N", "\t\n"]),
 )
 _keys = st.one_of(
-    st.text(min_size=1, max_size=8), st.sampled_from(["a", "a.b", "b", "items", "type", "a`b", "x'y", "[]", "é"])
+    st.text(min_size=1, max_size=8),
+    st.sampled_from(["a", "a.b", "b", "items", "type", "a`b", "x'y", "[]", "é"]),
 )
 _values = st.recursive(
     _scalars,

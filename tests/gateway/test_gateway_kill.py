@@ -62,7 +62,8 @@ class Town:
 
     def start_gateway(self) -> None:
         environment = {
-            **os.environ, "MAILHOUSE_HOME": str(self.home), "MAILHOUSE_WAREHOUSE_PORT": str(self.settings.warehouse_port),
+            **os.environ, "MAILHOUSE_HOME": str(self.home),
+            "MAILHOUSE_WAREHOUSE_PORT": str(self.settings.warehouse_port),
             "MAILHOUSE_GATEWAY_KEYS": f'{{"web": "{HASH}"}}',
         }  # fmt: skip
         if self.ledger_url:
@@ -72,7 +73,10 @@ class Town:
             environment["MAILHOUSE_REDIS_URL"] = f"redis://127.0.0.1:{self.redis_port}/0"
         with (self.home / "gateway.log").open("ab") as log:
             self.gateway = subprocess.Popen(
-                [sys.executable, "-m", "gateway", "--port", str(self.port)], env=environment, stdout=log, stderr=log
+                [sys.executable, "-m", "gateway", "--port", str(self.port)],
+                env=environment,
+                stdout=log,
+                stderr=log,
             )
         url = f"http://127.0.0.1:{self.port}/healthz"
         until(lambda: _answers(lambda: httpx.get(url).raise_for_status()), 60)
@@ -201,7 +205,9 @@ def test_gateway_and_warehouse_are_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.service
-@pytest.mark.skipif(not shutil.which("redis-server"), reason="there is no Redis here: apt-get install redis-server")
+@pytest.mark.skipif(
+    not shutil.which("redis-server"), reason="there is no Redis here: apt-get install redis-server"
+)
 def test_redis_is_killed_too(tmp_path: Path) -> None:
     town = Town(tmp_path, has_redis=True)
     try:

@@ -28,7 +28,11 @@ def test_messages_become_events_or_are_quarantined(warehouse: Warehouse) -> None
         GOOD, {"type": "page.viewed", "anonymous_id": "v", "source": "app"}, {**GOOD, "type": "clicked"},
         {"type": "a.b"}, {**GOOD, "email": "x"}, {**GOOD, "occurred_at": "soon"}, {**GOOD, "properties": [1]},
     ]  # fmt: skip
-    texts = [*map(json.dumps, messages), "no json", '{"type":"a.b","email":"a@b.example","properties":{"a":1,"a":2}}']
+    texts = [
+        *map(json.dumps, messages),
+        "no json",
+        '{"type":"a.b","email":"a@b.example","properties":{"a":1,"a":2}}',
+    ]
     for number, text in enumerate(texts):
         warehouse.execute(
             "insert into raw.kafka_events select {text:String}, 'clicks', 3, {number:UInt64}, now64(3)",

@@ -108,7 +108,9 @@ def running(
     with Ledger.open(settings) as ledger:
         run = ledger.begin_run("campaign", "offer", "o", settings.now())
         ids = [message_id("campaign", "offer", contact, "o") for contact in EMAILS]
-        claim = Claim(dict.fromkeys(PLAN_COLUMNS, "x"), ids, list(EMAILS), list(EMAILS.values()), ["", ""], ["{}"] * 2)
+        claim = Claim(
+            dict.fromkeys(PLAN_COLUMNS, "x"), ids, list(EMAILS), list(EMAILS.values()), ["", ""], ["{}"] * 2
+        )
         ledger.claim(run, claim, settings.now())
         ledger.end_run(run, "finished", settings.now())
     with gateway(settings) as app:
@@ -124,9 +126,7 @@ def ann(running: tuple[Gateway, GatewaySettings], warehouse: Warehouse) -> Perso
         "consent_id": "form-1", "source": "shop", "email": "ann@example.com", "channel": "email",
         "purpose": "marketing", "is_granted": True, "basis": "opt_in", "occurred_at": settings.now(),
     }  # fmt: skip
-    load_consents(
-        warehouse, pl.DataFrame([row], schema_overrides={"occurred_at": pl.Datetime("ms", "UTC")})
-    )
+    load_consents(warehouse, pl.DataFrame([row], schema_overrides={"occurred_at": pl.Datetime("ms", "UTC")}))
     return Person(app, settings, 7)
 
 
@@ -200,7 +200,12 @@ def test_a_pause(ann: Person, warehouse: Warehouse, running: tuple[Gateway, Gate
     assert not any(page.boxes.values())
     assert "Paused until" in page.text and "pause" not in page.buttons
     (row,) = consents(warehouse)
-    assert (row["basis"], row["is_granted"], row["purpose"], row["channel"]) == ("pause", False, "marketing", "email")
+    assert (row["basis"], row["is_granted"], row["purpose"], row["channel"]) == (
+        "pause",
+        False,
+        "marketing",
+        "email",
+    )
     assert json.loads(row["said"])["paused_until"] > running[1].now().strftime("%Y-%m-%d")
     ann.choose("pause")
     assert len(consents(warehouse)) == 1
@@ -253,14 +258,16 @@ def test_pictures_of_the_page(tmp_path: Path) -> None:
     """On a phone and on a desk, light and dark; kept in the folder of MAILHOUSE_TEST_PICTURES, if it is set."""
     choices = (
         Choice(("marketing", "email"), "Offers and news", "Twice a week at most.", "Email", is_granted=True),
-        Choice(("marketing", "sms"), "Offers and news", "Twice a week at most.", "Text messages (SMS)", is_granted=False),
+        Choice(("marketing", "sms"), "Offers and news", "Twice a week at most.", "Text messages", is_granted=False),
         Choice(("surveys", "email"), "Surveys", "Now and then we ask what you think.", "Email", is_granted=True),
     )  # fmt: skip
     folder = Path(os.environ.get("MAILHOUSE_TEST_PICTURES") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     pages = {
         "preferences": preferences_page("ann@example.com", "Example Shop", Preferences(choices)),
-        "saved": preferences_page("ann@example.com", "Example Shop", Preferences(choices), "Your choices are saved."),
+        "saved": preferences_page(
+            "ann@example.com", "Example Shop", Preferences(choices), "Your choices are saved."
+        ),
         "unsubscribed": preferences_page("ann@example.com", "", Preferences(choices[1:2], "unsubscribed")),
         "done": done_page("ann@example.com", "Example Shop"),
     }
