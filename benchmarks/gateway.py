@@ -7,8 +7,8 @@
 
 1. **Events a second**, acknowledged, which means on disk, while the embedded engine runs and the consumer loads them:
    posted one by one over 64 connections, and 100 a request over 8. Beside it the obvious: Starlette and Pydantic with
-   one SQLite commit a request, and with one INSERT a request. `drained` is how long after the last answer `raw.events` had
-   all of them, each once.
+   one SQLite commit a request, and with one INSERT a request. `drained` is how long after the last answer `raw.events`
+   had all of them, each once.
 2. **From event to message**: 50 triggers listen to the same type of event and one of them fires for each; contacts,
    identities and profiles are made inside ClickHouse; an SMTP server notes when it has each message. Events are due at
    a fixed rate, and the time counts from when each was due.
@@ -107,7 +107,8 @@ def our_gateway(settings: MailhouseSettings, digest: str, **more: str) -> Iterat
     """The real one; its port and process id."""
     port, log = free_port(), settings.home / "gateway.log"
     environment = {
-        "MAILHOUSE_HOME": str(settings.home), "MAILHOUSE_CONTENT_DIR": str(settings.content_dir),
+        "MAILHOUSE_HOME": str(settings.home),
+        "MAILHOUSE_CONTENT_DIR": str(settings.content_dir),
         "MAILHOUSE_WAREHOUSE_PORT": str(settings.warehouse_port),
         "MAILHOUSE_GATEWAY_KEYS": json.dumps({"web": digest}),
         "MAILHOUSE_GATEWAY_STREAM_LIMIT": "2000000", **more,
@@ -120,7 +121,8 @@ def our_gateway(settings: MailhouseSettings, digest: str, **more: str) -> Iterat
 def post(port: int, key: str, *arguments: str) -> dict[str, Any]:
     """Post from a process of its own; what that says."""
     done = subprocess.run(
-        [sys.executable, str(_LIB / "posting.py"), str(port), key, *arguments], check=True, capture_output=True, text=True
+        [sys.executable, str(_LIB / "posting.py"), str(port), key, *arguments], check=True, capture_output=True,
+        text=True,
     )  # fmt: skip
     return json.loads(done.stdout)
 
@@ -224,7 +226,8 @@ def make_home(settings: MailhouseSettings, contacts: int) -> None:
             create table intermediate.int_contacts__identified engine = MergeTree order by identity_id as
             select toInt64(bitShiftRight(sipHash64('', '', email), 1)) as identity_id, contact_id,
                 0::Int64 as message_contact_id, 0::Int64 as previous_contact_id,
-                'email'::LowCardinality(String) as kind, ''::LowCardinality(String) as source, email as identifier, true as is_known_to_crm,
+                'email'::LowCardinality(String) as kind, ''::LowCardinality(String) as source, email as identifier,
+                true as is_known_to_crm,
                 toDateTime64(0, 3, 'UTC') as moved_at
             from marts.contact_profiles
             """,

@@ -2,8 +2,8 @@
 
 A ClickHouse server reads the topic itself and a materialised view moves each message into `raw.events`; what is no
 event goes to `raw.quarantined_rows`. Kafka delivers at least once, so that a message may be stored twice: models count
-it once by its event_id, as they do with every load. The gateway does not see these events, so nothing that happens in real time
-does: triggers fire on what is posted to it, journeys and segments on either.
+it once by its event_id, as they do with every load. The gateway does not see these events: triggers fire on what is
+posted to it, journeys and segments see either.
 
 Messages are what /v1/events takes, one JSON object each.
 """
