@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
 from gateway.kafka import statements, views
+from gateway.keys import Keys
+from gateway.settings import GatewaySettings
+from mailhouse.gateway import app
 from warehouse.client import Warehouse
 from warehouse.errors import InputError
 
@@ -58,21 +60,20 @@ def test_names_that_cannot_be_are_refused() -> None:
             statements(brokers, topic)
 
 
-def test_the_command_makes_keys_and_prints_statements() -> None:
-    def run(*arguments: str, keys: str = "") -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "MAILHOUSE_GATEWAY_KEYS": keys, "COLUMNS": "80"}
-        return subprocess.run(
-            [sys.executable, "-c", "from mailhouse.cli import main; main()", "gateway", *arguments],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+def test_the_command_makes_keys_and_prints_statements(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, list(arguments))
 
     first = run("key", "website", "--per-second", "50")
-    assert first.returncode == 0, first.stderr
-    line = next(line for line in first.stdout.splitlines() if line.startswith("MAILHOUSE_GATEWAY_KEYS="))
+    assert first.exit_code == 0, first.output
+    line = next(line for line in first.output.splitlines() if line.startswith("MAILHOUSE_GATEWAY_KEYS="))
     keys = line.partition("=")[2].strip("'")
     assert json.loads(keys)["website"]["per_second"] == 50
-    key = first.stdout.partition("once: ")[2].split()[0]
+    key = first.output.partition("once: ")[2].split()[0]
     assert key.startswith("mh_") and key not in line
-    again = run("key", "website", keys=keys)
-    assert again.returncode == 2 and "already" in again.stderr + again.stdout
-    assert "create materialized view" in run("kafka", "k:9092", "clicks").stdout
+    monkeypatch.setenv("MAILHOUSE_GATEWAY_KEYS", keys)
+    assert Keys(GatewaySettings.load().gateway_keys).find(key) is not None
+    again = run("key", "website")
+    assert isinstance(again.exception, InputError) and "already" in str(again.exception)
+    assert set(json.loads(run("key", "app").output.partition("KEYS='")[2].partition("'")[0])) == {"website", "app"}
+    assert "create materialized view" in run("kafka", "k:9092", "clicks").output

@@ -108,6 +108,7 @@ def test_the_document_and_the_rules_say_the_same() -> None:
     assert not judge.is_valid({"type": "a.b"})
 
 
+@pytest.mark.slow
 def test_the_document_is_one(server: str) -> None:
     served = httpx.get(f"{server}/openapi.json").json()
     assert served["openapi"] == "3.1.0"
