@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from gateway.appending import Appender
 from gateway.events import MOST_EVENTS, Event, EventError, parse_event, parse_json
@@ -29,8 +29,11 @@ LONGEST_BODY = 2 << 20
 """Bytes of a request, unpacked."""
 _COME_AGAIN = 2  # seconds, when the stream is full
 _LATER = 5  # seconds, when it does not answer
+_LONG_BYTES = 50_000
+_USUAL_BYTES = 500  # of an event
 _CONTACT = ("email", "external_id", "source", "anonymous_id")
 _JOURNEY = re.compile(r"/v1/journeys/([a-z][a-z0-9_]{0,62})/entries")
+T = TypeVar("T")
 _log = logging.getLogger("mailhouse.gateway")
 
 
@@ -123,7 +126,7 @@ class EventApi:
             return self._bad_key()
         try:
             body = await request.body(LONGEST_BODY)
-            value = parse_json(body)
+            value = await _in_thread(len(body), lambda: parse_json(body))
         except TooLargeError:
             return self._refuse("too_large", 413, f"A request has {LONGEST_BODY:,} bytes at most.")
         except TooSlowError:
@@ -156,7 +159,7 @@ class EventApi:
         if problem := _wrong_number(given, "events"):
             return self._refuse(*problem)
         now = self._now()
-        events, refused = self._parsed(given, lambda one: parse_event(one, name, now))
+        events, refused = await self._parsed(given, lambda one: parse_event(one, name, now))
         if not is_batch and refused:
             first = refused[0]
             return _error(400, "invalid", str(first["message"]), field=first["field"])
@@ -177,7 +180,7 @@ class EventApi:
             if problem := _wrong_number(given, "batch"):
                 return self._refuse(*problem)
         now = self._now()
-        events, refused = self._parsed(given, lambda one: parse_message(one, kind, name, sent_at, now))
+        events, refused = await self._parsed(given, lambda one: parse_message(one, kind, name, sent_at, now))
         if not events:
             return Answer.json(
                 400,
@@ -188,18 +191,23 @@ class EventApi:
         # 200 and not 202: some of Segment's libraries take nothing else for success
         return Answer.json(200, {"success": True, **({"refused": refused} if refused else {})})
 
-    def _parsed(
+    async def _parsed(
         self, given: Sequence[Any], parse: Callable[[Any], Event]
     ) -> tuple[list[Event], list[dict[str, Any]]]:
         events: list[Event] = []
         refused: list[dict[str, Any]] = []
         hostile = 0
-        for index, one in enumerate(given):
-            try:
-                events.append(parse(one))
-            except EventError as error:
-                refused.append({"index": index, "field": error.field, "message": str(error)})
-                hostile += error.is_hostile
+
+        def work() -> None:
+            nonlocal hostile
+            for index, one in enumerate(given):
+                try:
+                    events.append(parse(one))
+                except EventError as error:
+                    refused.append({"index": index, "field": error.field, "message": str(error)})
+                    hostile += error.is_hostile
+
+        await _in_thread(len(given) * _USUAL_BYTES, work)
         if refused:
             _log.warning(
                 "%d of %d events were refused, %d of them hostile", len(refused), len(given), hostile
@@ -288,6 +296,11 @@ class EventApi:
         _log.warning("a call was refused: %s", kind)
         headers = [(b"retry-after", b"%d" % retry_after)] if retry_after else []
         return _error(status, kind, message, *headers)
+
+
+async def _in_thread(size: int, work: Callable[[], T]) -> T:
+    """Do what is long in a thread: meanwhile others are answered, clicks above all."""
+    return await asyncio.to_thread(work) if size > _LONG_BYTES else work()
 
 
 def _wrong_number(given: Any, name: str) -> tuple[Refusal, int, str] | None:

@@ -24,7 +24,7 @@ from gateway.metrics import Metrics
 from gateway.streams import Batch, EventStream
 from warehouse.client import Warehouse
 from warehouse.errors import MailhouseError
-from warehouse.loads import append_events
+from warehouse.loads import append_events, quarantine
 
 MOST_EVENTS = 1_000
 """Events of one micro-batch."""
@@ -136,13 +136,12 @@ class Consumer:
         if batch is None:
             return
         started = time.monotonic()
-        frame = _unique(batch)
         wait = _FIRST_WAIT
         while True:
             try:
-                frame = self._load(frame)
+                frame = self._load(self._unique(batch))
                 break
-            except MailhouseError as error:
+            except Exception as error:  # noqa: BLE001 - going on without the batch would lose it
                 self._note("load", error)
                 if self._stopping.wait(wait):
                     return  # never acknowledged, so it is read again
@@ -155,6 +154,30 @@ class Consumer:
             self._change.notify_all()
         if len(batch) < MOST_EVENTS:
             self._stopping.wait(max(0.0, started + self._measured_pace() - time.monotonic()))
+
+    def _unique(self, batch: Batch) -> pl.DataFrame:
+        """The events of a batch, each id once: the first counts. What is no event of ours goes into quarantine."""
+        events: dict[str, Event] = {}
+        strange: list[bytes] = []
+        for payload in batch.payloads:
+            try:
+                event = Event.decode(payload)
+            except (ValueError, TypeError):
+                strange.append(payload)
+                continue
+            events.setdefault(event.event_id, event)
+        if strange:
+            rows = {
+                "file": ["stream"] * len(strange), "line": [0] * len(strange),
+                "reason": ["this entry of the stream is no event"] * len(strange),
+                "content": [payload.decode("utf-8", "replace") for payload in strange],
+            }  # fmt: skip
+            quarantine(
+                self._warehouse, pl.DataFrame(rows), source="gateway", object="event", run_id="gateway"
+            )
+            self._metrics.quarantined.inc(len(strange))
+            _log.error("%d entries of the stream are no events; see raw.quarantined_rows", len(strange))
+        return frame_of(list(events.values()))
 
     def _load(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Load events; returns those that `raw.events` has."""
@@ -203,6 +226,10 @@ class Consumer:
     def _set_leads(self, leads: bool) -> None:
         if leads != self._leads:
             _log.info("this gateway %s the stream", "consumes" if leads else "does not consume")
+        if self._leads and not leads:
+            # another reads them again from the stream; what a handler has in hand it may finish
+            with self._change:
+                self._loaded.clear()
         self._leads = leads
         self._metrics.is_consuming.set(int(leads))
 
@@ -210,7 +237,8 @@ class Consumer:
 
     def _handle_all(self) -> None:
         wait = _FIRST_WAIT
-        done = 0  # handlers that have had the first batch
+        current = None
+        done = 0  # handlers that have had the current batch
         not_before = 0.0
         next_tick = 0.0
         while True:
@@ -222,6 +250,8 @@ class Consumer:
                     return
                 if self._is_loading_over and time.monotonic() < not_before:
                     return  # what fails is left to the next start
+            if first is not current:
+                current, done, wait, not_before = first, 0, _FIRST_WAIT, 0.0
             if first is not None and time.monotonic() >= not_before:
                 batch, frame = first
                 try:
@@ -231,8 +261,8 @@ class Consumer:
                         done += 1
                     self._stream.ack(batch)
                     with self._change:
-                        self._loaded.popleft()
-                    done, wait = 0, _FIRST_WAIT
+                        if self._loaded and self._loaded[0] is first:
+                            self._loaded.popleft()
                 except Exception as error:  # noqa: BLE001 - the batch is tried again
                     self._note("handle", error)
                     not_before = time.monotonic() + wait
@@ -258,12 +288,3 @@ class Consumer:
             _log.error("%s failed and is tried again: %s", place, error.message)
         else:
             _log.error("%s failed and is tried again", place, exc_info=error)
-
-
-def _unique(batch: Batch) -> pl.DataFrame:
-    """The events of a batch, each id once: the first counts."""
-    events: dict[str, Event] = {}
-    for payload in batch.payloads:
-        event = Event.decode(payload)
-        events.setdefault(event.event_id, event)
-    return frame_of(list(events.values()))

@@ -213,9 +213,9 @@ def append_events(warehouse: Warehouse, frame: pl.DataFrame, *, run_id: str = ""
     """Load a micro-batch of a stream into `raw.events`, each `event_id` once: one statement, whose cost does not grow
     with all that is stored.
 
-    What is stored already is looked for among the events of the last hours (`REMEMBERED`), and, for rows that are older
-    than that, among events of the same type and `occurred_at`. An event_id that comes again later and with another time
-    is stored again; models count it once.
+    What is stored already is looked for among the events of the hours before they were received (`REMEMBERED`), and,
+    for rows that are older than that, among events of the same type and `occurred_at`. An event_id that comes again
+    later and with another time is stored again; models count it once.
 
     Args:
         frame: all columns of `EVENT_COLUMNS` and no other, in their types, without nulls; each event_id once.
@@ -226,7 +226,9 @@ def append_events(warehouse: Warehouse, frame: pl.DataFrame, *, run_id: str = ""
     if frame.is_empty():
         return LoadResult()
     columns = ", ".join(EVENT_COLUMNS)
-    since = datetime.now(UTC) - REMEMBERED
+    newest = frame["received_at"].max()
+    # by the clock of whoever received them, which may be shifted, and before which they may have waited for long
+    since = (newest if isinstance(newest, datetime) else datetime.now(UTC)) - REMEMBERED
     # by the hash first, which is a quarter as long: what the engine would choose by itself costs ten times as much
     stored = """
         select event_id from raw.events

@@ -151,13 +151,13 @@ def test_a_warehouse_that_is_away_is_waited_for(bench: Bench, monkeypatch: pytes
 
 def test_what_cannot_be_stored_is_in_quarantine_and_no_handler_sees_it(bench: Bench) -> None:
     bad = event("bad")._replace(properties='{"x": 1, "x": 2}')
-    bench.stream.append([event("a").encode(), bad.encode(), event("b").encode()])
+    bench.stream.append([event("a").encode(), bad.encode(), b"no event", event("b").encode()])
     notes = Notes()
     consumer, _ = bench.consume(notes)
     until(lambda: bench.stream.depth() == 0)
     consumer.stop()
     assert (bench.stored(), notes.batches) == (["a", "b"], [["a", "b"]])
-    assert bench.warehouse.value("select count() from raw.quarantined_rows") == 1
+    assert bench.warehouse.value("select count() from raw.quarantined_rows") == 2
 
 
 def test_two_gateways_take_turns(bench: Bench) -> None:

@@ -75,5 +75,8 @@ def test_the_command_makes_keys_and_prints_statements(monkeypatch: pytest.Monkey
     assert Keys(GatewaySettings.load().gateway_keys).find(key) is not None
     again = run("key", "website")
     assert isinstance(again.exception, InputError) and "already" in str(again.exception)
-    assert set(json.loads(run("key", "app").output.partition("KEYS='")[2].partition("'")[0])) == {"website", "app"}
+    assert set(json.loads(run("key", "app").output.partition("KEYS='")[2].partition("'")[0])) == {
+        "website",
+        "app",
+    }
     assert "create materialized view" in run("kafka", "k:9092", "clicks").output
