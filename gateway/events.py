@@ -97,7 +97,7 @@ class Event(NamedTuple):
         texts = {
             name: str(row[name])
             for name in cls._fields
-            if name in row and name not in ("occurred_at", "received_at")
+            if row.get(name) is not None and name not in ("occurred_at", "received_at")
         }
         return cls(occurred_at=occurred, received_at=received, **texts)
 

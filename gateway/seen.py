@@ -7,13 +7,16 @@ import time
 from datetime import datetime
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from senders.ledger import Ledger, LedgerError, milliseconds
 from senders.tables import seen_calls
 
 _CLEAN_EVERY = 600.0  # seconds
+_ADD = sa.text(
+    "insert into seen_calls (key, expires_at) values (:key, :expires_at) "
+    "on conflict (key) do update set expires_at = excluded.expires_at"
+)
 
 
 class LedgerSeenStore:
@@ -21,9 +24,6 @@ class LedgerSeenStore:
 
     def __init__(self, ledger: Ledger) -> None:
         self._engine = ledger.engine
-        self._insert = (postgresql if self._engine.dialect.name == "postgresql" else sqlite).insert(
-            seen_calls
-        )
         self._cleaned_at = 0.0
         self._newest = 0  # the latest time that anybody asked for: the settings' clock may be shifted
         self._lock = threading.Lock()
@@ -50,13 +50,9 @@ class LedgerSeenStore:
         Raises:
             LedgerError: the ledger does not answer.
         """
-        values = {"key": key, "expires_at": milliseconds(expires_at)}
-        statement = self._insert.values(**values).on_conflict_do_update(
-            index_elements=["key"], set_={"expires_at": values["expires_at"]}
-        )
         try:
             with self._engine.begin() as connection:
-                connection.execute(statement)
+                connection.execute(_ADD, {"key": key, "expires_at": milliseconds(expires_at)})
                 if self._is_due():
                     connection.execute(seen_calls.delete().where(seen_calls.c.expires_at < self._newest))
         except SQLAlchemyError as error:

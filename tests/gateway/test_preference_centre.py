@@ -27,7 +27,7 @@ from senders.unsubscribe import make_token
 from warehouse.client import Warehouse
 from warehouse.errors import InputError
 from warehouse.loads import load_consents
-from warehouse.settings import MailhouseSettings
+from warehouse.settings import PROJECT_ROOT, MailhouseSettings
 
 EMAILS = {7: "Ann@Example.com", 8: "bob@example.net"}
 SPEC = """
@@ -254,14 +254,14 @@ def test_a_file_that_says_nonsense_names_the_line(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     not any(shutil.which(name) for name in BROWSERS), reason="Chromium is not here: apt-get install chromium"
 )
-def test_pictures_of_the_page(tmp_path: Path) -> None:
-    """On a phone and on a desk, light and dark; kept in the folder of MAILHOUSE_TEST_PICTURES, if it is set."""
+def test_pictures_of_the_page() -> None:
+    """On a phone and on a desk, light and dark; kept in .mailhouse/pictures, or where MAILHOUSE_TEST_PICTURES says."""
     choices = (
         Choice(("marketing", "email"), "Offers and news", "Twice a week at most.", "Email", is_granted=True),
         Choice(("marketing", "sms"), "Offers and news", "Twice a week at most.", "Text messages", is_granted=False),
         Choice(("surveys", "email"), "Surveys", "Now and then we ask what you think.", "Email", is_granted=True),
     )  # fmt: skip
-    folder = Path(os.environ.get("MAILHOUSE_TEST_PICTURES") or tmp_path)
+    folder = Path(os.environ.get("MAILHOUSE_TEST_PICTURES") or PROJECT_ROOT / ".mailhouse" / "pictures")
     folder.mkdir(parents=True, exist_ok=True)
     pages = {
         "preferences": preferences_page("ann@example.com", "Example Shop", Preferences(choices)),
