@@ -199,7 +199,8 @@ def parse_event(value: Any, source: str, now: datetime) -> Event:
             "event_id", f"Ids that begin with {event_id.partition(':')[0]}: are given by Mailhouse."
         )
     occurred = _moment(value, now)
-    properties = properties_text(value.get("properties", {}))
+    given = value.get("properties")
+    properties = properties_text({} if given is None else given)
     received = milliseconds(now)
     if not event_id:
         if occurred is None:

@@ -42,12 +42,13 @@ _REFUSED = {
         },
     },
 }
-_IDENTIFIER = {"type": "string", "minLength": 1, "maxLength": 200, "pattern": IDENTIFIER}
+_TEXT = ["string", "null"]  # null is as good as left out
+_IDENTIFIER = {"type": _TEXT, "minLength": 1, "maxLength": 200, "pattern": IDENTIFIER}
 _HINTS: dict[str, Any] = {
-    "email": {"type": "string", "maxLength": 319, "pattern": EMAIL, "description": "The contact's address."},
+    "email": {"type": _TEXT, "maxLength": 319, "pattern": EMAIL, "description": "The contact's address."},
     "external_id": {**_IDENTIFIER, "description": "The contact's id in `source`: a customer number."},
     "source": {
-        "type": "string",
+        "type": _TEXT,
         "pattern": SOURCE,
         "description": "Where ids come from, as in the sources of files; left out: the name of the API key.",
     },
@@ -71,14 +72,14 @@ _EVENT: dict[str, Any] = {
             "says, if it says `occurred_at`, else at random.",
         },
         "occurred_at": {
-            "type": "string",
+            "type": _TEXT,
             "format": "date-time",
             "maxLength": 40,
             "description": "With its zone, from 1970 to a day ahead; left out: now.",
         },
         **_HINTS,
         "properties": {
-            "type": "object",
+            "type": ["object", "null"],
             "description": "What else the event says. No key twice, nothing nested more than 16 deep, at most 500 "
             "keys and 32,768 bytes, whole numbers up to 64 bits.",
         },
@@ -174,6 +175,7 @@ def document(base_url: str = "") -> dict[str, Any]:
                     "properties": {
                         "request_id": {
                             **_IDENTIFIER,
+                            "type": "string",
                             "description": "The same request sent twice counts once.",
                         },
                         "action": {"enum": ["enter", "leave"], "default": "enter"},

@@ -100,6 +100,7 @@ def test_the_document_and_the_rules_say_the_same() -> None:
         {"event_id": "x" * 200}, {"event_id": "x" * 201}, {"external_id": 7}, {"anonymous_id": "\n"}, {"other": 1},
         {"properties": []}, {"properties": {"a": {"b": [1]}}}, {"occurred_at": 5},
         {"occurred_at": "2026-01-01T00:00:00Z"},
+        {"source": None, "event_id": None, "properties": None}, {"type": None},
     ):  # fmt: skip
         event = {**good, **change}
         try:
