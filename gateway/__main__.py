@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import socket
 import sys
+from collections.abc import Iterator, Sequence
 
 import uvicorn
 
+from gateway.api import EventApi, JourneyMoves
 from gateway.app import Gateway
+from gateway.appending import Appender
 from gateway.clicks import Clicks
+from gateway.consuming import BatchHandler, Consumer
+from gateway.leading import lead_of
+from gateway.metrics import Metrics
+from gateway.preferences import PreferenceCentre
+from gateway.seen import LedgerSeenStore
+from gateway.settings import GatewaySettings
+from gateway.streams import EventStream, StreamError, open_stream
 from gateway.unsubscribes import Unsubscribes
 from gateway.webhooks import Webhooks
 from senders.ledger import Ledger
-from senders.settings import SenderSettings
 from warehouse.client import Warehouse
 from warehouse.errors import MailhouseError, SettingsError
 
 DEFAULT_PORT = 18124
+_FINISH_SECONDS = 10  # for requests under way, and again for batches
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,29 +42,73 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
-        settings = SenderSettings.load()
-        with (
-            _listen(options.host, options.port) as listener,
-            Ledger.open(settings) as ledger,
-            Warehouse.connect(settings, comment="gateway") as warehouse,
-        ):
-            app = Gateway(
-                Unsubscribes(settings, ledger, warehouse),
-                Clicks(settings, ledger, warehouse),
-                Webhooks(settings, warehouse),
-            )
+        settings = GatewaySettings.load()
+        with _listen(options.host, options.port) as listener, gateway(settings) as app:
             port = listener.getsockname()[1]
             sys.stdout.write(f"The gateway listens on http://{options.host}:{port}\n")
             sys.stdout.flush()
             # no access log: whoever has a link from it could unsubscribe its owner
             config = uvicorn.Config(
-                app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=10
-            )
+                app, log_level="warning", access_log=False, server_header=False, http="httptools", loop="uvloop",
+                lifespan="off", timeout_graceful_shutdown=_FINISH_SECONDS,
+            )  # fmt: skip
             uvicorn.Server(config).run(sockets=[listener])
     except MailhouseError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0
+
+
+@contextlib.contextmanager
+def gateway(
+    settings: GatewaySettings,
+    *,
+    handlers: Sequence[BatchHandler] = (),
+    journeys: JourneyMoves | None = None,
+) -> Iterator[Gateway]:
+    """The application with all behind it, running; finishes batches at the end.
+
+    Args:
+        handlers: act on events once the warehouse has them, in this order.
+        journeys: takes requests for journeys.
+
+    Raises:
+        MailhouseError: ledger or stream cannot be opened.
+    """
+    metrics = Metrics()
+    with contextlib.ExitStack() as stack:
+        ledger = stack.enter_context(Ledger.open(settings))
+        # connections of their own: a slow page must not hold up the consumer
+        warehouse = stack.enter_context(Warehouse.connect(settings, comment="gateway"))
+        loading = stack.enter_context(Warehouse.connect(settings, comment="gateway consumer"))
+        stream = open_stream(settings, ledger)
+        stack.callback(stream.close)
+        metrics.watch_depth(lambda: _depth(stream))
+        consumer = Consumer(stream, loading, lead_of(settings, ledger), handlers, metrics, now=settings.now)
+        consumer.start()
+        stack.callback(consumer.stop, seconds=_FINISH_SECONDS)
+        appender = Appender(stream, metrics, limit=settings.gateway_stream_limit)
+        appender.start()
+        # before the consumer stops, so that it may still take what was appended last
+        stack.callback(appender.stop)
+        unsubscribes = Unsubscribes(settings, ledger, warehouse, appender.append_now)
+        yield Gateway(
+            EventApi(settings, appender, metrics, journeys=journeys),
+            unsubscribes,
+            PreferenceCentre(settings, warehouse, unsubscribes),
+            Clicks(settings, ledger),
+            Webhooks(settings, appender.append_now, metrics, seen=LedgerSeenStore(ledger)),
+            stream,
+            appender,
+            metrics,
+        )
+
+
+def _depth(stream: EventStream) -> float:
+    try:
+        return float(stream.depth())
+    except StreamError:
+        return float("nan")
 
 
 def _listen(host: str, port: int) -> socket.socket:

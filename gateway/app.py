@@ -1,16 +1,20 @@
-"""The gateway as an ASGI application.
+"""The gateway as an ASGI application: which request goes where.
 
+    POST /v1/events            events from shops and apps, one or many; /v1/track, /v1/batch ... as Segment sends them
+    POST /v1/journeys/NAME/entries   puts a contact into a journey, or takes it out
+    GET  /openapi.json         all of /v1/, as OpenAPI 3.1
     GET  /unsubscribe/TOKEN    a page that asks; changes nothing
     POST /unsubscribe/TOKEN    unsubscribes: a mailbox provider's one-click call (RFC 8058), or the page's form
-    GET, POST /preferences/TOKEN   the same page, from the link to preferences
-    GET  /c/TOKEN/INDEX/TARGET leads on to the link's address, having stored `clicked`
-    GET  /o/TOKEN.gif          a picture of one pixel, having stored `opened`
-    POST /webhooks/PROVIDER    stores what a provider reports about messages; GET answers its check of the address
-    GET  /healthz              200 if ledger and warehouse answer, 503 if not
+    GET, POST /preferences/TOKEN   what the recipient gets, and changing it
+    GET  /c/TOKEN/INDEX/TARGET leads on to the link's address; `clicked` goes into the stream
+    GET  /o/TOKEN.gif          a picture of one pixel; `opened` goes into the stream
+    POST /webhooks/NAME        takes what a provider or a CRM reports; GET answers its check of the address
+    GET  /healthz              200 if this process works
+    GET  /readyz               200 if stream and ledger answer, and the warehouse too, or says which does not (503)
+    GET  /metrics              what was counted, for Prometheus
 
-A token that we did not make gets 404 and no reason, and so does a provider that is not set up. A POST is answered with
-200 only when the event is stored. A click leads on whether or not it could be stored: the person is not to suffer for
-our warehouse.
+A token that we did not make gets 404 and no reason, and so does a provider that is not set up. A success means that
+what was sent is on disk. A click leads on whether or not it could be stored: the person is not to suffer for it.
 """
 
 from __future__ import annotations
@@ -18,32 +22,52 @@ from __future__ import annotations
 import asyncio
 import email.parser
 import email.policy
-import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+import time
+from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qsl, quote
 
+from gateway import openapi
+from gateway.api import EventApi
+from gateway.appending import Appender
 from gateway.clicks import PIXEL, Clicks
-from gateway.pages import confirm_page, done_page, refused_page, unstored_page
-from gateway.unsubscribes import NotStoredError, Unsubscribes
+from gateway.http import (
+    JSON,
+    Answer,
+    BadEncodingError,
+    Receive,
+    Request,
+    Scope,
+    Send,
+    TooLargeError,
+    TooSlowError,
+)
+from gateway.metrics import CONTENT_TYPE, Metrics, Refusal
+from gateway.pages import (
+    confirm_page,
+    done_page,
+    preferences_page,
+    refused_page,
+    unstored_page,
+)
+from gateway.preferences import PreferenceCentre
+from gateway.streams import EventStream, StreamError
+from gateway.unsubscribes import NotStoredError, Recipient, Unsubscribes
 from gateway.webhooks import Webhooks, answer_body
 from senders.ledger import LedgerError
-from warehouse.errors import WarehouseError
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+from warehouse.errors import MailhouseError, WarehouseError
 
 _LINK = re.compile(r"/(unsubscribe|preferences)/([A-Za-z0-9_-]{1,100})/?")
 _CLICK = re.compile(r"/c/([A-Za-z0-9_-]{43}/[0-9]{1,5}/[A-Za-z0-9_-]{1,8000})")
 _OPEN = re.compile(r"/o/([A-Za-z0-9_-]{43})\.gif")
-_STORE_SECONDS = 2.0  # how long a person who clicked waits for the warehouse at most
 _WEBHOOK = re.compile(r"/webhooks/([a-z0-9_]{1,40})/?")
+_STORE_SECONDS = 2.0  # how long a person who clicked waits for the stream at most
 _LONGEST_BODY = 16_384
 # a thousand events of the wordiest provider
 _LONGEST_WEBHOOK = 16 << 20
+_MOST_FIELDS = 200
 _HEADERS = [
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
@@ -54,22 +78,35 @@ _HEADERS = [
 ]  # fmt: skip
 # what may stand in a URL as it is (RFC 3986), and %, for what is encoded already
 _URL_CHARACTERS = "%:/?#[]@!$&'()*+,;=-._~"
-_HTML = b"text/html; charset=utf-8"
+_DONE = {
+    "save": "Your choices are saved.",
+    "pause": "You will hear nothing from us for 30 days.",
+    "stop": "You are unsubscribed from everything.",
+}
 
 _log = logging.getLogger("mailhouse.gateway")
-
-
-class _TooLongError(Exception):
-    pass
 
 
 class Gateway:
     """The application; `python -m gateway` serves it."""
 
-    def __init__(self, unsubscribes: Unsubscribes, clicks: Clicks, webhooks: Webhooks) -> None:
-        self.unsubscribes, self.clicks, self.webhooks = unsubscribes, clicks, webhooks
-        self._storing: set[asyncio.Future[None]] = set()
+    def __init__(
+        self,
+        api: EventApi,
+        unsubscribes: Unsubscribes,
+        preferences: PreferenceCentre,
+        clicks: Clicks,
+        webhooks: Webhooks,
+        stream: EventStream,
+        appender: Appender,
+        metrics: Metrics,
+    ) -> None:
+        self.api, self.unsubscribes, self.preferences = api, unsubscribes, preferences
+        self.clicks, self.webhooks = clicks, webhooks
+        self.stream, self.appender, self.metrics = stream, appender, metrics
+        self._storing: set[asyncio.Task[None]] = set()
         self.company = unsubscribes.settings.company_name
+        self._described = openapi.document_bytes(unsubscribes.settings.base_url)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -78,144 +115,211 @@ class Gateway:
             return
         if scope["type"] != "http":
             raise RuntimeError(f"the gateway does not speak {scope['type']}")
-        method, path = scope["method"], scope["path"]
-        if path == "/healthz":
-            await self._health(method, send)
-        elif link := _LINK.fullmatch(path):
-            await self._link(method, link[1], link[2], scope, receive, send)
-        elif click := _CLICK.fullmatch(path):
-            await self._click(method, click[1], scope, send)
-        elif opened := _OPEN.fullmatch(path):
-            await self._open(method, opened[1], scope, send)
-        elif webhook := _WEBHOOK.fullmatch(path):
-            await self._webhook(method, webhook[1], scope, receive, send)
-        else:
-            await _not_found(method, send)
+        started = time.perf_counter()
+        request = Request(scope, receive)
+        area, work = self._route(request)
+        try:
+            answer = await work
+        except TooLargeError:
+            answer = self._refuse("too_large", 413, "Too long", "This request is longer than it can be.")
+        except TooSlowError:
+            answer = self._refuse("hostile_body", 408, "Too slow", "This request did not arrive in time.")
+        except BadEncodingError:
+            answer = self._refuse(
+                "hostile_body", 415, "Not readable", "This request is packed in no way we know."
+            )
+        except Exception:  # noqa: BLE001 - the caller is told, the log knows why
+            _log.exception("a request of area %s failed", area)
+            answer = Answer(500, refused_page("Something went wrong", "Please try again in a minute."))
+        self.metrics.answered(area, answer.status, time.perf_counter() - started)
+        body = b"" if request.method == "HEAD" else answer.body
+        headers = [
+            *_HEADERS, *answer.headers, (b"content-type", answer.content_type),
+            (b"content-length", b"%d" % len(body)),
+        ]  # fmt: skip
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
-    async def _click(self, method: str, path: str, scope: Scope, send: Send) -> None:
+    def _route(self, request: Request) -> tuple[str, Awaitable[Answer]]:
+        path = request.path
+        if path.startswith("/v1/"):
+            return "api", self.api.answer(request)
+        if click := _CLICK.fullmatch(path):
+            return "click", self._click(request, click[1])
+        if opened := _OPEN.fullmatch(path):
+            return "open", self._open(request, opened[1])
+        if link := _LINK.fullmatch(path):
+            purpose, token = link[1], link[2]
+            return purpose, self._link(request, purpose, token)
+        if webhook := _WEBHOOK.fullmatch(path):
+            return "webhook", self._webhook(request, webhook[1])
+        fixed: dict[str, Callable[[Request], Awaitable[Answer]]] = {
+            "/healthz": self._health,
+            "/readyz": self._ready,
+            "/metrics": self._counted,
+            "/openapi.json": self._openapi,
+        }
+        if path in fixed:
+            return path[1:].partition(".")[0], fixed[path](request)
+        # a token or a link that is not ours by its very form
+        if path.startswith(("/c/", "/o/", "/unsubscribe/", "/preferences/")):
+            return "forged", self._forged()
+        return "unknown", _not_found()
+
+    # links in messages
+
+    async def _click(self, request: Request, path: str) -> Answer:
         click = self.clicks.resolve(path)
         if click is None:
-            await _not_found(method, send)
-        elif method not in ("GET", "HEAD"):
-            await _not_allowed(send, b"GET, HEAD")
-        else:
-            agent = _header(scope, b"user-agent")
-            await self._store(
-                lambda: self.clicks.store(
-                    "clicked", click.message_id, agent=agent, click=click, method=method
-                )
+            return await self._forged()
+        if request.method not in ("GET", "HEAD"):
+            return _not_allowed(b"GET, HEAD")
+        agent = request.header(b"user-agent")
+        await self._store(
+            lambda: self.clicks.event(
+                "clicked", click.message_id, agent=agent, click=click, method=request.method
             )
-            location = quote(click.url, safe=_URL_CHARACTERS)
-            await _answer(send, 302, b"", extra=[(b"location", location.encode("ascii"))])
+        )
+        location = quote(click.url, safe=_URL_CHARACTERS)
+        return Answer(302, headers=[(b"location", location.encode("ascii"))])
 
-    async def _open(self, method: str, token: str, scope: Scope, send: Send) -> None:
+    async def _open(self, request: Request, token: str) -> Answer:
         message_id = self.clicks.opened(token)
         if message_id is None:
-            await _not_found(method, send)
-        elif method not in ("GET", "HEAD"):
-            await _not_allowed(send, b"GET, HEAD")
-        else:
-            agent = _header(scope, b"user-agent")
-            await self._store(lambda: self.clicks.store("opened", message_id, agent=agent, method=method))
-            body = b"" if method == "HEAD" else PIXEL
-            await _answer(send, 200, body, content_type=b"image/gif")
+            return await self._forged()
+        if request.method not in ("GET", "HEAD"):
+            return _not_allowed(b"GET, HEAD")
+        agent = request.header(b"user-agent")
+        await self._store(lambda: self.clicks.event("opened", message_id, agent=agent, method=request.method))
+        return Answer(200, PIXEL, b"image/gif")
 
-    async def _store(self, work: Callable[[], None]) -> None:
+    async def _store(self, make: Callable[[], Any]) -> None:
         """Store an event; after a while the answer goes out and the storing goes on."""
 
-        def store() -> None:
+        async def store() -> None:
             try:
-                work()
-            except WarehouseError as error:
+                event = await asyncio.to_thread(make)
+                await self.appender.append([event], is_promised=True)
+            except MailhouseError as error:
                 _log.error("a click or open could not be stored: %s", error.message)
 
         # kept, or it may be collected before it is done
-        storing = asyncio.ensure_future(asyncio.to_thread(store))
+        storing = asyncio.get_running_loop().create_task(store())
         self._storing.add(storing)
         storing.add_done_callback(self._storing.discard)
         await asyncio.wait([storing], timeout=_STORE_SECONDS)
 
-    async def _health(self, method: str, send: Send) -> None:
-        if method not in ("GET", "HEAD"):
-            await _not_allowed(send, b"GET, HEAD")
-            return
+    async def _link(self, request: Request, purpose: str, token: str) -> Answer:
+        if request.method not in ("GET", "HEAD", "POST"):
+            return _not_allowed(b"GET, HEAD, POST")
+        try:
+            recipient = await asyncio.to_thread(self.unsubscribes.recipient, token, purpose)
+            if recipient is None:
+                return await self._forged()
+            if purpose == "preferences":
+                return await self._choose(request, recipient)
+            if request.method != "POST":
+                return Answer(200, confirm_page(recipient.email, self.company))
+            fields = _fields(request, await request.body(_LONGEST_BODY))
+            if ("List-Unsubscribe", "One-Click") in fields:
+                how = "one_click"
+            elif ("confirm", "yes") in fields:
+                how = "form"
+            else:
+                return _unclear()
+            await asyncio.to_thread(self.unsubscribes.unsubscribe, recipient, how)
+            return Answer(200, done_page(recipient.email, self.company))
+        except NotStoredError as error:
+            _log.error("a recipient's choice could not be stored: %s", error)
+            return Answer(503, unstored_page(), headers=[(b"retry-after", b"60")])
+
+    async def _choose(self, request: Request, recipient: Recipient) -> Answer:
+        centre, status = self.preferences, ""
+        if request.method != "POST":
+            preferences = await asyncio.to_thread(centre.read, recipient)
+        else:
+            fields = _fields(request, await request.body(_LONGEST_BODY))
+            what = next((value for name, value in fields if name == "do"), "")
+            split = (value.partition(":") for name, value in fields if name == "want")
+            pairs = [(purpose, channel) for purpose, _, channel in split]
+            ip = request.client
+            if what == "save":
+                preferences = await asyncio.to_thread(centre.save, recipient, pairs, ip=ip)
+            elif what == "pause":
+                preferences = await asyncio.to_thread(centre.pause, recipient, ip=ip)
+            elif what == "stop":
+                preferences = await asyncio.to_thread(centre.stop, recipient, ip=ip)
+            else:
+                return _unclear()
+            status = _DONE[what]
+        return Answer(200, preferences_page(recipient.email, self.company, preferences, status))
+
+    async def _forged(self) -> Answer:
+        self.metrics.refused("forged_token")
+        _log.warning("a link that we did not make was refused")
+        return await _not_found()
+
+    # others
+
+    async def _webhook(self, request: Request, name: str) -> Answer:
+        if request.method not in ("GET", "HEAD", "POST"):
+            return _not_allowed(b"GET, HEAD, POST")
+        if not await asyncio.to_thread(self.webhooks.knows, name):
+            return await _not_found()
+        if request.method != "POST":
+            return Answer(200, b"{}", JSON)
+        try:
+            body = await request.body(_LONGEST_WEBHOOK)
+        except TooLargeError:
+            self.metrics.refused("too_large")
+            return Answer(413, answer_body("too long"), JSON)
+        status, word = await asyncio.to_thread(
+            self.webhooks.take, name, body, request.headers, request.target
+        )
+        extra = [(b"retry-after", b"60")] if status == 503 else []
+        return Answer(status, answer_body(word), JSON, extra)
+
+    async def _health(self, request: Request) -> Answer:
+        if request.method not in ("GET", "HEAD"):
+            return _not_allowed(b"GET, HEAD")
+        return Answer.json(200, {"gateway": "ok"})
+
+    async def _ready(self, request: Request) -> Answer:
+        if request.method not in ("GET", "HEAD"):
+            return _not_allowed(b"GET, HEAD")
 
         def check() -> dict[str, str]:
             states: dict[str, str] = {}
             for name, probe in (
                 ("warehouse", lambda: self.unsubscribes.warehouse.value("select 1")),
                 ("ledger", self.unsubscribes.ledger.live_runs),
+                ("stream", self.stream.depth),
             ):
                 try:
                     probe()
                     states[name] = "ok"
-                except (WarehouseError, LedgerError) as error:
-                    _log.warning("health of %s: %s", name, error.message)
+                except (WarehouseError, LedgerError, StreamError) as error:
+                    _log.warning("%s is not ready: %s", name, error.message)
                     states[name] = "does not answer"
             return states
 
         states = await asyncio.to_thread(check)
-        is_well = all(state == "ok" for state in states.values())
-        body = b"" if method == "HEAD" else json.dumps(states).encode()
-        await _answer(send, 200 if is_well else 503, body, content_type=b"application/json")
+        return Answer.json(200 if all(state == "ok" for state in states.values()) else 503, states)
 
-    async def _webhook(self, method: str, name: str, scope: Scope, receive: Receive, send: Send) -> None:
-        if method not in ("GET", "HEAD", "POST"):
-            await _not_allowed(send, b"GET, HEAD, POST")
-            return
-        if not await asyncio.to_thread(self.webhooks.knows, name):
-            await _not_found(method, send)
-            return
-        if method != "POST":
-            await _answer(send, 200, b"" if method == "HEAD" else b"{}", content_type=b"application/json")
-            return
-        try:
-            body = await _body(receive, _LONGEST_WEBHOOK)
-        except _TooLongError:
-            await _answer(send, 413, answer_body("too long"), content_type=b"application/json")
-            return
-        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-        query = scope["query_string"].decode("latin-1")
-        # the address as the provider was told it: some sign that
-        target = scope.get("raw_path", scope["path"].encode()).decode("latin-1") + (
-            f"?{query}" if query else ""
-        )
-        status, word = await asyncio.to_thread(self.webhooks.take, name, body, headers, target)
-        extra = [(b"retry-after", b"60")] if status == 503 else None
-        await _answer(send, status, answer_body(word), content_type=b"application/json", extra=extra)
+    async def _counted(self, request: Request) -> Answer:
+        if request.method not in ("GET", "HEAD"):
+            return _not_allowed(b"GET, HEAD")
+        return Answer(200, await asyncio.to_thread(self.metrics.text), CONTENT_TYPE)
 
-    async def _link(
-        self, method: str, purpose: str, token: str, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        if method not in ("GET", "HEAD", "POST"):
-            await _not_allowed(send, b"GET, HEAD, POST")
-            return
-        try:
-            recipient = await asyncio.to_thread(self.unsubscribes.recipient, token, purpose)
-            if recipient is None:
-                await _not_found(method, send)
-                return
-            if method != "POST":
-                page = confirm_page(recipient.email, self.company)
-                await _answer(send, 200, b"" if method == "HEAD" else page)
-                return
-            fields = _fields(scope, await _body(receive))
-            if fields.get("List-Unsubscribe") == "One-Click":
-                how = "one_click"
-            elif fields.get("confirm") == "yes":
-                how = "form"
-            else:
-                page = refused_page("Nothing was changed", "This request does not say what to do.")
-                await _answer(send, 400, page)
-                return
-            await asyncio.to_thread(self.unsubscribes.unsubscribe, recipient, how)
-            await _answer(send, 200, done_page(recipient.email, self.company))
-        except _TooLongError:
-            await _answer(send, 413, refused_page("Too long", "This request is longer than it can be."))
-        except NotStoredError as error:
-            _log.error("an unsubscribe could not be stored: %s", error)
-            page = b"" if method == "HEAD" else unstored_page()
-            await _answer(send, 503, page, extra=[(b"retry-after", b"60")])
+    async def _openapi(self, request: Request) -> Answer:
+        if request.method not in ("GET", "HEAD"):
+            return _not_allowed(b"GET, HEAD")
+        return Answer(200, self._described, JSON, [(b"access-control-allow-origin", b"*")])
+
+    def _refuse(self, kind: Refusal, status: int, title: str, text: str) -> Answer:
+        self.metrics.refused(kind)
+        _log.warning("a request was refused: %s", kind)
+        return Answer(status, refused_page(title, text))
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
@@ -226,57 +330,34 @@ async def _lifespan(receive: Receive, send: Send) -> None:
             return
 
 
-async def _answer(
-    send: Send,
-    status: int,
-    body: bytes,
-    *,
-    content_type: bytes = _HTML,
-    extra: list[tuple[bytes, bytes]] | None = None,
-) -> None:
-    headers = [
-        *_HEADERS, *(extra or []), (b"content-type", content_type), (b"content-length", str(len(body)).encode()),
-    ]  # fmt: skip
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+async def _not_found() -> Answer:
+    return Answer(404, refused_page("Not found", "There is nothing at this address."))
 
 
-async def _not_found(method: str, send: Send) -> None:
-    page = refused_page("Not found", "There is nothing at this address.")
-    await _answer(send, 404, b"" if method == "HEAD" else page)
-
-
-async def _not_allowed(send: Send, allowed: bytes) -> None:
+def _not_allowed(allowed: bytes) -> Answer:
     page = refused_page("Not possible", "This address does not take such requests.")
-    await _answer(send, 405, page, extra=[(b"allow", allowed)])
+    return Answer(405, page, headers=[(b"allow", allowed)])
 
 
-async def _body(receive: Receive, longest: int = _LONGEST_BODY) -> bytes:
-    body = bytearray()
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if len(body) > longest:
-            raise _TooLongError
-        if not message.get("more_body"):
-            return bytes(body)
+def _unclear() -> Answer:
+    return Answer(400, refused_page("Nothing was changed", "This request does not say what to do."))
 
 
-def _header(scope: Scope, name: bytes) -> str:
-    return next((value for known, value in scope["headers"] if known == name), b"").decode("latin-1")
-
-
-def _fields(scope: Scope, body: bytes) -> dict[str, str]:
-    """A form's fields; RFC 8058 allows both encodings."""
-    content_type = _header(scope, b"content-type").encode("latin-1")
+def _fields(request: Request, body: bytes) -> list[tuple[str, str]]:
+    """A form's fields in order; RFC 8058 allows both encodings."""
+    content_type = request.header(b"content-type").encode("latin-1")
     if content_type.lower().startswith(b"multipart/form-data"):
         parsed = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(
             b"Content-Type: " + content_type + b"\r\n\r\n" + body
         )
-        return {
-            str(part.get_param("name", header="content-disposition")): str(part.get_payload()).strip()
+        return [
+            (str(part.get_param("name", header="content-disposition")), str(part.get_payload()).strip())
             for part in (parsed.iter_parts() if parsed.is_multipart() else ())
-        }
-    # keep_blank_values: a field that is there is there
-    values = parse_qs(body.decode("utf-8", "replace").strip(), keep_blank_values=True)
-    return {name: entries[-1] for name, entries in values.items()}
+        ]
+    try:
+        # keep_blank_values: a field that is there is there
+        return parse_qsl(
+            body.decode("utf-8", "replace").strip(), keep_blank_values=True, max_num_fields=_MOST_FIELDS
+        )
+    except ValueError:
+        return []

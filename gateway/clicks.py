@@ -1,15 +1,16 @@
-"""Storing that a message was opened or a link in it clicked."""
+"""Events of tracked links: that a message was opened, or a link in it clicked."""
 
 from __future__ import annotations
 
 import uuid
 from typing import Literal
 
-from gateway.storing import store_event
+import orjson
+
+from gateway.events import Event, is_unicode, milliseconds
 from senders.ledger import Ledger, LedgerError
 from senders.links import Click, Links
 from senders.settings import SenderSettings
-from warehouse.client import Warehouse
 
 #: A picture of one transparent pixel, GIF89a.
 PIXEL = bytes.fromhex(
@@ -21,10 +22,10 @@ _UNKNOWN: tuple[str, int | None] = ("", None)
 
 
 class Clicks:
-    """Reads tracked links, and stores what happened. Safe to share between threads."""
+    """Reads tracked links, and says what happened. Safe to share between threads."""
 
-    def __init__(self, settings: SenderSettings, ledger: Ledger, warehouse: Warehouse) -> None:
-        self.settings, self.ledger, self.warehouse = settings, ledger, warehouse
+    def __init__(self, settings: SenderSettings, ledger: Ledger) -> None:
+        self.settings, self.ledger = settings, ledger
         self._links = Links(settings.signing_key(), settings.base_url)
 
     def resolve(self, path: str) -> Click | None:
@@ -35,7 +36,7 @@ class Clicks:
         """The message of a pixel's token; None if we did not make it."""
         return self._links.opened(token)
 
-    def store(
+    def event(
         self,
         type_: Literal["clicked", "opened"],
         message_id: str,
@@ -43,36 +44,28 @@ class Clicks:
         agent: str,
         click: Click | None = None,
         method: str = "GET",
-    ) -> None:
-        """Store one event; returns when the warehouse has it.
+    ) -> Event:
+        """The event; asks the ledger whose message it is.
 
         Args:
             agent: the caller's User-Agent, shortened; the warehouse's rules tell machines by it.
-
-        Raises:
-            WarehouseError: it did not take it.
         """
-        now = self.settings.now()
+        now = milliseconds(self.settings.now())
         try:
             email, contact_id = self.ledger.recipient_of(message_id) or _UNKNOWN
         except LedgerError:
             # the message id is what counts: the warehouse knows whose it is
             email, contact_id = _UNKNOWN
         properties: dict[str, object] = {
-            "provider": "mailhouse", "user_agent": agent[:_LONGEST_AGENT],
+            "provider": "mailhouse", "user_agent": agent[:_LONGEST_AGENT].replace("\0", ""),
             # nobody's mail program asks only for the head of what a link leads to
             "is_machine": method == "HEAD",
         }  # fmt: skip
         if contact_id is not None:
             properties["contact_id"] = contact_id
         if click is not None:
-            properties |= {"url": click.url, "position": click.index}
-        store_event(
-            self.warehouse,
-            f"gateway:{type_}:{message_id}:{uuid.uuid4().hex}",
-            type_,
-            message_id,
-            email,
-            now,
-            properties,
-        )
+            properties |= {"url": click.url if is_unicode(click.url) else "", "position": click.index}
+        return Event(
+            f"gateway:{type_}:{message_id}:{uuid.uuid4().hex}", type_, now, now, "gateway", email,
+            message_id=message_id, properties=orjson.dumps(properties).decode(),
+        )  # fmt: skip

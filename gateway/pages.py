@@ -1,24 +1,67 @@
-"""The few pages that recipients see: plain HTML, readable without style, script or cookies."""
+"""The few pages that recipients see: plain HTML without script or cookies, for a phone and in the dark, too."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import groupby
 
-_STYLE = (
-    "body{font:1.1rem/1.5 system-ui,sans-serif;max-width:34rem;margin:4rem auto;padding:0 1rem;color:#1a1a1a;"
-    "background:#fff}h1{font-size:1.6rem;line-height:1.25}button{font:inherit;padding:.7rem 1.4rem;border:0;"
-    "border-radius:.4rem;background:#1a1a1a;color:#fff;cursor:pointer}button:focus-visible{outline:3px solid #06c;"
-    "outline-offset:3px}@media(prefers-color-scheme:dark){body{background:#161616;color:#f0f0f0}"
-    "button{background:#f0f0f0;color:#161616}}"
-)
+from gateway.preferences import Choice, Preferences
+
+_STYLE = """
+:root{color-scheme:light dark;--ink:#1b1b1f;--soft:#5a5a66;--paper:#f4f4f6;--card:#fff;--line:#d9d9e0;--strong:#1f4fd8;
+--on-strong:#fff;--good:#e7f4ec;--good-ink:#14532d;--note:#fff6e0;--note-ink:#5b3a00}
+@media(prefers-color-scheme:dark){:root{--ink:#f0f0f3;--soft:#a9a9b6;--paper:#131316;--card:#1d1d22;--line:#3a3a44;
+--strong:#9db8ff;--on-strong:#10131c;--good:#15301f;--good-ink:#c5ecd2;--note:#33290f;--note-ink:#ffe2a3}}
+*{box-sizing:border-box}
+body{margin:0;font:1.0625rem/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:var(--ink);
+background:var(--paper);overflow-wrap:break-word}
+main{max-width:36rem;margin:0 auto;padding:2rem 1rem 3rem}
+.company{margin:0 0 1.25rem;font-weight:600;color:var(--soft)}
+h1{font-size:1.6rem;line-height:1.25;margin:0 0 .5rem}
+h2{font-size:1.1rem;margin:0 0 .25rem}
+p{margin:0 0 1rem}
+.soft{color:var(--soft)}
+.card,fieldset{background:var(--card);border:1px solid var(--line);border-radius:.75rem;margin:0 0 1rem;
+padding:1rem 1.1rem}
+legend{float:left;width:100%;font-weight:600;font-size:1.1rem;padding:0;margin:0 0 .25rem}
+legend+*{clear:both}
+.choice{display:flex;align-items:center;gap:.85rem;padding:.7rem 0;border-top:1px solid var(--line);cursor:pointer;
+min-height:3rem;clear:both}
+.choice:last-child{padding-bottom:.2rem}
+.choice span{flex:1}
+input[type=checkbox]{appearance:none;-webkit-appearance:none;flex:none;margin:0;width:3rem;height:1.75rem;
+border-radius:1rem;border:2px solid var(--soft);background:transparent;position:relative;cursor:pointer}
+input[type=checkbox]::before{content:"";position:absolute;top:.2rem;left:.2rem;width:1.1rem;height:1.1rem;
+border-radius:50%;background:var(--soft)}
+input[type=checkbox]:checked{background:var(--strong);border-color:var(--strong)}
+input[type=checkbox]:checked::before{left:auto;right:.2rem;background:var(--on-strong)}
+input[type=checkbox]:disabled{opacity:.5;cursor:not-allowed}
+button{font:inherit;font-weight:600;padding:.75rem 1.3rem;min-height:3rem;border:2px solid var(--strong);
+border-radius:.6rem;background:var(--strong);color:var(--on-strong);cursor:pointer}
+button.quiet{background:transparent;color:var(--strong)}
+button:focus-visible,input:focus-visible,a:focus-visible{outline:3px solid var(--strong);outline-offset:3px}
+.status{background:var(--good);color:var(--good-ink);border-radius:.75rem;padding:.8rem 1.1rem}
+.note{background:var(--note);color:var(--note-ink);border-radius:.75rem;padding:.8rem 1.1rem}
+@media(max-width:30rem){button{width:100%}main{padding-top:1.25rem}}
+@media(forced-colors:active){input[type=checkbox]{appearance:auto;-webkit-appearance:auto;width:1.5rem;height:1.5rem}}
+"""
+
+_SUPPRESSED = {
+    "unsubscribed": "This address is unsubscribed and gets no marketing messages. Choose below what you want again.",
+    "complained": "A message to this address was reported as unwanted, so we send it no marketing messages any more.",
+    "bounced": "Messages to this address came back, so we send nothing to it any more.",
+}
 
 
-def _page(title: str, body: str) -> bytes:
+def _page(title: str, body: str, company: str = "") -> bytes:
+    head = f'<p class="company">{html.escape(company)}</p>' if company else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>"
-        f"<body><main><h1>{html.escape(title)}</h1>{body}</main></body></html>"
+        f"<body><main>{head}<h1>{html.escape(title)}</h1>{body}</main></body></html>"
     ).encode()
 
 
@@ -29,8 +72,8 @@ def confirm_page(email: str, company: str) -> bytes:
         "Unsubscribe?",
         f"<p>Stop marketing emails{sender} to <strong>{html.escape(masked(email))}</strong>?</p>"
         '<form method="post"><input type="hidden" name="confirm" value="yes">'
-        '<button type="submit">Yes, unsubscribe</button></form>'
-        "<p>Messages about your orders or your account will still reach you.</p>",
+        '<p><button type="submit">Yes, unsubscribe</button></p></form>'
+        '<p class="soft">Messages about your orders or your account will still reach you.</p>',
     )
 
 
@@ -39,17 +82,71 @@ def done_page(email: str, company: str) -> bytes:
     sender = f" from {html.escape(company)}" if company else ""
     return _page(
         "You are unsubscribed",
-        f'<p role="status"><strong>{html.escape(masked(email))}</strong> gets no more marketing emails{sender}.</p>'
-        "<p>You can close this page.</p>",
+        f'<p class="status" role="status"><strong>{html.escape(masked(email))}</strong> gets no more marketing '
+        f"emails{sender}.</p><p>You can close this page.</p>",
     )
+
+
+def preferences_page(email: str, company: str, preferences: Preferences, status: str = "") -> bytes:
+    """What the recipient gets, to be changed: works without script, by one form.
+
+    Args:
+        status: what was done just now, if anything was.
+    """
+    parts = [
+        f"<p>What we may send to <strong>{html.escape(masked(email))}</strong>. "
+        "Messages about your orders or your account always reach you.</p>"
+    ]
+    if status:
+        parts.append(f'<p class="status" role="status">{html.escape(status)}</p>')
+    if preferences.suppressed_by:
+        note = _SUPPRESSED.get(preferences.suppressed_by, _SUPPRESSED["complained"])
+        parts.append(f'<p class="note">{html.escape(note)}</p>')
+    elif preferences.paused_until:
+        parts.append(
+            f'<p class="note">Paused until {_day(preferences.paused_until)}. '
+            "Save a choice below, and the pause is over.</p>"
+        )
+    parts.append('<form method="post">')
+    for title, group in groupby(preferences.choices, key=lambda one: (one.title, one.description)):
+        parts.append(_fieldset(*title, list(group), is_disabled=preferences.is_final))
+    if not preferences.is_final:
+        parts.append('<p><button type="submit" name="do" value="save">Save my choices</button></p>')
+    if preferences.granted:
+        parts.append(
+            '<div class="card"><h2>Need a break?</h2><p class="soft">Nothing for 30 days; then all goes on as it is '
+            'now.</p><button class="quiet" type="submit" name="do" value="pause">Pause for 30 days</button></div>'
+        )
+    if not preferences.suppressed_by:
+        parts.append(
+            '<div class="card"><h2>Unsubscribe from everything</h2><p class="soft">No marketing messages any more, by '
+            'any way.</p><button class="quiet" type="submit" name="do" value="stop">Unsubscribe from all</button></div>'
+        )
+    parts.append("</form>")
+    return _page("Your preferences", "".join(parts), company)
+
+
+def _fieldset(title: str, description: str, choices: Sequence[Choice], *, is_disabled: bool) -> str:
+    text = f'<p class="soft">{html.escape(description)}</p>' if description else ""
+    boxes = "".join(
+        f'<label class="choice"><span>{html.escape(one.channel)}</span>'
+        f'<input type="checkbox" name="want" value="{html.escape(":".join(one.pair))}"'
+        f"{' checked' if one.is_granted else ''}{' disabled' if is_disabled else ''}></label>"
+        for one in choices
+    )
+    return f"<fieldset><legend>{html.escape(title)}</legend>{text}{boxes}</fieldset>"
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment.day} {moment:%B %Y}"
 
 
 def unstored_page() -> bytes:
     """Say that it is not done yet."""
     return _page(
         "Please try again in a minute",
-        '<p role="alert">We could not store your choice just now, so you are <strong>not</strong> unsubscribed yet. '
-        "Reload this page, or press the button again, in a minute.</p>",
+        '<p class="note" role="alert">We could not store your choice just now, so you are <strong>not</strong> '
+        "unsubscribed yet, and nothing else has changed. Reload this page, or press the button again, in a minute.</p>",
     )
 
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Callable, Sequence
 from typing import Literal
 
-from gateway.storing import store_event
+import orjson
+
+from gateway.events import Event, frame_of, milliseconds
+from gateway.streams import StreamError
 from senders.ledger import Ledger, LedgerError
 from senders.settings import SenderSettings
 from senders.unsubscribe import verify_token
 from warehouse.client import Warehouse
 from warehouse.errors import WarehouseError
+from warehouse.loads import load_events
 
-Method = Literal["one_click", "form"]
+Method = Literal["one_click", "form", "preferences"]
+#: Adds events to the stream, for triggers.
+Tell = Callable[[Sequence[Event]], None]
+_log = logging.getLogger("mailhouse.gateway")
 
 
 class NotStoredError(Exception):
@@ -33,10 +42,15 @@ class Recipient:
 
 
 class Unsubscribes:
-    """Finds recipients by their link, and stores that they unsubscribed. Safe to share between threads."""
+    """Finds recipients by their link, and stores that they unsubscribed. Safe to share between threads.
 
-    def __init__(self, settings: SenderSettings, ledger: Ledger, warehouse: Warehouse) -> None:
+    Args:
+        tell: adds events to the stream, once the warehouse has them.
+    """
+
+    def __init__(self, settings: SenderSettings, ledger: Ledger, warehouse: Warehouse, tell: Tell) -> None:
         self.settings, self.ledger, self.warehouse = settings, ledger, warehouse
+        self._tell = tell
         self._key = settings.signing_key()
         # two clicks at once must not both find the event missing
         self._lock = threading.Lock()
@@ -73,37 +87,66 @@ class Unsubscribes:
         """
         try:
             with self._lock:
-                self._store(recipient, method)
+                event_id = f"gateway:unsubscribed:{recipient.message_id}"
+                if again := self._subscribed_since(recipient):
+                    event_id += f":{again}"
+                self.store(recipient, event_id, "unsubscribed", method)
         except WarehouseError as error:
             raise NotStoredError(str(error)) from error
 
-    def _store(self, recipient: Recipient, method: Method) -> None:
-        now = self.settings.now()
-        event_id = f"gateway:unsubscribed:{recipient.message_id}"
-        # an old link still works for somebody who has consented again since
-        consent = self.warehouse.value(
-            """
-            select argMax(consent_id, occurred_at) from raw.consents
-            where lower(trim(email)) = {email:String} and channel = 'email' and purpose = 'marketing' and is_granted
-                and occurred_at > (
+    def _subscribed_since(self, recipient: Recipient) -> str:
+        """What took the last unsubscribe by this link back: an old link works again after a new consent."""
+        return str(
+            self.warehouse.value(
+                """
+                select argMax(id, at) from (
+                    select consent_id as id, occurred_at as at from raw.consents
+                    where lower(trim(email)) = {email:String} and is_granted
+                    union all
+                    select event_id as id, occurred_at as at from raw.events
+                    where type = 'subscribed' and lower(trim(email)) = {email:String}
+                )
+                where at > (
                     select max(occurred_at) from raw.events
                     where type = 'unsubscribed' and message_id = {id:String} having count() > 0
                 )
-            """,
-            {"email": recipient.email.strip().lower(), "id": recipient.message_id},
+                """,
+                {"email": recipient.email.strip().lower(), "id": recipient.message_id},
+            )
+            or ""
         )
-        if consent:
-            event_id += f":{consent}"
+
+    def store(
+        self,
+        recipient: Recipient,
+        event_id: str,
+        type_: Literal["unsubscribed", "subscribed"],
+        method: Method,
+    ) -> None:
+        """Store one event of a recipient, once by its id, then tell the stream.
+
+        Raises:
+            WarehouseError: it is not stored.
+        """
         properties = {
             "method": method, "purpose": "marketing", "contact_id": recipient.contact_id, "is_machine": False,
             "provider": "mailhouse",
         }  # fmt: skip
-        store_event(
-            self.warehouse,
-            event_id,
-            "unsubscribed",
-            recipient.message_id,
-            recipient.email,
-            now,
-            properties,
-        )
+        now = milliseconds(self.settings.now())
+        event = Event(
+            event_id, type_, now, now, "gateway", recipient.email, message_id=recipient.message_id,
+            properties=orjson.dumps(properties).decode(),
+        )  # fmt: skip
+        result = load_events(self.warehouse, frame_of([event]), run_id="gateway")
+        if not result.loaded:
+            # as it was stored, so that the consumer finds it
+            at = self.warehouse.value(
+                "select toUnixTimestamp64Milli(min(occurred_at)) from raw.events where event_id = {id:String}",
+                {"id": event_id},
+            )
+            event = event._replace(occurred_at=int(at), received_at=int(at))
+        try:
+            self._tell([event])
+        except StreamError as error:
+            # it holds; only triggers may not learn of it
+            _log.error("the stream was not told of %s: %s", type_, error.message)

@@ -1,8 +1,8 @@
-"""Storing what providers report: checked, read, in `raw.events`, and only then an answer.
+"""Taking what providers and CRMs report: checked, read, in the stream, and only then an answer.
 
 A call that cannot be stored is answered with 503, so that the provider calls again; one that was stored before is
-answered with 200 and stored no more. What has been seen is kept in this process; beyond its memory, a repeated call
-stores nothing either, because events are stored once by their id.
+answered with 200 and stored no more. What has been seen is kept in the ledger's database, so that all gateways know it;
+beyond that memory, a repeated call stores nothing either, because events are stored once by their id.
 """
 
 from __future__ import annotations
@@ -12,34 +12,38 @@ import logging
 import threading
 from collections.abc import Mapping
 
-import polars as pl
-
+from gateway.crm_webhooks import READERS
+from gateway.events import Event
+from gateway.metrics import Metrics, Refusal
+from gateway.settings import GatewaySettings
+from gateway.streams import StreamError
+from gateway.unsubscribes import Tell
+from senders.ledger import LedgerError
 from senders.providers import get_webhook_reader
 from senders.providers.base import NotSupportedError, WebhookReader
-from senders.providers.webhooks import MemorySeenStore, SeenCalls, SeenStore, WebhookError, receive
-from senders.settings import SenderSettings
-from warehouse.client import Warehouse
-from warehouse.errors import SettingsError, WarehouseError
-from warehouse.loads import EVENT_COLUMNS, load_events
+from senders.providers.webhooks import SeenCalls, SeenStore, WebhookError, receive
+from warehouse.errors import SettingsError
 
 _STATUSES = {"forged": 403, "replayed": 200, "unreadable": 400}
+_COUNTED: Mapping[str, Refusal] = {
+    "forged": "bad_signature", "replayed": "replay", "unreadable": "hostile_body",
+}  # fmt: skip
 _log = logging.getLogger("mailhouse.gateway")
 
 
 class Webhooks:
-    """Takes providers' calls. Safe to share between threads.
+    """Takes providers' and CRMs' calls. Safe to share between threads.
 
     Args:
-        seen: where calls are remembered; one that all gateways share, if there are several.
+        tell: adds events to the stream; they are on disk when it returns.
+        seen: where calls are remembered; one that all gateways share.
     """
 
-    def __init__(
-        self, settings: SenderSettings, warehouse: Warehouse, *, seen: SeenStore | None = None
-    ) -> None:
-        self.settings, self.warehouse = settings, warehouse
-        self._seen = SeenCalls(seen or MemorySeenStore())
+    def __init__(self, settings: GatewaySettings, tell: Tell, metrics: Metrics, *, seen: SeenStore) -> None:
+        self.settings = settings
+        self._tell, self._metrics = tell, metrics
+        self._seen = SeenCalls(seen)
         self._readers: dict[str, WebhookReader] = {}
-        # two calls with the same events must not both find them missing
         self._lock = threading.Lock()
 
     def knows(self, name: str) -> bool:
@@ -63,30 +67,28 @@ class Webhooks:
                 self._reader(name), body, headers, seen=self._seen, now=now,
                 url=self.settings.base_url.rstrip("/") + target,
             )  # fmt: skip
+            if received.rows:
+                self._tell([Event.of_row(row) for row in received.rows])
+            self._seen.note(received.key, now)
         except WebhookError as error:
+            self._metrics.refused(_COUNTED[error.reason])
             _log.warning("a webhook call of %s was not taken: %s", name, error.message)
             return _STATUSES[error.reason], error.reason
         except (SettingsError, NotSupportedError) as error:
             _log.error("a webhook call of %s cannot be checked: %s", name, error.message)
             return 503, "not set up"
-        if received.rows:
-            times = {column: EVENT_COLUMNS[column] for column in ("occurred_at", "received_at")}
-            frame = pl.DataFrame(received.rows, schema_overrides=times, infer_schema_length=None)
-            try:
-                with self._lock:
-                    result = load_events(self.warehouse, frame, run_id="gateway", kind="webhook event")
-            except WarehouseError as error:
-                _log.error("events of %s could not be stored: %s", name, error.message)
-                return 503, "not stored"
-            if result.quarantined:
-                _log.warning("%d events of %s are in raw.quarantined_rows", result.quarantined, name)
-        self._seen.note(received.key, now)
+        except (StreamError, LedgerError) as error:
+            _log.error("events of %s could not be stored: %s", name, error.message)
+            return 503, "not stored"
         return 200, "stored"
 
     def _reader(self, name: str) -> WebhookReader:
         with self._lock:
             if name not in self._readers:
-                self._readers[name] = get_webhook_reader(self.settings, name)
+                reader = READERS.get(name)
+                self._readers[name] = (
+                    reader.from_settings(self.settings) if reader else get_webhook_reader(self.settings, name)
+                )
             return self._readers[name]
 
 

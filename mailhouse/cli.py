@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from mailhouse import gateway
 from mailhouse.console import console, show_error
 from warehouse.errors import MailhouseError
 from warehouse.settings import MailhouseSettings, check_environment
@@ -31,6 +32,7 @@ app.add_typer(segment, name="segment")
 
 assets = typer.Typer(help="Pictures that templates show.", no_args_is_help=True)
 app.add_typer(assets, name="assets")
+app.add_typer(gateway.app, name="gateway")
 
 
 @app.callback()
@@ -251,11 +253,11 @@ def segment_list() -> None:
 
 def _settings_classes() -> list[type[MailhouseSettings]]:
     from crm.settings import CrmSettings
+    from gateway.settings import GatewaySettings
     from mailhouse.settings import CommandSettings
     from orchestration.settings import OrchestrationSettings
-    from senders.settings import SenderSettings
 
-    return [CommandSettings, CrmSettings, OrchestrationSettings, SenderSettings]
+    return [CommandSettings, CrmSettings, GatewaySettings, OrchestrationSettings]
 
 
 def main() -> None:

@@ -214,7 +214,7 @@ def _provider(settings: SenderSettings) -> Finding:
 
 def _gateway(settings: SenderSettings, command: CommandSettings) -> Finding:
     local = f"http://127.0.0.1:{command.gateway_port}"
-    if not answers(f"{local}/healthz"):
+    if not answers(f"{local}/readyz"):
         return Finding("gateway", Verdict.NOTE, f"does not answer at {local}", "`mailhouse up` starts it.")
     return Finding("gateway", Verdict.OK, f"{local}, links lead to {settings.base_url}")
 

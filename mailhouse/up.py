@@ -52,7 +52,7 @@ def run() -> None:
             )
             stack.callback(gateway.stop)
             gateway.wait_until(
-                lambda: answers(f"http://127.0.0.1:{settings.gateway_port}/healthz"), seconds=30
+                lambda: answers(f"http://127.0.0.1:{settings.gateway_port}/readyz"), seconds=30
             )
         with step("Dagster"):
             dagster = Dagster(settings, ui_port=settings.dagster_port)

@@ -45,7 +45,7 @@ from senders.settings import SenderSettings
 from senders.tables import message_changes, messages, metadata, pauses, plans, runs
 from warehouse.errors import MailhouseError
 
-HEAD = "0004"
+HEAD = "0005"
 _T = TypeVar("_T")
 _ACTIVE: dict[str, set[int]] = {}
 _CHUNK = 1000  # ids in one IN list, rows in one transaction
@@ -217,6 +217,11 @@ class Ledger:
     def place(self) -> str:
         """Where it is, without the password."""
         return self._place
+
+    @property
+    def engine(self) -> sa.Engine:
+        """Connections to the ledger's database, for what else is kept in it; SQLite's transactions take its lock."""
+        return self._engine
 
     def close(self) -> None:
         """Give all connections back."""

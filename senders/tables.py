@@ -13,6 +13,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -142,4 +143,22 @@ locks = Table(
     metadata,
     Column("name", String(50), primary_key=True),
     Column("taken", BigInteger, nullable=False, server_default="0"),
+)
+
+#: Events of the gateway that wait for the warehouse; used where the ledger is on PostgreSQL.
+stream_events = Table(
+    "stream_events",
+    metadata,
+    Column("id", Identifier, primary_key=True, autoincrement=True),
+    Column("payload", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+#: Webhook calls that were taken, so that none is taken twice, whichever gateway it comes to.
+seen_calls = Table(
+    "seen_calls",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("expires_at", BigInteger, nullable=False),
+    Index("seen_calls_by_expiry", "expires_at"),
 )

@@ -1,8 +1,18 @@
-"""Fixtures that every room's tests share: a real warehouse on a free port, and settings that point at it."""
+"""Fixtures that several rooms' tests share: a real warehouse on a free port and settings that point at it, PostgreSQL.
+
+Servers live in folders of their own, on loopback, and are gone afterwards.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,3 +68,69 @@ def warehouse(warehouse_server: MailhouseSettings) -> Iterator[Warehouse]:
         connection.execute("drop database if exists raw")
         migrate(connection)
         yield connection
+
+
+_names = itertools.count(1)
+
+
+def _program(name: str, *folders: str) -> str:
+    found = shutil.which(name)
+    for folder in folders:
+        for path in sorted(Path("/").glob(f"{folder.lstrip('/')}/{name}"), reverse=True):
+            found = found or str(path)
+    return found or ""
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """A PostgreSQL cluster of our own; yields the URL of its maintenance database."""
+    initdb = _program("initdb", "/usr/lib/postgresql/*/bin", "/opt/homebrew/opt/postgresql*/bin")
+    if not initdb:
+        pytest.skip("there is no PostgreSQL here; `apt-get install -y postgresql` brings it")
+    binaries = Path(initdb).resolve().parent
+    folder = Path(tempfile.mkdtemp(prefix="mailhouse-pg-"))
+    owner: dict[str, object] = {"cwd": folder}
+    if os.getuid() == 0:
+        # PostgreSQL refuses to run as root; its package makes a user for it
+        user = pwd.getpwnam("postgres")
+        os.chown(folder, user.pw_uid, user.pw_gid)
+        owner |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    port = launcher.free_port()
+    process = None
+    try:
+        subprocess.run(
+            [binaries / "initdb", "-D", folder / "data", "-U", "mailhouse", "-A", "trust", "-E", "UTF8", "--no-sync"],
+            check=True, capture_output=True, **owner,  # pyright: ignore[reportArgumentType, reportCallIssue]
+        )  # fmt: skip
+        options = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": "", "fsync": "off",
+                   "log_min_messages": "fatal"}  # fmt: skip
+        process = subprocess.Popen(
+            [binaries / "postgres", "-D", folder / "data", *(f"--{key}={value}" for key, value in options.items())],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **owner,  # pyright: ignore
+        )  # fmt: skip
+        for _ in range(200):
+            ready = [binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
+            if subprocess.run(ready, check=False).returncode == 0:
+                break
+            assert process.poll() is None, "PostgreSQL did not start"
+            time.sleep(0.1)
+        yield f"postgresql+psycopg://mailhouse@127.0.0.1:{port}/postgres"
+    finally:
+        if process is not None:
+            process.terminate()
+            process.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def new_postgres_ledger(postgres_server: str) -> Callable[[], str]:
+    """Makes empty databases; each call returns the URL of another."""
+    import psycopg
+
+    def make() -> str:
+        name = f"ledger_{next(_names)}"
+        with psycopg.connect(postgres_server.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute(f'create database "{name}"'.encode())
+        return postgres_server.removesuffix("/postgres") + f"/{name}"
+
+    return make

@@ -147,6 +147,24 @@ class Warehouse:
                 self.client.insert_arrow(table, frame.to_arrow(), settings=dict(INSERT_SETTINGS))
         return frame.height
 
+    def insert_select(
+        self,
+        sql: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        external: Mapping[str, pl.DataFrame],
+        settings: Mapping[str, str] | None = None,
+    ) -> int:
+        """Run an `insert ... select` over frames that travel with it, as in `frame`. Returns the rows written."""
+        with self._errors():
+            summary = self.client.command(
+                sql,
+                parameters=dict(parameters or {}),
+                settings={**INSERT_SETTINGS, **(settings or {})},
+                external_data=_external_data(external),
+            )
+            return int(summary.written_rows)
+
     def close(self) -> None:
         """Give the connection back; the next call opens a new one."""
         if self._client is not None:

@@ -12,19 +12,3 @@
         {%- do dbt.clickhouse__get_assert_columns_equivalent(sql) -%}
     {%- endif -%}
 {%- endmacro %}
-
-
-{#-
-    Replaces dbt's macro of this name for the same reason: with on_schema_change, an increment that replaces partitions would
-    ask for its columns before each run. A table of other columns than the partition's own is refused by ClickHouse when the
-    partition is replaced; so the question is left to full refreshes, and to var `check_contracts`.
--#}
-{% macro incremental_validate_on_schema_change(on_schema_change, default='ignore') -%}
-    {%- if on_schema_change not in ['sync_all_columns', 'append_new_columns', 'fail', 'ignore', none] -%}
-        {{ exceptions.raise_compiler_error(
-            "Model " ~ this.identifier ~ ": on_schema_change is '" ~ on_schema_change ~ "'. "
-            ~ "Fix: set it to fail, ignore, append_new_columns or sync_all_columns."
-        ) }}
-    {%- endif -%}
-    {{ return('ignore' if on_schema_change == 'fail' and not var('check_contracts', false) else on_schema_change or default) }}
-{%- endmacro %}

@@ -7,12 +7,15 @@
     increment need not be asked first what its SQL gives, for which ClickHouse would run every scalar subquery in it once
     more (`on_schema_change: fail` asks that). With var `check_contracts` it is asked all the same, for types, too.
 -#}
-{% macro incremental_validate_on_schema_change(on_schema_change, default='ignore') %}
-    {%- if on_schema_change not in ['sync_all_columns', 'append_new_columns', 'fail', 'ignore'] -%}
-        {{ return(default) }}
+{% macro incremental_validate_on_schema_change(on_schema_change, default='ignore') -%}
+    {%- if on_schema_change not in ['sync_all_columns', 'append_new_columns', 'fail', 'ignore', none] -%}
+        {{ exceptions.raise_compiler_error(
+            "Model " ~ this.identifier ~ ": on_schema_change is '" ~ on_schema_change ~ "'. "
+            ~ "Fix: set it to fail, ignore, append_new_columns or sync_all_columns."
+        ) }}
     {%- endif -%}
-    {{ return('ignore' if on_schema_change == 'fail' and not var('check_contracts', false) else on_schema_change) }}
-{% endmacro %}
+    {{ return('ignore' if on_schema_change == 'fail' and not var('check_contracts', false) else on_schema_change or default) }}
+{%- endmacro %}
 
 
 {#- Replaces the adapter's macro of this name, which asks for a table's columns even where a contract has named them. -#}

@@ -68,6 +68,7 @@ class Answer:
         format: the output format.
         summary: for the X-ClickHouse-Summary header.
         whole: the whole body if it is known, else None: then `next_piece` gives it.
+        has_result: whether the statement gives rows, be there any; one that only writes tells no format.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Answer:
         self.format = output_format
         self.summary = dict(summary)
         self.whole = whole
+        self.has_result = True
         self._lease = lease
         self._pieces: Iterator[bytes] = iter(())
 
@@ -416,7 +418,9 @@ class _Execution:
                 "result_bytes": len(body),
             }
         )
-        return self._whole(output_format, summary, body)
+        answer = self._whole(output_format, summary, body)
+        answer.has_result = statement.effect is Effect.READ_ONLY or bool(body)
+        return answer
 
     def _note_effect(self, statement: Statement) -> None:
         """What a SET or USE leaves in the handle."""

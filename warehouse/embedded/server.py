@@ -232,7 +232,7 @@ class _Exchange:
         headers = {
             "content-type": content_type(answer.format),
             "x-clickhouse-query-id": self.query_id,
-            "x-clickhouse-format": answer.format,
+            **({"x-clickhouse-format": answer.format} if answer.has_result else {}),
             "x-clickhouse-summary": json.dumps({name: str(value) for name, value in answer.summary.items()}),
         }
         if answer.whole is not None:

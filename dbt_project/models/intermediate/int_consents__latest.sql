@@ -32,9 +32,17 @@ select
     purpose,
 
     ---------- semi-structured
-    -- of two changes at the same moment the withdrawal counts
-    max(tuple(changes.occurred_at, not changes.is_granted))::SimpleAggregateFunction(
-        max, Tuple(occurred_at DateTime64(3, 'UTC'), is_withdrawn Bool)
+    -- of two changes at the same moment the longer withdrawal counts; one without end ends beyond all days
+    max(
+        tuple(
+            changes.occurred_at,
+            multiIf(
+                changes.is_granted, toDateTime64(0, 3, 'UTC'),
+                coalesce(changes.paused_until, toDateTime64('2299-12-31 00:00:00', 3, 'UTC'))
+            )
+        )
+    )::SimpleAggregateFunction(
+        max, Tuple(occurred_at DateTime64(3, 'UTC'), withdrawn_until DateTime64(3, 'UTC'))
     ) as last_change,
 
     ---------- timestamps

@@ -58,7 +58,8 @@ consenting as (
     from {{ ref('int_contacts__identified') }} as identities
     inner join consents on consents.consent_identity_id = identities.identity_id
     group by contact_id
-    having not max(consents.last_change).2
+    -- a pause that is over is consent again
+    having max(consents.last_change).2 <= {{ now() }}
 
 ),
 

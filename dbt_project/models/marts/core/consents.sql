@@ -39,7 +39,7 @@ latest as (
         purpose,
         -- of two changes at the same moment the withdrawal counts
         argMax(
-            tuple(is_granted, basis, text_version, consent_id, occurred_at),
+            tuple(is_granted, basis, text_version, consent_id, occurred_at, paused_until),
             tuple(occurred_at, not is_granted, loaded_at, consent_id)
         ) as consent
     from contacts
@@ -60,7 +60,8 @@ select
     consent.3 as text_version,
 
     ---------- booleans
-    consent.1 as is_granted,
+    -- when a pause is over the consent that it held back stands again
+    (consent.1 or coalesce(consent.6 <= {{ now() }}, false))::Bool as is_granted,
 
     ---------- timestamps
     consent.5 as occurred_at

@@ -23,6 +23,12 @@ select
     is_granted,
 
     ---------- timestamps
+    -- a pause that somebody chose: withdrawn until then, granted again from then on
+    if(
+        basis = 'pause',
+        parseDateTime64BestEffortOrNull(properties.paused_until::Nullable(String), 3, 'UTC'),
+        null
+    ) as paused_until,
     occurred_at,
     loaded_at
 from consents

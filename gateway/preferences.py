@@ -1,0 +1,362 @@
+"""What a recipient wants to get: read as campaigns read it, changed by rows that prove it.
+
+Consent is what `marts.consents` says, and a suppression what `marts.suppressions` says: the very relations that
+`campaigns.audience` asks before a send. A change appends rows to `raw.consents`; nothing is overwritten. Three things
+follow from how these are read:
+
+- An unsubscribe suppresses the address on all channels, whatever consents say. Who then chooses something again gets a
+  `subscribed` event, which lifts it, and rows that withdraw what was not chosen, so that nothing else comes back.
+- A complaint or a mailbox that does not exist is not lifted by anybody's choice.
+- A pause is one row that withdraws and says `paused_until`; from then on it grants again, unless a later row decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import polars as pl
+from pydantic import Field
+
+from gateway.unsubscribes import NotStoredError, Recipient, Unsubscribes
+from senders.settings import SenderSettings
+from warehouse.client import Warehouse
+from warehouse.errors import WarehouseError
+from warehouse.loads import load_consents
+from warehouse.yaml_specs import Spec, load_spec
+
+PAUSE = timedelta(days=30)
+"""How long a pause lasts."""
+TEXT_VERSION = "preferences-1"
+"""Begins the `text_version` of consents given on the page; a digest of what the page said follows."""
+
+_UNKNOWN_TABLE, _UNKNOWN_DATABASE = 60, 81
+_CHANNELS: Mapping[str, str] = {
+    "email": "Email", "sms": "Text messages (SMS)", "push": "Notifications in our app", "chat": "Chat messages",
+    "video": "Video messages by email", "journey": "Automated emails", "webhook": "Partner services",
+}  # fmt: skip
+
+#: Purpose and channel.
+Pair = tuple[str, str]
+
+
+class PurposeText(Spec):
+    """How a purpose is put to people.
+
+    Attributes:
+        title: a few words.
+        description: a sentence on what comes, and how often.
+        channels: offered for it.
+    """
+
+    title: Annotated[str, Field(min_length=1, max_length=100)]
+    description: Annotated[str, Field(max_length=500)] = ""
+    channels: Annotated[
+        list[Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,30}$")]], Field(min_length=1)
+    ] = Field(default_factory=lambda: ["email"])
+
+
+class PreferencesSpec(Spec):
+    """`content/preferences.yaml`, which need not exist: what is offered, in its order.
+
+    Attributes:
+        purposes: by the purpose that consents carry. Campaigns ask for `marketing`.
+    """
+
+    purposes: Annotated[
+        dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,62}$")], PurposeText], Field(min_length=1)
+    ]
+
+    @classmethod
+    def load(cls, folder: Path) -> PreferencesSpec:
+        """Read `preferences.yaml` of a content folder.
+
+        Raises:
+            InputError: the file does not say what it must; names the line.
+        """
+        path = folder / "preferences.yaml"
+        if path.exists():
+            return load_spec(path, cls)
+        text = PurposeText(
+            title="Offers and news", description="Offers, new products and stories, now and then."
+        )
+        return cls(purposes={"marketing": text})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One thing that a recipient may want: purpose and channel, in words and as it stands."""
+
+    pair: Pair
+    title: str
+    description: str
+    channel: str
+    is_granted: bool
+    consent_id: str = ""
+    paused_until: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """All choices of a recipient.
+
+    Attributes:
+        choices: in the page's order; none is granted while the address is suppressed.
+        suppressed_by: why the address gets nothing at all: unsubscribed, complained, bounced; empty: it is not.
+    """
+
+    choices: tuple[Choice, ...]
+    suppressed_by: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether no choice can lift the suppression."""
+        return self.suppressed_by not in ("", "unsubscribed")
+
+    @property
+    def paused_until(self) -> datetime | None:
+        """The end of a pause; None if nothing is paused."""
+        return max((one.paused_until for one in self.choices if one.paused_until), default=None)
+
+    @property
+    def granted(self) -> list[Choice]:
+        """What the recipient gets now."""
+        return [one for one in self.choices if one.is_granted]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    consent_id: str
+    is_granted: bool
+    paused_until: datetime | None = None
+
+
+@dataclass
+class PreferenceCentre:
+    """Reads and changes recipients' preferences. Safe to share between threads."""
+
+    settings: SenderSettings
+    warehouse: Warehouse
+    unsubscribes: Unsubscribes
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def read(self, recipient: Recipient) -> Preferences:
+        """The choices as they stand.
+
+        Raises:
+            NotStoredError: the warehouse does not answer.
+        """
+        try:
+            stored, suppressed_by = self._stored(recipient), self._suppressed_by(recipient)
+        except WarehouseError as error:
+            raise NotStoredError(str(error)) from error
+        spec = PreferencesSpec.load(self.settings.content_dir)
+        offered = {
+            (purpose, channel): (text.title, text.description)
+            for purpose, text in spec.purposes.items()
+            for channel in text.channels
+        }
+        # what somebody has consented to is shown, offered or not: or it could not be taken back
+        for purpose, channel in stored:
+            known = spec.purposes.get(purpose)
+            title = known.title if known else purpose.replace("_", " ").capitalize()
+            offered.setdefault((purpose, channel), (title, known.description if known else ""))
+        now = self.settings.now()
+        choices: list[Choice] = []
+        for pair, (title, description) in offered.items():
+            one = stored.get(pair, _Stored("", False))
+            paused = one.paused_until if one.paused_until and one.paused_until > now else None
+            choices.append(
+                Choice(
+                    pair, title, description, _CHANNELS.get(pair[1], pair[1].capitalize()),
+                    one.is_granted and not suppressed_by, one.consent_id, None if suppressed_by else paused,
+                )
+            )  # fmt: skip
+        return Preferences(tuple(choices), suppressed_by)
+
+    def save(self, recipient: Recipient, wanted: Iterable[Pair], *, ip: str = "") -> Preferences:
+        """Let the recipient have these and nothing else; returns what then stands, which the warehouse has.
+
+        Raises:
+            NotStoredError: the warehouse did not take it, or not all of it; the same call again completes it.
+        """
+        chosen = set(wanted)
+        return self._change(recipient, lambda one: one.pair in chosen, ip)
+
+    def pause(self, recipient: Recipient, *, ip: str = "") -> Preferences:
+        """Stop what the recipient gets for `PAUSE`.
+
+        Raises:
+            NotStoredError: as in `save`.
+        """
+        return self._change(recipient, lambda _: False, ip, self.settings.now() + PAUSE)
+
+    def stop(self, recipient: Recipient, *, ip: str = "") -> Preferences:
+        """Withdraw everything and suppress the address.
+
+        Raises:
+            NotStoredError: as in `save`.
+        """
+        # first what stops all mail: should the rest fail, it holds
+        self.unsubscribes.unsubscribe(recipient, "preferences")
+        return self._change(recipient, lambda _: False, ip)
+
+    def _change(
+        self,
+        recipient: Recipient,
+        wants: Callable[[Choice], bool],
+        ip: str,
+        paused_until: datetime | None = None,
+    ) -> Preferences:
+        with self._lock:
+            before = self.read(recipient)
+            try:
+                stored = self._stored(recipient)
+                rows: list[dict[str, Any]] = []
+                lifts = False
+                for one in before.choices:
+                    kept = stored.get(one.pair, _Stored("", False))
+                    wanted = wants(one)
+                    if (wanted and before.is_final) or (paused_until and not one.is_granted):
+                        continue
+                    lifts |= wanted and before.suppressed_by == "unsubscribed"
+                    # a pause that goes on would grant again by itself, so a choice made during it is a row, too
+                    if wanted != kept.is_granted or (one.paused_until and paused_until is None):
+                        rows.append(self._row(recipient, one, kept, wanted, paused_until, ip))
+                if rows:
+                    load_consents(self.warehouse, _frame(rows), run_id="gateway")
+                if lifts:
+                    moment = self.settings.now().isoformat()
+                    event_id = f"gateway:subscribed:{_digest(recipient.message_id, moment)}"
+                    self.unsubscribes.store(recipient, event_id, "subscribed", "preferences")
+            except WarehouseError as error:
+                raise NotStoredError(str(error)) from error
+            return self.read(recipient) if rows or lifts else before
+
+    def _row(
+        self,
+        recipient: Recipient,
+        choice: Choice,
+        kept: _Stored,
+        wanted: bool,
+        paused_until: datetime | None,
+        ip: str,
+    ) -> dict[str, Any]:
+        purpose, channel = choice.pair
+        basis = "pause" if paused_until else "consent" if wanted else "withdrawal"
+        said: dict[str, Any] = {
+            "message_id": recipient.message_id,
+            "contact_id": recipient.contact_id,
+            "title": choice.title,
+            "description": choice.description,
+        }
+        if paused_until:
+            said["paused_until"] = paused_until.strftime("%Y-%m-%dT%H:%M:%SZ")
+        # named by what it replaces: the same form sent twice is one row, and a change back is another
+        name = _digest(recipient.message_id, purpose, channel, basis, kept.consent_id)
+        return {
+            "consent_id": f"gateway:{name}",
+            "source": "gateway",
+            "email": recipient.email,
+            "channel": channel,
+            "purpose": purpose,
+            "is_granted": wanted,
+            "basis": basis,
+            "text_version": f"{TEXT_VERSION}-{_digest(choice.title, choice.description, choice.channel)[:8]}",
+            "ip": ip,
+            "occurred_at": self.settings.now(),
+            "properties": orjson.dumps(said).decode(),
+        }
+
+    def _stored(self, recipient: Recipient) -> dict[Pair, _Stored]:
+        """The consents of the recipient that stand, by the models; by the address alone where none are built."""
+        parameters: dict[str, Any] = {
+            "contact_id": recipient.contact_id,
+            "email": recipient.email.strip().lower(),
+        }
+        try:
+            rows = self.warehouse.frame(
+                """
+                select consents.purpose, consents.channel, consents.consent_id, consents.is_granted,
+                    toUnixTimestamp64Milli(paused.until) as paused_until
+                from (
+                    select purpose::String as purpose, channel::String as channel, consent_id, is_granted
+                    from marts.consents where contact_id = {contact_id:Int64}
+                ) as consents
+                left join (
+                    select consent_id,
+                        parseDateTime64BestEffortOrZero(properties.paused_until::String, 3, 'UTC') as until
+                    from raw.consents where basis = 'pause' and lower(trim(email)) = {email:String}
+                ) as paused on paused.consent_id = consents.consent_id
+                order by purpose, channel
+                settings join_use_nulls = 0
+                """,
+                parameters,
+            )
+        except WarehouseError as error:
+            if error.code not in (_UNKNOWN_TABLE, _UNKNOWN_DATABASE):
+                raise
+            rows = self.warehouse.frame(
+                """
+                select purpose, channel, newest.1 as consent_id, newest.2 as is_granted,
+                    toUnixTimestamp64Milli(newest.3) as paused_until
+                from (
+                    select purpose::String as purpose, channel::String as channel,
+                        argMax(
+                            tuple(consent_id, is_granted,
+                                parseDateTime64BestEffortOrZero(properties.paused_until::String, 3, 'UTC')),
+                            tuple(occurred_at, not is_granted)
+                        ) as newest
+                    from raw.consents where lower(trim(email)) = {email:String}
+                    group by purpose, channel
+                )
+                order by purpose, channel
+                """,
+                parameters,
+            )
+        now = self.settings.now()
+        found: dict[Pair, _Stored] = {}
+        for purpose, channel, consent_id, is_granted, until in rows.iter_rows():
+            end = datetime.fromtimestamp(until / 1000, now.tzinfo) if until else None
+            found[purpose, channel] = _Stored(
+                consent_id, bool(is_granted) or (end is not None and end <= now), end
+            )
+        return found
+
+    def _suppressed_by(self, recipient: Recipient) -> str:
+        email = {"email": recipient.email.strip().lower()}
+        try:
+            return str(
+                self.warehouse.value(
+                    "select reason from marts.suppressions where lower(trim(email)) = {email:String}"
+                    " order by reason = 'unsubscribed' limit 1",
+                    email,
+                )
+                or ""
+            )
+        except WarehouseError as error:
+            if error.code not in (_UNKNOWN_TABLE, _UNKNOWN_DATABASE):
+                raise
+        last = self.warehouse.value(
+            """
+            select type::String from raw.events
+            where type in ('unsubscribed', 'subscribed', 'complained') and lower(trim(email)) = {email:String}
+            order by type = 'complained' desc, occurred_at desc, type = 'unsubscribed' desc limit 1
+            """,
+            email,
+        )
+        return "" if last in (None, "subscribed") else str(last)
+
+
+def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema_overrides={"occurred_at": pl.Datetime("ms", "UTC")})
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()[:32]
