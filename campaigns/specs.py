@@ -21,7 +21,6 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from campaigns.predicates import Predicate, parse_predicate
 from warehouse.errors import InputError, SettingsError
 from warehouse.yaml_specs import (
-    Document,
     Duration,
     Problem,
     Spec,
@@ -359,16 +358,7 @@ def _predicate_problems(spec: CampaignSpec, columns: Collection[str] | None) -> 
 
 def predicate_place(spec: CampaignSpec, line: int = 1) -> str:
     """`file:line` of a line of the campaign's condition, counted from 1."""
-    place = spec.place("audience", "where")
-    document: Document | None = spec.document
-    if document is None:
-        return place
-    file, _, number = place.rpartition(":")
-    first = int(number)
-    # only a literal block keeps its lines; other styles fold them, and the key's line is all that is sure
-    if re.search(r"[|][+-]?\d*\s*(#.*)?$", document.text.splitlines()[first - 1]):
-        return f"{file}:{first + line}"
-    return place
+    return spec.line_place(line, "audience", "where")
 
 
 def occurrence(spec: CampaignSpec, now: datetime) -> datetime | None:
