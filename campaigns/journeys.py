@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo, available_timezones
@@ -22,7 +22,7 @@ from zoneinfo import ZoneInfo, available_timezones
 from pydantic import Field, field_validator, model_validator
 
 from campaigns.predicates import Predicate, parse_predicate
-from campaigns.specs import Cap, Line, Name, QuietHours, Schedule, SendSpec
+from campaigns.specs import Cap, Line, Name, QuietHours, Schedule, SendSpec, next_clock_time
 from warehouse.errors import InputError, SettingsError
 from warehouse.yaml_specs import (
     Duration,
@@ -142,26 +142,13 @@ class UntilSpec(Spec):
         return self
 
     def following(self, moment: datetime, zone: ZoneInfo) -> datetime:
-        """The first instant at or after a moment that fits, in the zone of the moment given.
-
-        A local time that a change of clocks leaves out counts as soon as it is past; one that comes twice, the
-        first time.
-        """
-        local = moment.astimezone(zone)
-        for days in range(9):
-            day = (local + timedelta(days=days)).date()
-            if self.weekdays and _WEEKDAYS[day.weekday()] not in self.weekdays:
-                continue
-            if self.time is None:
-                start = datetime(day.year, day.month, day.day, tzinfo=zone)
-                return max(moment, start.astimezone(moment.tzinfo))
-            hour, minute = map(int, self.time.split(":"))
-            chosen = datetime(day.year, day.month, day.day, hour, minute, tzinfo=zone).astimezone(
-                moment.tzinfo
-            )
-            if chosen >= moment:
-                return chosen
-        raise AssertionError("within nine days every weekday has come")
+        """The first instant at or after a moment that fits by the clock of a zone, UTC."""
+        days = [_WEEKDAYS.index(day) for day in self.weekdays]
+        if self.time is not None:
+            return next_clock_time(moment, self.time, zone, days)
+        if moment.astimezone(zone).weekday() in days:
+            return moment.astimezone(UTC)
+        return next_clock_time(moment, "00:00", zone, days)
 
 
 class WaitForSpec(_Happening):
@@ -355,6 +342,21 @@ class JourneySpec(Spec):
         return nodes
 
     @functools.cached_property
+    def repeated(self) -> frozenset[str]:
+        """Steps that somebody may come to more than once in one stay."""
+        return frozenset(key for key in self.nodes if key in self._beyond(key))
+
+    def _beyond(self, key: str) -> set[str]:
+        found: set[str] = set()
+        todo = [edge.target for edge in self.nodes[key].edges]
+        while todo:
+            target = todo.pop()
+            if target != END and target not in found:
+                found.add(target)
+                todo += [edge.target for edge in self.nodes[target].edges]
+        return found
+
+    @functools.cached_property
     def first(self) -> str:
         """Id of the step that everybody begins with."""
         return _start(self.steps, END, ("steps",))
@@ -394,13 +396,19 @@ class Edge:
 
 @dataclass(frozen=True)
 class Node:
-    """A step in the graph; `location` is where the file has it."""
+    """A step in the graph.
+
+    Attributes:
+        location: where the file has it.
+        variant: the split and the name of its variant that the step is part of, None if of none.
+    """
 
     id: str
     kind: str
     step: Step
     edges: tuple[Edge, ...]
     location: Location = field(compare=False)
+    variant: tuple[str, str] | None = None
 
     @property
     def is_resting(self) -> bool:
@@ -432,7 +440,13 @@ def _start(steps: Sequence[Step], after: str, location: Location, index: int = 0
     return str(step.go) if step.kind == "go" else _key(step, (*location, index))
 
 
-def _flatten(steps: Sequence[Step], after: str, location: Location, nodes: dict[str, Node]) -> None:
+def _flatten(
+    steps: Sequence[Step],
+    after: str,
+    location: Location,
+    nodes: dict[str, Node],
+    variant: tuple[str, str] | None = None,
+) -> None:
     for index, step in enumerate(steps):
         here = (*location, index)
         if step.kind == "go":
@@ -463,9 +477,10 @@ def _flatten(steps: Sequence[Step], after: str, location: Location, nodes: dict[
                 edges.append(Edge(label, following))
         # of two steps with one id the first stays; `check_journey` complains about the other
         key = _key(step, here)
-        nodes.setdefault(key, Node(key, step.kind, step, tuple(edges), here))
-        for steps_within, place in inner:
-            _flatten(steps_within, following, place, nodes)
+        nodes.setdefault(key, Node(key, step.kind, step, tuple(edges), here, variant))
+        for number, (steps_within, place) in enumerate(inner):
+            within = (key, step.split[number].name) if step.split else variant
+            _flatten(steps_within, following, place, nodes, within)
 
 
 def _walk(steps: Sequence[Step], location: Location) -> Iterator[tuple[Step, Location]]:
@@ -533,6 +548,7 @@ def check_journeys(
     segments: Collection[str],
     profile_columns: Collection[str] | None = None,
     *,
+    lists: Collection[str] = (),
     provider: str = "",
 ) -> None:
     """Check that what journeys name exists, and that their providers can do what they ask.
@@ -542,6 +558,7 @@ def check_journeys(
         templates: names of the templates there are.
         segments: names of the segments there are.
         profile_columns: columns of `marts.contact_profiles`; None leaves conditions to the warehouse.
+        lists: lists that files in content/lists decide, which `tag` may not change.
         provider: the settings' provider, for steps that name none; empty leaves those unchecked.
 
     Raises:
@@ -561,6 +578,17 @@ def check_journeys(
                 )
             )
         for node in spec.nodes.values():
+            if (tag := node.step.tag) is not None:
+                problems += [
+                    Problem(
+                        spec.place(*node.location, "tag"),
+                        f"{shown_location(node.location)}: the list {name} is the file content/lists/{name}.csv,"
+                        " which alone says who is on it.",
+                        "Tag with a list that has no file.",
+                    )
+                    for name in (*tag.add, *tag.remove)
+                    if name in lists
+                ]
             send = node.step.send
             if send is None:
                 continue
@@ -718,8 +746,10 @@ def _lists(steps: Sequence[Step], location: Location) -> Iterator[tuple[Sequence
 
 
 def _takes_time(node: Node) -> bool:
-    """Whether some time passes here for sure; a condition may hold at once."""
-    return node.kind == "wait" or (node.step.wait_for is not None and node.step.wait_for.event is not None)
+    """Whether some time passes here for sure: a condition may hold, and the hour of `until` be there, at once."""
+    return node.step.wait is not None or (
+        node.step.wait_for is not None and node.step.wait_for.event is not None
+    )
 
 
 def _loop_problems(spec: JourneySpec) -> list[Problem]:

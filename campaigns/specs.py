@@ -183,12 +183,37 @@ class QuietHours(Spec):
             raise ValueError("after and before are the same time; the whole day would be quiet")
         return self
 
+    def end(self, now: datetime, timezone: str) -> datetime:
+        """When it is not quiet any more in a time zone, UTC; `now` if it is not quiet."""
+        if not self.is_quiet(now, timezone):
+            return now.astimezone(UTC)
+        return next_clock_time(now, self.before, ZoneInfo(timezone))
+
     def is_quiet(self, now: datetime, timezone: str) -> bool:
         """Whether an instant is in the quiet hours of a time zone; they may go over midnight."""
         clock = now.astimezone(ZoneInfo(timezone)).strftime("%H:%M")
         if self.after < self.before:
             return self.after <= clock < self.before
         return clock >= self.after or clock < self.before
+
+
+def next_clock_time(moment: datetime, clock: str, zone: ZoneInfo, weekdays: Collection[int] = ()) -> datetime:
+    """The first instant at or after a moment when a zone's clock shows a time such as `09:00`, UTC.
+
+    A time that a change of clocks leaves out counts by the clock of before the change; one that comes twice, the
+    first time.
+
+    Args:
+        weekdays: on these days alone, Monday being 0; empty means on all.
+    """
+    hour, minute = map(int, clock.split(":"))
+    for days in range(9):
+        day = moment.astimezone(zone).date() + timedelta(days=days)
+        if not weekdays or day.weekday() in weekdays:
+            chosen = datetime(day.year, day.month, day.day, hour, minute, tzinfo=zone).astimezone(UTC)
+            if chosen >= moment:
+                return chosen
+    raise AssertionError("within nine days every weekday has come")
 
 
 class Track(Spec):
