@@ -1098,7 +1098,8 @@ def _text(moment: datetime) -> str:
 
 
 def _list_sql(names: Sequence[str]) -> str:
-    return f"({', '.join(sql_text(name) for name in names)})" if names else "('')"
+    # no step is called '-'; the empty name is that of having left
+    return f"({', '.join(sql_text(name) for name in names)})" if names else "('-')"
 
 
 def _array_sql(names: Sequence[str]) -> str:

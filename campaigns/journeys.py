@@ -429,7 +429,7 @@ def _key(step: Step, location: Location) -> str:
     """The id of a step; one that the file leaves out is made of its place."""
     if step.id is not None:
         return step.id
-    return "exit_" + "_".join(str(part + 1) for part in location if isinstance(part, int))
+    return "exit_" + "_".join(str(part + 1) if isinstance(part, int) else part for part in location[1:])
 
 
 def _start(steps: Sequence[Step], after: str, location: Location, index: int = 0) -> str:
