@@ -349,7 +349,7 @@ class JourneyTick:
         if listener.within is not None:
             late = f"and event__at <= state__started_at + toIntervalSecond({int(listener.within.total_seconds())})"
         predicate = self.specs[listener.version].predicate(listener.where) if listener.where else None
-        condition, used = _event_sql(predicate)
+        condition, used = event_sql(predicate)
         events = self._events(listener.event, used, self.earliest[listener.version], listener.message)
         profile = _profile_of(predicate)
         self._note(
@@ -391,10 +391,7 @@ class JourneyTick:
             seen = "" if since.year == 1970 else f"and loaded_at > {sql_time(since - LATE_EVENTS[source])}"
             if pending and seen:
                 seen = f"and ({seen[4:]} or event_id in {_list_sql(pending)})"
-            columns = "".join(
-                f", {self._event_column(name, kind, source)} as `event__{name}__{kind}`"
-                for name, kind in used.items()
-            )
+            columns = event_columns(used, source)
             if source == "marts":
                 first = max(since - LATE_EVENTS[source], datetime(1970, 1, 2, tzinfo=UTC))
                 if pending:
@@ -428,15 +425,6 @@ class JourneyTick:
                 f"select '' as event__id, toInt64(0) as event__contact, now64(3, 'UTC') as event__at {empty} where false"
             )
         return f"({' union all '.join(parts)})"
-
-    def _event_column(self, name: str, kind: str, source: str) -> str:
-        if name in _EVENT_OWN and not (source == "live" and name in ("message_id", "url")):
-            own = _EVENT_OWN[name]
-            return own if kind == "own" else f"toString({own})"
-        path = f"properties.`{name}`"
-        if kind == "number":
-            return f"accurateCastOrNull({path}, 'Float64')"
-        return f"cast({path}, 'Nullable(String)')"
 
     def _join_profile(self, columns: Sequence[str], on: str, *, kind: str = "inner") -> str:
         if not columns:
@@ -760,7 +748,7 @@ class JourneyTick:
         """Events that let people in and the condition on them, SQL; of people known now, those kept before too."""
         entry = self.spec.entry
         assert entry.event is not None
-        condition, used = _event_sql(self.spec.predicate(entry.where) if entry.where else None)
+        condition, used = event_sql(self.spec.predicate(entry.where) if entry.where else None)
         pending: list[str] = []
         if is_known:
             prefix = self._kept_prefix()
@@ -1126,7 +1114,22 @@ def _columns_sql(names: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"concat({', '.join(parts)})"
 
 
-def _event_sql(predicate: Predicate | None) -> tuple[str, dict[str, str]]:
+def event_columns(used: Mapping[str, str], source: str) -> str:
+    """SQL: the columns of an event that `event_sql` speaks of, each behind a comma; `source` is `marts` or `live`."""
+    parts: list[str] = []
+    for name, kind in used.items():
+        path = f"properties.`{name}`"
+        if name in _EVENT_OWN and not (source == "live" and name in ("message_id", "url")):
+            column = _EVENT_OWN[name] if kind == "own" else f"toString({_EVENT_OWN[name]})"
+        elif kind == "number":
+            column = f"accurateCastOrNull({path}, 'Float64')"
+        else:
+            column = f"cast({path}, 'Nullable(String)')"
+        parts.append(f", {column} as `event__{name}__{kind}`")
+    return "".join(parts)
+
+
+def event_sql(predicate: Predicate | None) -> tuple[str, dict[str, str]]:
     """A condition over an event as SQL over columns `event__NAME__KIND`, and these: from names to kinds."""
     if predicate is None:
         return "true", {}

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from mailhouse.console import console, show_error
+from mailhouse.journeys import app as journey
 from warehouse.errors import MailhouseError
 from warehouse.settings import MailhouseSettings, check_environment
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 
 segment = typer.Typer(help="Begin a segment, see whom it would hold, list all.", no_args_is_help=True)
 app.add_typer(segment, name="segment")
+app.add_typer(journey, name="journey")
 
 
 assets = typer.Typer(help="Pictures that templates show.", no_args_is_help=True)

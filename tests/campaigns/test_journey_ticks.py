@@ -108,7 +108,9 @@ class Bench:
             )
             self.warehouse.execute(f"insert into segments.at_risk values ({contact})")
 
-    def event(self, type_: str, contact: int, at: datetime, message_id: str = "", **properties: object) -> str:
+    def event(
+        self, type_: str, contact: int, at: datetime, message_id: str = "", **properties: object
+    ) -> str:
         self.events += 1
         name = f"e{self.events}"
         self.warehouse.execute(
@@ -208,8 +210,8 @@ def test_an_event_ends_a_wait_and_a_wait_ends_by_itself(bench: Bench) -> None:
         steps=[
             {
                 "id": "bought",
-                "wait_for": {"event": "order.placed", "where": "event.total > 50 and event.shop = 'york' and orders_count < 9",
-                             "within": "3d"},
+                "wait_for": {"event": "order.placed", "within": "3d",
+                             "where": "event.total > 50 and event.shop = 'york' and orders_count < 9"},
                 "then": [{"id": "thanks", "send": MAIL}],
                 "else": [{"exit": "slow"}],
             },
@@ -457,14 +459,18 @@ def test_tags_and_tasks(bench: Bench) -> None:
 
 
 def test_the_deleted_leave_and_the_vanished_are_given_up(bench: Bench) -> None:
-    bench.write(entry={"segment": "at_risk"}, steps=[{"id": "pause", "wait": "1d"}, {"id": "b", "send": MAIL}])
+    bench.write(
+        entry={"segment": "at_risk"}, steps=[{"id": "pause", "wait": "1d"}, {"id": "b", "send": MAIL}]
+    )
     bench.warehouse.execute("alter table marts.contact_profiles add column is_deleted Bool")
     bench.people(1, 2, 3)
     bench.tick(day(0))
     bench.enter(day(0.5), 1, 2, 3)
     bench.tick(day(1))
     change = "alter table marts.contact_profiles"
-    bench.warehouse.execute(f"{change} update is_deleted = true where contact_id = 1 settings mutations_sync = 1")
+    bench.warehouse.execute(
+        f"{change} update is_deleted = true where contact_id = 1 settings mutations_sync = 1"
+    )
     bench.warehouse.execute(f"{change} delete where contact_id = 2 settings mutations_sync = 1")
     bench.tick(day(2))
     assert [bench.steps(contact)[-1] for contact in (1, 2, 3)] == ["#deleted", "pause", "#finished"]
@@ -515,7 +521,7 @@ def test_people_under_way_finish_the_version_they_began_unless_they_are_moved(be
 
 
 def test_what_was_not_committed_counts_for_nobody_and_what_was_is_applied(bench: Bench) -> None:
-    class Dies(Exception):
+    class DiesError(Exception):
         pass
 
     class DyingFence(Fence):
@@ -523,10 +529,10 @@ def test_what_was_not_committed_counts_for_nobody_and_what_was_is_applied(bench:
 
         def commit(self, tick: int) -> None:
             if self.before:
-                raise Dies
+                raise DiesError
             super().commit(tick)
             if self.after:
-                raise Dies
+                raise DiesError
 
     bench.fence = fence = DyingFence()
     bench.write(**SIMPLE)
@@ -534,11 +540,11 @@ def test_what_was_not_committed_counts_for_nobody_and_what_was_is_applied(bench:
     bench.tick(day(0))
     bench.enter(day(0.5), 1)
     fence.before = True
-    with pytest.raises(Dies):
+    with pytest.raises(DiesError):
         bench.tick(day(1))
     assert bench.path(1) == [] and bench.sent == []
     fence.before, fence.after = False, True
-    with pytest.raises(Dies):
+    with pytest.raises(DiesError):
         bench.tick(day(1.1))
     assert bench.path(1) == [] and bench.sent == []
     fence.after = False
