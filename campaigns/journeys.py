@@ -465,8 +465,8 @@ def _flatten(
                     lead(f"way {number + 1}", way.then, "branch", number, "then", when=way.when)
                 lead("else", step.otherwise, "else")
             case "split":
-                for number, variant in enumerate(step.split or []):
-                    lead(variant.name, variant.then, "split", number, "then")
+                for number, share in enumerate(step.split or []):
+                    lead(share.name, share.then, "split", number, "then")
             case "wait_for":
                 lead("happened", step.then, "then")
                 lead("timed out", step.otherwise, "else")

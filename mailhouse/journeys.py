@@ -205,6 +205,35 @@ def tick(name: Annotated[str, typer.Argument(help="The journey's name.")]) -> No
 
 
 @app.command()
+def path(
+    name: Annotated[str, typer.Argument(help="The journey's name.")],
+    contact: Annotated[int, typer.Option("--contact", help="The contact_id.")],
+) -> None:
+    """Say how somebody went through a journey, step by step and why, or why they never came in."""
+    from mailhouse.engine import open_warehouse
+    from orchestration.lib.journey_runs import refusals
+    from senders.settings import SenderSettings
+    from senders.why import journey_path, move_text
+
+    settings = SenderSettings.load()
+    with open_warehouse(settings, f"mailhouse journey path {name}") as warehouse:
+        moves = journey_path(warehouse, name, contact)
+        refused = refusals(warehouse, name, contact)
+    for move in moves:
+        if not move["previous_step"]:
+            console.print(f"Entry {move['entry']}, version {move['version']}", markup=False)
+        console.print(
+            f"  {move['entered_at']:%Y-%m-%d %H:%M:%S} UTC  {move_text(move)}", markup=False, soft_wrap=True
+        )
+    if moves and moves[-1]["step"]:
+        console.print(f"Due at {moves[-1]['due_at']:%Y-%m-%d %H:%M:%S} UTC.")
+    for request, reason, moment in refused:
+        console.print(f"Request {request} was refused at {moment:%Y-%m-%d %H:%M}: {reason}.", markup=False)
+    if not moves:
+        console.print(f"Contact {contact} has never been in {name}.")
+
+
+@app.command()
 def pause(name: Annotated[str, typer.Argument(help="The journey's name.")]) -> None:
     """Hold a journey back: nobody moves, and a send under way stops within seconds."""
     from orchestration.lib.journey_runs import pause as hold_back

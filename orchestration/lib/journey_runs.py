@@ -391,3 +391,17 @@ def migrate(settings: SenderSettings, warehouse: Warehouse, name: str) -> tuple[
 def all_journeys(settings: SenderSettings) -> dict[str, JourneySpec]:
     """Every journey of the content folder."""
     return load_journeys(settings.content_dir)
+
+
+def refusals(warehouse: Warehouse, name: str, contact_id: int) -> list[tuple[str, str, datetime]]:
+    """Requests for somebody that were not followed: request_id, reason, when."""
+    if not has_tables(warehouse):
+        return []
+    rows = warehouse.frame(
+        """
+        select request_id, toString(reason) as reason, refused_at from campaigns.journey_refusals
+        where journey = {journey:String} and contact_id = {contact_id:Int64} order by refused_at
+        """,
+        {"journey": name, "contact_id": contact_id},
+    )
+    return rows.rows()
