@@ -124,6 +124,15 @@ class TickSummary:
 
 
 @dataclass(frozen=True)
+class _Present:
+    """Of the people at a step the earliest: when they came to it, when they came in, when they are due."""
+
+    entered_at: datetime
+    started_at: datetime
+    due_at: datetime
+
+
+@dataclass(frozen=True)
 class _Listener:
     """An event that some step, rule or goal of some version listens to."""
 
@@ -197,9 +206,40 @@ class JourneyTick:
             summary.passes += bool(moves)
             delivered = self._depart()
             summary.delivered += delivered
-            if not moves and not delivered:
+            if not delivered and not (moves and self._may_go_on()):
                 break
         return summary
+
+    def _look(self) -> None:
+        """Read which steps people are at: what follows leaves all other steps out."""
+        rows = self.warehouse.frame(
+            """
+            select toString(version) as version, toString(step) as step, min(entered_at) as entered_at,
+                min(started_at) as started_at, min(due_at) as due_at
+            from campaigns.journey_states final
+            where journey = {journey:String} and step != '' group by version, step
+            """,
+            self.journey,
+        )
+        self.present: dict[tuple[str, str], _Present] = {
+            (version, step): _Present(*moments)
+            for version, step, *moments in rows.iter_rows()
+            if version in self.specs
+        }
+        self.earliest: dict[str, datetime] = {}
+        for (version, _), one in self.present.items():
+            self.earliest[version] = min(one.started_at, self.earliest.get(version, one.started_at))
+
+    def _may_go_on(self) -> bool:
+        """Whether somebody who has moved may move again at once: due, or at a step whose condition may hold."""
+        for (version, step), one in self.present.items():
+            node = self.specs[version].nodes.get(step)
+            if node is None or node.kind == "send":
+                continue
+            wait = node.step.wait_for
+            if one.due_at <= self.now or (wait is not None and wait.event is None):
+                return True
+        return False
 
     # what a tick begins with
 
@@ -222,14 +262,7 @@ class JourneyTick:
         self.cursors.set("requests", asked or "")
         self.judged_at = _time(self.cursors.get("judged", _UNSEEN))
         self.cursors.set("judged", _text(self.now))
-        counts = self.warehouse.frame(
-            """
-            select toString(version) as version, min(started_at) as earliest from campaigns.journey_states final
-            where journey = {journey:String} and step != '' group by version
-            """,
-            self.journey,
-        )
-        self.earliest: dict[str, datetime] = dict(counts.iter_rows())
+        self._look()
         self.sources = [
             name
             for name, (database, table) in {"marts": ("marts", "events"), "live": ("live", "events")}.items()
@@ -279,28 +312,35 @@ class JourneyTick:
         self.tick = self.fence.next_tick()
         if is_first:
             for listener in self._listeners():
-                if listener.version in self.earliest:
+                if listener.version in self.earliest and (
+                    not listener.step or (listener.version, listener.step) in self.present
+                ):
                     self._note_event(listener)
             self._note_requests()
-        for version in self._versions():
+        for version in self.earliest:
             self._note_conditions(version, is_first=is_first)
             self._note_outcomes(version)
             self._note_quiet(version)
-        for version in self._versions():
+        for version in self.earliest:
             self._move(version, 0)
         if is_first:
             self._enter()
-        for version in self._versions():
-            round_ = 0
-            while self._is_passing(version, round_):
-                round_ += 1
+        moves, round_ = 0, 0
+        while moved := self._moved(round_):
+            moves += sum(moved.values())
+            passing = {
+                version
+                for version, step in moved
+                if (node := self.specs[version].nodes.get(step)) is not None and not node.is_resting
+            }
+            round_ += 1
+            for version in sorted(passing):
                 self._move(version, round_)
-        moves = count_moves(self.warehouse, self.spec.name, self.tick)
         if moves:
             self._count(summary)
             self.fence.commit(self.tick)
             apply_tick(self.warehouse, self.spec.name, self.tick, self.specs, self.now)
-            self.earliest.setdefault(self.spec.version, self.now)
+            self._look()
         if is_first and summary.refused == 0:
             summary.refused = self._refuse()
         return moves
@@ -472,7 +512,8 @@ class JourneyTick:
         todo += [
             ("met", 4, node.id, node.step.wait_for.where, "happened")
             for node in spec.nodes.values()
-            if node.step.wait_for is not None
+            if (version, node.id) in self.present
+            and node.step.wait_for is not None
             and node.step.wait_for.event is None
             and node.step.wait_for.where
         ]
@@ -503,14 +544,9 @@ class JourneyTick:
         """What became of messages, as the ledger has told the warehouse."""
         spec = self.specs[version]
         for node in spec.nodes.values():
-            if node.kind != "send":
+            if node.kind != "send" or (version, node.id) not in self.present:
                 continue
-            earliest = self.warehouse.value(
-                f"select min(state__entered_at) from {self._there(version, node.id)} having count() > 0",
-                self.parameters,
-            )
-            if earliest is None:
-                continue
+            earliest = self.present[version, node.id].entered_at
             given_up = sql_time(self.now - GIVEN_UP_AFTER)
             self._note(
                 "sent",
@@ -564,7 +600,8 @@ class JourneyTick:
         if hours is None:
             return
         for node in spec.nodes.values():
-            if node.kind == "send":
+            present = self.present.get((version, node.id))
+            if node.kind == "send" and present is not None and present.due_at <= self.now:
                 quiet = ", ".join(sql_text(zone) for zone in self.zones() if hours.is_quiet(self.now, zone))
                 here = "true" if hours.is_quiet(self.now, spec.timezone) else "false"
                 self._note(
@@ -638,18 +675,18 @@ class JourneyTick:
             """
         write_moves(self.warehouse, moves.sql(moving, round_), self.parameters)
 
-    def _is_passing(self, version: str, round_: int) -> bool:
-        passing = _Moves(self, self.specs[version]).passing
-        return bool(
-            self.warehouse.value(
-                f"""
-                select count() from campaigns.journey_moves
-                where journey = {{journey:String}} and tick = {self.tick} and version = {sql_text(version)}
-                    and round = {round_} and step in {passing}
-                """,
-                self.journey,
-            )
+    def _moved(self, round_: int) -> dict[tuple[str, str], int]:
+        """What a round has moved: from version and step to people."""
+        rows = self.warehouse.frame(
+            f"""
+            select toString(version) as version, toString(step) as step, count() as contacts
+            from campaigns.journey_moves
+            where journey = {{journey:String}} and tick = {self.tick} and round = {round_}
+            group by version, step
+            """,
+            self.journey,
         )
+        return {(version, step): contacts for version, step, contacts in rows.iter_rows()}
 
     # coming in
 
@@ -902,17 +939,14 @@ class JourneyTick:
 
     def _departures(self, version: str, spec: JourneySpec, node: Node) -> list[Departure]:
         there = self._there(version, node.id)
-        earliest = self.warehouse.value(
-            f"select min(state__entered_at) from {there} where state__due_at <= {sql_time(self.now)} having count() > 0",
-            self.parameters,
-        )
-        if earliest is None:
+        present = self.present.get((version, node.id))
+        if present is None or present.due_at > self.now:
             return []
         rows = self.warehouse.frame(
             f"""
             select state__contact as contact_id, {self._occurrence(spec, node.id)} as occurrence
             from {there} as state
-            left any join ({self._message_states(spec, node.id, earliest)}) as message
+            left any join ({self._message_states(spec, node.id, present.entered_at)}) as message
                 on message.message_contact = state.state__contact
                     and message.message_occurrence = {self._occurrence(spec, node.id)}
             where state__due_at <= {sql_time(self.now)}
