@@ -235,8 +235,9 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a fiftieth of the people")
     parser.add_argument("--check", action="store_true", help="exit code 1 unless the target holds")
+    parser.add_argument("--contacts", type=int, help="so many people")
     options = parser.parse_args()
-    contacts = 20_000 if options.quick else 1_000_000
+    contacts = options.contacts or (20_000 if options.quick else 1_000_000)
     console = Console()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
