@@ -57,7 +57,7 @@ MOST_KEPT = 10_000
 """Events of people who were not known then that one tick looks at again."""
 SCHEDULE_CATCH_UP = timedelta(hours=24)
 MOST_PASSES = 50
-LATE_EVENTS = {"marts": timedelta(minutes=10), "live": timedelta(minutes=1)}
+LATE_EVENTS = {"marts": timedelta(minutes=60), "live": timedelta(minutes=1)}
 """Rows may become visible so much later than `loaded_at` says."""
 _MAIL_EVENTS = frozenset(("opened", "clicked"))
 _RETRYABLE = ("deferred", "not_rendered", "sender_refused", "revived", "warm_up")
