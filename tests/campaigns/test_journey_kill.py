@@ -122,6 +122,7 @@ def finish(bench: Bench, settings: SenderSettings, people: int) -> None:
     assert tick(settings).summary.moves == 0
 
 
+@pytest.mark.slow
 def test_a_journey_sends_through_the_ledger_and_says_why(bench: Bench, shop: SenderSettings) -> None:
     from campaigns.identity import message_id
     from senders.leases import hold

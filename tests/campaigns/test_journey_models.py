@@ -173,18 +173,10 @@ def _compare(
 GAPS = st.lists(st.integers(1, 60), min_size=2, max_size=8)
 
 
-@settings(max_examples=4)
+@pytest.mark.slow
+@settings(max_examples=40)
 @given(content=journeys(), events=happenings, gaps=GAPS)
 def test_the_tick_takes_everybody_where_the_model_says(
-    bench: Bench, content: dict[str, Any], events: list[tuple[int, str, int, int]], gaps: list[int]
-) -> None:
-    _compare(bench, content, events, gaps)
-
-
-@pytest.mark.slow
-@settings(max_examples=80)
-@given(content=journeys(), events=happenings, gaps=GAPS)
-def test_the_tick_takes_everybody_where_the_model_says_at_length(
     bench: Bench, content: dict[str, Any], events: list[tuple[int, str, int, int]], gaps: list[int]
 ) -> None:
     _compare(bench, content, events, gaps)

@@ -237,6 +237,7 @@ def test_an_event_ends_a_wait_and_a_wait_ends_by_itself(bench: Bench) -> None:
     assert bench.path(3)[1:] == [("timed out", "exit_1_else_1"), ("exit", "#exit")]
 
 
+@pytest.mark.slow
 def test_the_stream_is_heard_before_the_models_are_built(bench: Bench) -> None:
     bench.write(
         entry={"event": "cart.updated", "where": "event.value >= 50"},
@@ -264,6 +265,7 @@ def test_the_stream_is_heard_before_the_models_are_built(bench: Bench) -> None:
     assert bench.tick(day(3)).endings == {"finished": 1}
 
 
+@pytest.mark.slow
 def test_mail_events_count_for_the_message_of_one_step_and_never_for_machines(bench: Bench) -> None:
     bench.write(
         entry={"segment": "at_risk"},
@@ -290,6 +292,7 @@ def test_mail_events_count_for_the_message_of_one_step_and_never_for_machines(be
     assert bench.path(2)[-2][0] == "timed out"
 
 
+@pytest.mark.slow
 def test_goal_and_rules_of_exit_end_it_anywhere(bench: Bench) -> None:
     bench.write(
         entry={"segment": "at_risk"},
@@ -319,6 +322,7 @@ def test_goal_and_rules_of_exit_end_it_anywhere(bench: Bench) -> None:
     assert cause == "country = Spain"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("policy", "times"), [("never", 1), ("after_leaving", 3), ("3d", 2)])
 def test_coming_in_again(bench: Bench, policy: str, times: int) -> None:
     bench.write(
@@ -340,6 +344,7 @@ def test_coming_in_again(bench: Bench, policy: str, times: int) -> None:
     assert [occurrence for _, _, occurrence in bench.sent] == [str(n) for n in range(1, times + 1)]
 
 
+@pytest.mark.slow
 def test_requests_are_followed_once_and_refusals_are_noted(bench: Bench) -> None:
     bench.write(
         entry={"requests": True, "where": "country = 'France'"}, reentry="after_leaving",
@@ -367,6 +372,7 @@ def test_requests_are_followed_once_and_refusals_are_noted(bench: Bench) -> None
     assert reasons.rows() == [("r3", "condition"), ("r5", "in the journey")]
 
 
+@pytest.mark.slow
 def test_a_schedule_takes_the_segment_in_once_an_occurrence(bench: Bench) -> None:
     bench.write(
         entry={"segment": "at_risk", "schedule": {"cron": "0 9 * * *"}}, reentry="after_leaving",
@@ -383,6 +389,7 @@ def test_a_schedule_takes_the_segment_in_once_an_occurrence(bench: Bench) -> Non
     assert bench.tick(day(2)).entered == 2
 
 
+@pytest.mark.slow
 def test_clocks_are_those_where_people_live(bench: Bench) -> None:
     bench.write(
         entry={"segment": "at_risk"}, quiet_hours={"after": "21:00", "before": "08:00"}, timezone="Europe/London",
@@ -413,6 +420,7 @@ def test_clocks_are_those_where_people_live(bench: Bench) -> None:
     assert bench.due(1) == datetime(2026, 3, 7, 15, 30, tzinfo=UTC)
 
 
+@pytest.mark.slow
 def test_messages_put_off_are_tried_again_and_given_up_in_the_end(bench: Bench) -> None:
     bench.write(**SIMPLE)
     bench.people(1, 2)
@@ -433,6 +441,7 @@ def test_messages_put_off_are_tried_again_and_given_up_in_the_end(bench: Bench) 
     assert bench.path(2) == [("entered", "hello"), ("no_consent", "pause")]
 
 
+@pytest.mark.slow
 def test_tags_and_tasks(bench: Bench) -> None:
     bench.write(
         entry={"segment": "at_risk"},
@@ -458,6 +467,7 @@ def test_tags_and_tasks(bench: Bench) -> None:
     assert tasks.rows() == [(1, "Call them", "sales", day(3))]
 
 
+@pytest.mark.slow
 def test_the_deleted_leave_and_the_vanished_are_given_up(bench: Bench) -> None:
     bench.write(
         entry={"segment": "at_risk"}, steps=[{"id": "pause", "wait": "1d"}, {"id": "b", "send": MAIL}]
@@ -478,6 +488,7 @@ def test_the_deleted_leave_and_the_vanished_are_given_up(bench: Bench) -> None:
     assert bench.steps(2) == ["pause", "#gone"]
 
 
+@pytest.mark.slow
 def test_loops_send_anew_each_time_round(bench: Bench) -> None:
     bench.write(
         entry={"segment": "at_risk"},
@@ -491,6 +502,7 @@ def test_loops_send_anew_each_time_round(bench: Bench) -> None:
     assert len({occurrence for _, _, occurrence in bench.sent}) == len(bench.sent) == 3
 
 
+@pytest.mark.slow
 def test_people_under_way_finish_the_version_they_began_unless_they_are_moved(bench: Bench) -> None:
     from campaigns.journey_state import kept_versions
     from campaigns.journey_ticks import migrate_people

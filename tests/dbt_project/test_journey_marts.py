@@ -27,7 +27,9 @@ def test_moves_that_count_are_told_and_no_others(models: Models) -> None:
                 'finished', {at}), (3, 'j', 7, 2, 1, 'v', 'hello', 'failed', '', 'goal', {at})
             """
         )
-        warehouse.execute("insert into campaigns.journey_ticks (journey, tick) values ('j', 1), ('j', 2), ('j', 2)")
+        warehouse.execute(
+            "insert into campaigns.journey_ticks (journey, tick) values ('j', 1), ('j', 2), ('j', 2)"
+        )
         models.build("--select", "stg_journeys__moves", "journey_performance")
         rows = warehouse.frame(f"select * except day from {MART}").rows()
         assert rows == [("j", "v", "hello", 1, 1, 1, 1, 0)]

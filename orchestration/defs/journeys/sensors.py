@@ -18,7 +18,6 @@ MAX_RETRY_SECONDS = 900
 tick_journey = dg.define_asset_job(
     "tick_journey",
     selection=dg.AssetSelection.assets(TICKS),
-    partitions_def=JOURNEYS,
     executor_def=dg.in_process_executor,
     description="Move the people of a journey who are due, and send.",
 )
