@@ -195,3 +195,43 @@ def test_a_split_is_the_same_in_sql_and_python_and_keeps_its_weights(warehouse: 
     large = [contact for contact, share in zip(ids, shares, strict=True) if share == "large"]
     both = sum(assign("other", {"x": 1, "y": 1}, contact) == "x" for contact in large)
     assert abs(both / len(large) - 0.5) < 0.02
+
+
+@pytest.mark.slow
+def test_people_of_the_past_are_taken_from_what_happened(bench: Bench) -> None:
+    from campaigns.journey_simulation import funnel, walk_through
+    from campaigns.journey_trials import past_entrants, past_people
+    from warehouse.errors import InputError
+
+    spec = bench.write(
+        entry={"segment": "at_risk", "where": "country = 'France'"},
+        goal={"event": "order.placed", "where": "event.value > 5 and orders_count < 99"},
+        steps=[
+            {"id": "wait", "wait": "1d"},
+            {"id": "rich", "branch": [{"when": "orders_count > 1", "then": [{"exit": "rich"}]}]},
+            {"id": "seen", "wait_for": {"event": "page.viewed", "within": "3d"}},
+        ],
+    )
+    bench.people(1, 2, 3)
+    bench.people(4, country="Spain")
+    with pytest.raises(InputError, match="Nobody would have come"):
+        past_entrants(bench.warehouse, spec, day(0), 10)
+    bench.enter(day(1), 1, 2, 3, 4)
+    bench.event("page.viewed", 1, day(3))
+    bench.event("order.placed", 2, day(1.5), value=9)
+    bench.event("order.placed", 3, day(1.5), value=1)
+    entrants = past_entrants(bench.warehouse, spec, day(0), 10)
+    entered = dict(entrants.iter_rows())
+    assert entered == {1: day(1), 2: day(1), 3: day(1)}
+    people = past_people(bench.warehouse, spec, entrants, day(0))
+    walks = [walk_through(spec, one, entered[one.contact_id], day(30)) for one in people]
+    steps, endings = funnel(spec, walks)
+    assert endings == {"finished": 1, "goal": 1, "exit": 1}
+    assert [(step.step, step.arrivals) for step in steps] == [
+        ("wait", 3), ("rich", 2), ("exit_2_branch_1_then_1", 1), ("seen", 1),
+    ]  # fmt: skip
+    # an event lets people in by itself
+    spec = bench.write(
+        entry={"event": "page.viewed", "where": "orders_count = 1"}, steps=[{"id": "a", "wait": "1d"}]
+    )
+    assert past_entrants(bench.warehouse, spec, day(0), 10).rows() == [(1, day(3))]
