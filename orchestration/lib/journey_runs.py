@@ -119,7 +119,9 @@ def tick(
     with Ledger.open(settings) as ledger:
         if name in ledger.paused(KIND):
             raise JourneyPausedError(f"{name} is paused.", fix=f"Run: mailhouse journey resume {name}")
-        check_conditions(warehouse, spec)
+        if spec.version not in kept_versions(warehouse, name):
+            # a version is judged on all profiles once, when it is new
+            check_conditions(warehouse, spec)
         templates = _judged_templates(settings, warehouse, spec)
         run = JourneyRun(TickSummary())
         sending = 0.0
@@ -274,6 +276,8 @@ def due_reason(warehouse: Warehouse, spec: JourneySpec, now: datetime) -> str:
     What a condition alone would do to people who wait is looked for when the profiles have been built anew.
     """
     if not all(table_exists(warehouse, "marts", name) for name in _MARTS):
+        return ""
+    if spec.entry.segment is not None and not table_exists(warehouse, "segments", spec.entry.segment):
         return ""
     if not has_tables(warehouse):
         return "it begins"

@@ -18,12 +18,15 @@ from warehouse.client import Warehouse
 from warehouse.settings import PREFIX, PROJECT_ROOT
 
 JOURNEY = """journey: hello
-entry: {requests: true}
+entry: {segment: at_risk, requests: true, where: orders_count > 0}
+goal: {event: order.placed, where: event.total > 1000000 and country != 'Nowhere'}
+exit: [{event: unsubscribed}, {where: revenue < 0}]
+quiet_hours: {after: "23:58", before: "23:59"}
 steps:
   - id: greet
     send: {template: thank_champions, category: marketing, subject: Hello}
-  - id: rest
-    wait: 3d
+  - id: looked
+    wait_for: {event: clicked, message: greet, within: 3d}
 """
 
 
