@@ -1,17 +1,18 @@
 """Journeys as pictures: Mermaid text, and a self-contained SVG laid out here.
 
-The layout is the layered one of directed graphs (Sugiyama, Tagawa and Toda 1981, without dummy nodes): each step below
-all that lead to it, steps of a layer in the order of the middle of those, ways back to the side.
+The layout is the layered one of directed graphs (Sugiyama, Tagawa and Toda 1981): each step below all that lead to it,
+in the order of the middle of those; a way that passes layers has a place of its own in each; ways back go to the side.
 """
 
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Mapping
 
 from campaigns.journeys import END, JourneySpec, edge_text, shown_step
 
-_WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 190, 46, 36, 56, 24
+_WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN, _POINT = 190, 46, 36, 56, 24, 20
 _FILLS = {
     "send": "#dbeafe", "wait": "#f3f4f6", "wait_for": "#fef3c7", "branch": "#ede9fe", "split": "#fce7f3",
     "task": "#dcfce7", "tag": "#dcfce7", "exit": "#fee2e2", "": "#e5e7eb",
@@ -68,6 +69,12 @@ def _quoted(text: str) -> str:
 
 def layers(spec: JourneySpec) -> list[list[str]]:
     """The steps in layers, each step below all that lead to it but by a way back."""
+    rows = [[key for key in row if key in spec.nodes] for row in _rows(spec)[0]]
+    return [row for row in rows if row]
+
+
+def _depths(spec: JourneySpec) -> tuple[dict[str, int], set[tuple[str, str]]]:
+    """The layer of each step, and the ways back."""
     order: list[str] = []
     back: set[tuple[str, str]] = set()
     state: dict[str, int] = {}
@@ -85,64 +92,99 @@ def layers(spec: JourneySpec) -> list[list[str]]:
         order.append(key)
 
     visit(spec.first)
-    depth = dict.fromkeys(order, 0)
+    depth = dict.fromkeys(reversed(order), 0)
     for key in reversed(order):
         for edge in spec.nodes[key].edges:
             if edge.target != END and (key, edge.target) not in back:
                 depth[edge.target] = max(depth[edge.target], depth[key] + 1)
-    rows: list[list[str]] = [[] for _ in range(max(depth.values()) + 1)]
-    for key in reversed(order):
-        rows[depth[key]].append(key)
-    place: dict[str, float] = {}
+    return depth, back
+
+
+def _rows(spec: JourneySpec) -> tuple[list[list[str]], dict[tuple[str, int], list[str]]]:
+    """Rows of boxes and of the points that long ways pass between them; and each way from its step and number."""
+    depth, back = _depths(spec)
+    last = max(depth.values()) + 1
+    # the entry is above the first layer, the end below the last
+    level = {_START: 0, **{key: place + 1 for key, place in depth.items()}, _FINISH: last + 1}
+    rows: list[list[str]] = [[] for _ in range(last + 2)]
+    for key, place in level.items():
+        rows[place].append(key)
+    ways: dict[tuple[str, int], list[str]] = {(_START, 0): [_START, spec.first]}
+    for key in depth:
+        for number, edge in enumerate(spec.nodes[key].edges):
+            target = edge.target or _FINISH
+            points: list[str] = []
+            if (key, edge.target) not in back:
+                for place in range(level[key] + 1, level[target]):
+                    points.append(f"~{key}~{number}~{place}")
+                    rows[place].append(points[-1])
+            ways[key, number] = [key, *points, target]
+    if not any(way[-1] == _FINISH for way in ways.values()):
+        rows.pop()
+    above: dict[str, list[str]] = {}
+    for way in ways.values():
+        for start, end in itertools.pairwise(way):
+            above.setdefault(end, []).append(start)
+    place_of: dict[str, float] = {}
     for row in rows:
-        for key in row:
-            above = [
-                place[parent]
-                for parent, node in spec.nodes.items()
-                if parent in place and any(edge.target == key for edge in node.edges)
-            ]
-            place[key] = sum(above) / len(above) if above else 0.0
-        row.sort(key=lambda key: place[key])
-        for number, key in enumerate(row):
-            place[key] = number - (len(row) - 1) / 2
-    return rows
+        middles = {
+            key: sum(place_of[one] for one in above.get(key, ()) if one in place_of)
+            / max(1, sum(one in place_of for one in above.get(key, ())))
+            for key in row
+        }
+        row.sort(key=lambda key, middles=middles: middles[key])
+        place_of |= _spread(row)
+    return rows, ways
+
+
+def _spread(row: list[str]) -> dict[str, float]:
+    """Where the boxes and points of a row are, from its middle."""
+    widths = [_POINT if key.startswith("~") else _WIDTH for key in row]
+    left = -(sum(widths) + _GAP_X * (len(row) - 1)) / 2
+    places: dict[str, float] = {}
+    for key, width in zip(row, widths, strict=True):
+        places[key] = left + width / 2
+        left += width + _GAP_X
+    return places
 
 
 def svg(spec: JourneySpec, counts: Mapping[str, int] | None = None) -> str:
     """A picture that needs nothing else: a file of its own, or part of a page."""
-    rows = [[_START], *layers(spec)]
-    ends = any(edge.target == END for node in spec.nodes.values() for edge in node.edges)
-    if ends:
-        rows.append([_FINISH])
-    widest = max(len(row) for row in rows)
-    width = widest * (_WIDTH + _GAP_X) + 2 * _MARGIN + 60
+    rows, ways = _rows(spec)
+    placed = [_spread(row) for row in rows]
+    width = 2 * max(abs(x) for row in placed for x in row.values()) + _WIDTH + 2 * _MARGIN + 60
     height = len(rows) * (_HEIGHT + _GAP_Y) + 2 * _MARGIN - _GAP_Y
-    centre: dict[str, tuple[float, float]] = {}
-    for down, row in enumerate(rows):
-        for across, key in enumerate(row):
-            x = width / 2 + (across - (len(row) - 1) / 2) * (_WIDTH + _GAP_X)
-            centre[key] = (x, _MARGIN + _HEIGHT / 2 + down * (_HEIGHT + _GAP_Y))
+    centre = {
+        key: (width / 2 + x, _MARGIN + _HEIGHT / 2 + down * (_HEIGHT + _GAP_Y))
+        for down, row in enumerate(placed)
+        for key, x in row.items()
+    }
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'font-family="system-ui, sans-serif" font-size="12" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
+        f'height="{height:g}" font-family="system-ui, sans-serif" font-size="12" role="img">',
         f"<title>{html.escape(spec.name)}</title>",
         '<defs><marker id="arrow" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" '
         'orient="auto"><path d="M0 0L10 5L0 10z" fill="#6b7280"/></marker></defs>',
         '<rect width="100%" height="100%" fill="#ffffff"/>',
-        _line(centre[_START], centre[spec.first], "", 0, width),
     ]
-    for key, node in spec.nodes.items():
-        for number, edge in enumerate(node.edges):
-            target = centre[_FINISH if edge.target == END else edge.target]
-            parts.append(
-                _line(centre[key], target, edge_text(edge), number - (len(node.edges) - 1) / 2, width)
-            )
+    labels: list[str] = []
+    for key in (_START, *spec.nodes):
+        own = [(number, way) for (start, number), way in ways.items() if start == key]
+        # ways leave a box in the order in which they go on, so that they do not cross at once
+        own.sort(key=lambda one: centre[one[1][1]][0])
+        for place, (number, way) in enumerate(own):
+            label = edge_text(spec.nodes[key].edges[number]) if key != _START else ""
+            line, text = _line([centre[one] for one in way], label, place - (len(own) - 1) / 2, width)
+            parts.append(line)
+            labels.append(text)
+    # above all lines, or one would run through the words of another
+    parts += labels
     parts.append(_box(centre[_START], entry_text(spec), "", ""))
     for key, node in spec.nodes.items():
         number = (counts or {}).get(key)
         more = shown_step(node) + (f" · {number:,} here" if number else "")
-        parts.append(_box(centre[key], key, more, node.kind))
-    if ends:
+        parts.append(_box(centre[key], key if node.step.id else "exit", more, node.kind))
+    if _FINISH in centre:
         parts.append(_box(centre[_FINISH], "end", "", ""))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
@@ -176,29 +218,40 @@ def _box(at: tuple[float, float], title: str, more: str, kind: str) -> str:
     )
 
 
-def _line(
-    start: tuple[float, float], end: tuple[float, float], label: str, place: float, width: float
-) -> str:
-    (x, y), (to_x, to_y) = start, end
-    if to_y > y:
-        x += place * 30
-        y, to_y = y + _HEIGHT / 2, to_y - _HEIGHT / 2
-        bend = max(30.0, (to_y - y) / 2)
-        path = f"M{x:g} {y:g}C{x:g} {y + bend:g} {to_x:g} {to_y - bend:g} {to_x:g} {to_y:g}"
-        text_x, text_y = x + (to_x - x) * 0.35, y + 20
+def _line(points: list[tuple[float, float]], label: str, place: float, width: float) -> tuple[str, str]:
+    """A way through points as a line with an arrow, and its label."""
+    x, y = points[0]
+    if points[1][1] > y:
+        x, y = x + place * 40, y + _HEIGHT / 2
+        path = f"M{x:g} {y:g}"
+        text_x = text_y = None
+        for number, (to_x, to_y) in enumerate(points[1:], start=1):
+            is_last = number == len(points) - 1
+            # past a point the line goes straight down, beside the boxes of that row
+            end = to_y - _HEIGHT / 2
+            bend = (end - y) / 2
+            path += f"C{x:g} {y + bend:g} {to_x:g} {end - bend:g} {to_x:g} {end:g}"
+            if text_x is None:
+                text_x, text_y = x + (to_x - x) * 0.5, y + (end - y) * 0.5 + 4
+            x, y = to_x, end
+            if not is_last:
+                y = to_y + _HEIGHT / 2
+                path += f"L{x:g} {y:g}"
+        assert text_x is not None and text_y is not None
     else:
         # a way back, round the right side
+        to_x, to_y = points[-1]
         side = width - 20
         x, to_x = x + _WIDTH / 2, to_x + _WIDTH / 2
         path = f"M{x:g} {y:g}C{side:g} {y:g} {side:g} {to_y:g} {to_x:g} {to_y:g}"
-        text_x, text_y = x + 24, y - 6
+        text_x, text_y = x + 30, y - 6
     text = ""
     if label:
         text = (
             f'<text x="{text_x:g}" y="{text_y:g}" text-anchor="middle" font-size="11" fill="#374151" '
             f'paint-order="stroke" stroke="#ffffff" stroke-width="4">{html.escape(_cut(label))}</text>'
         )
-    return f'<path d="{path}" fill="none" stroke="#6b7280" marker-end="url(#arrow)"/>{text}'
+    return f'<path d="{path}" fill="none" stroke="#6b7280" marker-end="url(#arrow)"/>', text
 
 
 def _cut(text: str) -> str:
