@@ -619,8 +619,9 @@ class JourneyTick:
                 )
 
     def _profile_zones(self) -> str:
-        zone = "ifNull(timezone, '')" if "timezone" in self.columns else "''"
-        return f"(select contact_id as profile__contact, {zone} as profile__zone from marts.contact_profiles)"
+        return f"""(
+            select contact_id as profile__contact, {self.zone_column()} as profile__zone from marts.contact_profiles
+        )"""
 
     def zones(self) -> list[str]:
         """Time zones that profiles have, as far as they are any."""
@@ -707,7 +708,7 @@ class JourneyTick:
                 {sql_time(self.now)}, {moves.due(sql_text(spec.first))}, {sql_time(self.now)}, candidate__at
             from ({self._qualified(candidates)}) as candidate
             inner join (
-                select contact_id as profile__contact, {self._zone_column()} as profile__zone {listed}
+                select contact_id as profile__contact, {self.zone_column()} as profile__zone {listed}
                 from marts.contact_profiles where true {deleted}
             ) as profile on profile.profile__contact = candidate__contact
             where {f"ifNull({predicate.sql}, false)" if predicate else "true"}
@@ -716,7 +717,8 @@ class JourneyTick:
             self.parameters,
         )
 
-    def _zone_column(self) -> str:
+    def zone_column(self) -> str:
+        """SQL: the time zone of a profile, empty where none is known."""
         return "ifNull(timezone, '')" if "timezone" in self.columns else "''"
 
     def _policy(self) -> str:
@@ -975,7 +977,6 @@ class _Moves:
         self.flags: dict[str, str] = {}
         self.cases: list[str] = []
         self.causes: list[str] = []
-        self.used: list[str] = []
         self.stays: list[int] = []
         for node in spec.nodes.values():
             self._add(node)
@@ -984,9 +985,6 @@ class _Moves:
         number = len(self.labels) + 1
         self.labels[number] = (label, target, ending or (FINISHED if target == END else ""))
         return number
-
-    def _use(self, predicate: Predicate) -> None:
-        self.used += [name for name in _profile_of(predicate) if name not in self.used]
 
     def _add(self, node: Node) -> None:
         here = f"state__step = {sql_text(node.id)}"
@@ -1009,7 +1007,6 @@ class _Moves:
                 for edge, number in zip(node.edges, numbers, strict=True):
                     if edge.when:
                         predicate = self.spec.predicate(edge.when)
-                        self._use(predicate)
                         flag = f"flag__{len(self.flags)}"
                         self.flags[flag] = f"toUInt8(ifNull({predicate.sql}, false) != 0)"
                         ways.append(f"{flag} = 1, {number}")
@@ -1072,7 +1069,7 @@ class _Moves:
                 from ({moving}) as state
                 left any join (
                     select contact_id as profile__contact, {is_deleted} as profile__deleted,
-                        {tick._zone_column()} as profile__zone {flags}
+                        {tick.zone_column()} as profile__zone {flags}
                     from marts.contact_profiles
                     where contact_id in (select state__contact from ({moving}))
                 ) as profile on profile.profile__contact = state__contact
