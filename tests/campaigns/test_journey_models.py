@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from test_journey_ticks import MAIL, START, Bench, bench, day
 
@@ -15,6 +15,7 @@ from campaigns.assignment import assign, position, position_sql
 from campaigns.journey_simulation import Person, Walk, listeners_of
 from campaigns.journeys import JourneySpec
 from warehouse.client import Warehouse
+from warehouse.errors import InputError
 
 __all__ = ["bench"]
 
@@ -134,7 +135,11 @@ def _compare(
     ):
         warehouse.execute(f"truncate table {table}")
     bench.sent.clear()
-    spec = bench.write(**content)
+    try:
+        spec = bench.write(**content)
+    except InputError:
+        # where every way ends before it, a step that nobody can come to is rightly refused
+        reject()
     people = _people(spec, events)
     for person in people:
         country = "Spain" if person.contact_id > 6 else "France"
@@ -174,7 +179,7 @@ GAPS = st.lists(st.integers(1, 60), min_size=2, max_size=8)
 
 
 @pytest.mark.slow
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(content=journeys(), events=happenings, gaps=GAPS)
 def test_the_tick_takes_everybody_where_the_model_says(
     bench: Bench, content: dict[str, Any], events: list[tuple[int, str, int, int]], gaps: list[int]
@@ -201,7 +206,6 @@ def test_a_split_is_the_same_in_sql_and_python_and_keeps_its_weights(warehouse: 
 def test_people_of_the_past_are_taken_from_what_happened(bench: Bench) -> None:
     from campaigns.journey_simulation import funnel, walk_through
     from campaigns.journey_trials import past_entrants, past_people
-    from warehouse.errors import InputError
 
     spec = bench.write(
         entry={"segment": "at_risk", "where": "country = 'France'"},
