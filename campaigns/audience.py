@@ -26,7 +26,7 @@ import polars as pl
 
 from campaigns.identity import occurrence_key
 from campaigns.predicates import Predicate, check_types, parse_predicate
-from campaigns.specs import CampaignSpec, predicate_place
+from campaigns.specs import CampaignSpec, QuietHours, SendSpec, predicate_place
 from warehouse.client import Warehouse
 from warehouse.errors import InputError, WarehouseError
 from warehouse.yaml_specs import nearest
@@ -137,7 +137,138 @@ class AudienceSummary:
     is_frozen: bool = False
 
 
-class Audience:
+class Recipients:
+    """Consent, suppression, deletion and quiet hours of contacts, and what templates use, all read live.
+
+    What campaigns and journeys have in common: each gives a query of contacts, and gets them judged.
+
+    Args:
+        warehouse: where the marts are.
+        send: what is to be sent; its channel and category decide what a contact must have agreed to.
+        quiet_hours: when nobody gets anything; `timezone` is that of contacts of whom none is known.
+        clock: tells the time by which quiet hours are judged.
+    """
+
+    def __init__(
+        self,
+        warehouse: Warehouse,
+        send: SendSpec,
+        *,
+        quiet_hours: QuietHours | None = None,
+        timezone: str = "UTC",
+        clock: Callable[[], datetime],
+    ) -> None:
+        self.warehouse = warehouse
+        self.send = send
+        self._quiet_hours = quiet_hours
+        self._timezone = timezone
+        self._clock = clock
+        self._profile_columns: list[str] | None = None
+
+    def profile_columns(self) -> list[str]:
+        """The columns of `marts.contact_profiles`, in their order.
+
+        Raises:
+            WarehouseError: the table has not been built.
+        """
+        if self._profile_columns is None:
+            self._profile_columns = profile_columns(self.warehouse)
+        return self._profile_columns
+
+    def parameters(self) -> dict[str, Any]:
+        """Query parameters that `judged` and `personalised` need."""
+        return {
+            "purpose": PURPOSE,
+            "channel": self.send.channel,
+            "recommendations": self.send.recommendations,
+        }
+
+    def judged(self, members: str, more_columns: str = "") -> str:
+        """Members with consent, suppression and skip reason, read live."""
+        columns = self.profile_columns()
+        deleted = "profile.contact_id = 0" + (" or profile.is_deleted" if "is_deleted" in columns else "")
+        is_marketing = self.send.category == "marketing"
+        # an operational message may go to somebody who unsubscribed, never to a mailbox that does not exist
+        reasons = "" if is_marketing else "where is_bounced"
+        no_consent = "consent.consent_id = ''" if is_marketing else "false"
+        return f"""
+            select
+                member.contact_id as contact_id,
+                profile.email as email,
+                multiIf(
+                    {deleted}, 'deleted',
+                    not match(lower(profile.email), '{_EMAIL}') or length(profile.email) > 254, 'invalid',
+                    suppression.email != '', 'suppressed',
+                    {no_consent}, 'no_consent',
+                    {self._quiet(columns)}, 'quiet_hours',
+                    ''
+                ) as skip_reason,
+                consent.consent_id as consent_id,
+                suppression.event_id as suppression_event_id
+                {more_columns}
+            from ({members}) as member
+            left join (
+                select * from marts.contact_profiles where contact_id in ({members})
+            ) as profile on profile.contact_id = member.contact_id
+            left join (
+                select lower(trim(email)) as email, argMax(event_id, suppressed_at) as event_id
+                from marts.suppressions {reasons} group by email
+            ) as suppression on suppression.email = lower(trim(profile.email))
+            left join (
+                select contact_id, argMax(consent_id, occurred_at) as consent_id
+                from marts.consents
+                where channel = {{channel:String}} and purpose = {{purpose:String}} and is_granted
+                    and contact_id in ({members})
+                group by contact_id
+            ) as consent on consent.contact_id = member.contact_id
+        """
+
+    def _quiet(self, columns: Sequence[str]) -> str:
+        """SQL: whether it is quiet where a contact lives; without a time zone that is known, where `timezone` is."""
+        hours = self._quiet_hours
+        if hours is None:
+            return "false"
+        now = self._clock()
+        is_quiet_here = hours.is_quiet(now, self._timezone)
+        if "timezone" not in columns:
+            return "true" if is_quiet_here else "false"
+        # the engine takes no time zone from a column, so it is given those where things are otherwise than here
+        others = sorted(zone for zone in _zones() if hours.is_quiet(now, zone) != is_quiet_here)
+        listed = ", ".join(f"'{zone}'" for zone in others)
+        is_other = f"has(cast([{listed}], 'Array(String)'), ifNull(profile.timezone, ''))"
+        return f"not {is_other}" if is_quiet_here else is_other
+
+    def personalised(self, page: str) -> str:
+        """A page of members with all that templates may use."""
+        own = ("contact_id", "email")
+        profile = "".join(
+            f", profile.`{name}` as `{name}`" for name in self.profile_columns() if name not in own
+        )
+        judged = self.judged(page, profile)
+        if not self.send.recommendations:
+            return f"""
+                select *, cast([], '{_RECOMMENDATIONS}') as recommendations, '' as recommendation_version
+                from ({judged}) order by contact_id settings join_use_nulls = 0
+            """
+        return f"""
+            select judged.*, recommended.items as recommendations,
+                recommended.version as recommendation_version
+            from ({judged}) as judged
+            left join (
+                select contact_id,
+                    cast(arrayMap(item -> item.2, arraySlice(arraySort(item -> item.1, groupArray((rank,
+                        (product_id, product_name, price, ifNull(image_url, ''), ifNull(url, ''), reason)))),
+                        1, {{recommendations:UInt64}})), '{_RECOMMENDATIONS}') as items,
+                    any(model_version) as version
+                from marts.recommendations
+                where contact_id in ({page})
+                group by contact_id
+            ) as recommended on recommended.contact_id = judged.contact_id
+            order by judged.contact_id settings join_use_nulls = 0
+        """
+
+
+class Audience(Recipients):
     """The audience of one occurrence of one campaign.
 
     Args:
@@ -164,15 +295,19 @@ class Audience:
         page_rows: int = 10_000,
         clock: Callable[[], datetime] | None = None,
     ) -> None:
-        self.warehouse = warehouse
         self.spec = spec
         self.occurrence = occurrence_key(occurrence)
         self.now = (now or occurrence).astimezone(UTC)
+        super().__init__(
+            warehouse,
+            spec.send,
+            quiet_hours=spec.quiet_hours,
+            timezone=spec.schedule.timezone,
+            clock=clock or (lambda: self.now),
+        )
         self.segment_version = segment_version
         self.is_dry_run = is_dry_run
         self.page_rows = page_rows
-        self._clock = clock
-        self._profile_columns: list[str] | None = None
 
     def frozen(self) -> FrozenAudience | None:
         """The kept audience of this occurrence, None if its members are not settled yet."""
@@ -247,7 +382,7 @@ class Audience:
         kept = self.frozen()
         members, parameters = self._members(kept)
         counts = self.warehouse.frame(
-            f"select skip_reason, count() as contacts from ({self._judged(members)})"
+            f"select skip_reason, count() as contacts from ({self.judged(members)})"
             " group by skip_reason settings join_use_nulls = 0",
             parameters,
         )
@@ -287,7 +422,7 @@ class Audience:
                 order by contact_id limit {{page_rows:UInt64}}
             """
             frame = self.warehouse.frame(
-                self._personalised(page), {**parameters, "last": last, "page_rows": self.page_rows}
+                self.personalised(page), {**parameters, "last": last, "page_rows": self.page_rows}
             )
             yield from frame.iter_slices(rows)
             if frame.height < self.page_rows:
@@ -299,14 +434,14 @@ class Audience:
         members, parameters = self._members()
         chosen = self.warehouse.frame(
             f"""
-            select contact_id from ({self._judged(members)}) where skip_reason = ''
+            select contact_id from ({self.judged(members)}) where skip_reason = ''
             order by contact_id limit {{rows:UInt64}} settings join_use_nulls = 0
             """,
             {**parameters, "rows": rows},
         )
         page = "select arrayJoin({contact_ids:Array(Int64)}) as contact_id"
         return self.warehouse.frame(
-            self._personalised(page), {**parameters, "contact_ids": chosen["contact_id"].to_list()}
+            self.personalised(page), {**parameters, "contact_ids": chosen["contact_id"].to_list()}
         )
 
     def _parameters(self, **more: Any) -> dict[str, Any]:
@@ -314,9 +449,7 @@ class Audience:
             "campaign": self.spec.campaign,
             "occurrence": self.occurrence,
             "now": self.now.strftime("%Y-%m-%d %H:%M:%S.") + f"{self.now.microsecond // 1000:03d}",
-            "purpose": PURPOSE,
-            "channel": self.spec.send.channel,
-            "recommendations": self.spec.send.recommendations,
+            **self.parameters(),
             **more,
         }
 
@@ -371,100 +504,6 @@ class Audience:
         )
         return predicate
 
-    def profile_columns(self) -> list[str]:
-        """The columns of `marts.contact_profiles`, in their order.
-
-        Raises:
-            WarehouseError: the table has not been built.
-        """
-        if self._profile_columns is None:
-            self._profile_columns = profile_columns(self.warehouse)
-        return self._profile_columns
-
-    def _judged(self, members: str, more_columns: str = "") -> str:
-        """Members with consent, suppression and skip reason, read live."""
-        columns = self.profile_columns()
-        deleted = "profile.contact_id = 0" + (" or profile.is_deleted" if "is_deleted" in columns else "")
-        is_marketing = self.spec.send.category == "marketing"
-        # an operational message may go to somebody who unsubscribed, never to a mailbox that does not exist
-        reasons = "" if is_marketing else "where is_bounced"
-        no_consent = "consent.consent_id = ''" if is_marketing else "false"
-        return f"""
-            select
-                member.contact_id as contact_id,
-                profile.email as email,
-                multiIf(
-                    {deleted}, 'deleted',
-                    not match(lower(profile.email), '{_EMAIL}') or length(profile.email) > 254, 'invalid',
-                    suppression.email != '', 'suppressed',
-                    {no_consent}, 'no_consent',
-                    {self._quiet(columns)}, 'quiet_hours',
-                    ''
-                ) as skip_reason,
-                consent.consent_id as consent_id,
-                suppression.event_id as suppression_event_id
-                {more_columns}
-            from ({members}) as member
-            left join (
-                select * from marts.contact_profiles where contact_id in ({members})
-            ) as profile on profile.contact_id = member.contact_id
-            left join (
-                select lower(trim(email)) as email, argMax(event_id, suppressed_at) as event_id
-                from marts.suppressions {reasons} group by email
-            ) as suppression on suppression.email = lower(trim(profile.email))
-            left join (
-                select contact_id, argMax(consent_id, occurred_at) as consent_id
-                from marts.consents
-                where channel = {{channel:String}} and purpose = {{purpose:String}} and is_granted
-                    and contact_id in ({members})
-                group by contact_id
-            ) as consent on consent.contact_id = member.contact_id
-        """
-
-    def _quiet(self, columns: Sequence[str]) -> str:
-        """SQL: whether it is quiet where a contact lives; without a time zone that is known, where the schedule is."""
-        hours = self.spec.quiet_hours
-        if hours is None:
-            return "false"
-        now = self._clock() if self._clock else self.now
-        is_quiet_here = hours.is_quiet(now, self.spec.schedule.timezone)
-        if "timezone" not in columns:
-            return "true" if is_quiet_here else "false"
-        # the engine takes no time zone from a column, so it is given those where things are otherwise than here
-        others = sorted(zone for zone in _zones() if hours.is_quiet(now, zone) != is_quiet_here)
-        listed = ", ".join(f"'{zone}'" for zone in others)
-        is_other = f"has(cast([{listed}], 'Array(String)'), ifNull(profile.timezone, ''))"
-        return f"not {is_other}" if is_quiet_here else is_other
-
-    def _personalised(self, page: str) -> str:
-        """A page of members with all that templates may use."""
-        own = ("contact_id", "email")
-        profile = "".join(
-            f", profile.`{name}` as `{name}`" for name in self.profile_columns() if name not in own
-        )
-        judged = self._judged(page, profile)
-        if not self.spec.send.recommendations:
-            return f"""
-                select *, cast([], '{_RECOMMENDATIONS}') as recommendations, '' as recommendation_version
-                from ({judged}) order by contact_id settings join_use_nulls = 0
-            """
-        return f"""
-            select judged.*, recommended.items as recommendations,
-                recommended.version as recommendation_version
-            from ({judged}) as judged
-            left join (
-                select contact_id,
-                    cast(arrayMap(item -> item.2, arraySlice(arraySort(item -> item.1, groupArray((rank,
-                        (product_id, product_name, price, ifNull(image_url, ''), ifNull(url, ''), reason)))),
-                        1, {{recommendations:UInt64}})), '{_RECOMMENDATIONS}') as items,
-                    any(model_version) as version
-                from marts.recommendations
-                where contact_id in ({page})
-                group by contact_id
-            ) as recommended on recommended.contact_id = judged.contact_id
-            order by judged.contact_id settings join_use_nulls = 0
-        """
-
     def _unconsented(self, members: str, parameters: Mapping[str, Any]) -> int:
         """Sendable contacts who should not be, counted from the rows of consent and suppression."""
         if self.spec.send.category != "marketing":
@@ -472,7 +511,7 @@ class Audience:
         return int(
             self.warehouse.value(
                 f"""
-                select count() from ({self._judged(members)})
+                select count() from ({self.judged(members)})
                 where skip_reason = '' and (
                     contact_id not in (
                         select contact_id from marts.consents

@@ -10,7 +10,7 @@ from uuid import UUID
 NAMESPACE = UUID("b7a1b1f5-6f0e-5b1e-9a53-2d6a3c1c7d10")
 """Namespace of all message ids. Changing it would send everything again."""
 
-KINDS = ("campaign", "journey_step", "trigger")
+KINDS = ("campaign", "journey", "trigger")
 
 
 def occurrence_key(occurrence: datetime) -> str:
@@ -32,7 +32,7 @@ def message_id(kind: str, name: str, contact_id: int, occurrence: datetime | str
 
     Args:
         kind: one of `KINDS`.
-        name: name of the campaign, `journey/step`, or trigger.
+        name: name of the campaign, `journey.step`, or trigger.
         contact_id: the contact.
         occurrence: the scheduled instant, or the text that names the occurrence.
     """

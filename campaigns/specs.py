@@ -21,7 +21,6 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from campaigns.predicates import Predicate, parse_predicate
 from warehouse.errors import InputError, SettingsError
 from warehouse.yaml_specs import (
-    Document,
     Duration,
     Problem,
     Spec,
@@ -184,12 +183,37 @@ class QuietHours(Spec):
             raise ValueError("after and before are the same time; the whole day would be quiet")
         return self
 
+    def end(self, now: datetime, timezone: str) -> datetime:
+        """When it is not quiet any more in a time zone, UTC; `now` if it is not quiet."""
+        if not self.is_quiet(now, timezone):
+            return now.astimezone(UTC)
+        return next_clock_time(now, self.before, ZoneInfo(timezone))
+
     def is_quiet(self, now: datetime, timezone: str) -> bool:
         """Whether an instant is in the quiet hours of a time zone; they may go over midnight."""
         clock = now.astimezone(ZoneInfo(timezone)).strftime("%H:%M")
         if self.after < self.before:
             return self.after <= clock < self.before
         return clock >= self.after or clock < self.before
+
+
+def next_clock_time(moment: datetime, clock: str, zone: ZoneInfo, weekdays: Collection[int] = ()) -> datetime:
+    """The first instant at or after a moment when a zone's clock shows a time such as `09:00`, UTC.
+
+    A time that a change of clocks leaves out counts by the clock of before the change; one that comes twice, the
+    first time.
+
+    Args:
+        weekdays: on these days alone, Monday being 0; empty means on all.
+    """
+    hour, minute = map(int, clock.split(":"))
+    for days in range(9):
+        day = moment.astimezone(zone).date() + timedelta(days=days)
+        if not weekdays or day.weekday() in weekdays:
+            chosen = datetime(day.year, day.month, day.day, hour, minute, tzinfo=zone).astimezone(UTC)
+            if chosen >= moment:
+                return chosen
+    raise AssertionError("within nine days every weekday has come")
 
 
 class Track(Spec):
@@ -359,16 +383,7 @@ def _predicate_problems(spec: CampaignSpec, columns: Collection[str] | None) -> 
 
 def predicate_place(spec: CampaignSpec, line: int = 1) -> str:
     """`file:line` of a line of the campaign's condition, counted from 1."""
-    place = spec.place("audience", "where")
-    document: Document | None = spec.document
-    if document is None:
-        return place
-    file, _, number = place.rpartition(":")
-    first = int(number)
-    # only a literal block keeps its lines; other styles fold them, and the key's line is all that is sure
-    if re.search(r"[|][+-]?\d*\s*(#.*)?$", document.text.splitlines()[first - 1]):
-        return f"{file}:{first + line}"
-    return place
+    return spec.line_place(line, "audience", "where")
 
 
 def occurrence(spec: CampaignSpec, now: datetime) -> datetime | None:

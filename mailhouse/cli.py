@@ -16,6 +16,7 @@ import typer
 
 from mailhouse import gateway
 from mailhouse.console import console, show_error
+from mailhouse.journeys import app as journey
 from warehouse.errors import MailhouseError
 from warehouse.settings import MailhouseSettings, check_environment
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 segment = typer.Typer(help="Begin a segment, see whom it would hold, list all.", no_args_is_help=True)
 app.add_typer(segment, name="segment")
+app.add_typer(journey, name="journey")
 
 
 assets = typer.Typer(help="Pictures that templates show.", no_args_is_help=True)

@@ -45,7 +45,7 @@ from senders.settings import SenderSettings
 from senders.tables import message_changes, messages, metadata, pauses, plans, runs
 from warehouse.errors import MailhouseError
 
-HEAD = "0005"
+HEAD = "0007"
 _T = TypeVar("_T")
 _ACTIVE: dict[str, set[int]] = {}
 _CHUNK = 1000  # ids in one IN list, rows in one transaction

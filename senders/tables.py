@@ -162,3 +162,16 @@ seen_calls = Table(
     Column("expires_at", BigInteger, nullable=False),
     Index("seen_calls_by_expiry", "expires_at"),
 )
+
+#: Who does a thing that only one process at a time may do, and how far it has come: one row a thing.
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(200), primary_key=True),
+    Column("token", BigInteger, nullable=False),
+    Column("committed", BigInteger, nullable=False),
+    Column("host", String(200), nullable=False),
+    Column("process_id", BigInteger, nullable=False),
+    Column("process_started_at", String(40), nullable=False),
+    Column("heartbeat_at", Float, nullable=False),
+)

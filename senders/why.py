@@ -51,6 +51,8 @@ class Explanation:
         consent: the row of `raw.consents` that allowed it, None if there is none or it was not needed.
         suppression: the event that forbade it, None if none did.
         events: mail events about it, oldest first: type, occurred_at, properties.
+        path: for messages of journeys, the moves that led to it and what followed it, oldest first: entered_at,
+            previous_step, outcome, cause, step, ending.
         notes: what could not be read, and why.
     """
 
@@ -60,6 +62,7 @@ class Explanation:
     consent: Mapping[str, Any] | None = None
     suppression: Mapping[str, Any] | None = None
     events: Sequence[Mapping[str, Any]] = ()
+    path: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = field(default_factory=tuple)
 
     @property
@@ -116,6 +119,8 @@ class Explanation:
         if cap := details.get("cap"):
             days = cap["seconds"] / 86_400
             lines.append(_fact("Frequency cap", f"{cap['messages']} marketing messages in {days:g} days"))
+        for move in self.path:
+            lines.append(_fact(_at(move["entered_at"]), move_text(move)))
         for change in self.changes:
             reply = f": {change['provider_reply']}" if change["provider_reply"] else ""
             reason = f" ({change['reason']})" if change["reason"] else ""
@@ -172,7 +177,13 @@ def why(message_id: str, ledger: Ledger, warehouse: Warehouse) -> Explanation:
     details = message["details"]
     consent = suppression = None
     events: list[dict[str, Any]] = []
+    path: list[dict[str, Any]] = []
     if not problem:
+        if message["kind"] == "journey":
+            path = journey_path(
+                warehouse, str(message["name"]).partition(".")[0], message["contact_id"],
+                int(str(message["occurrence"]).partition(".")[0]),
+            )  # fmt: skip
         if details.get("consent_id"):
             consent = _one(warehouse, _CONSENT, details["consent_id"])
         if details.get("suppression_event_id"):
@@ -180,7 +191,36 @@ def why(message_id: str, ledger: Ledger, warehouse: Warehouse) -> Explanation:
         events = warehouse.frame(_EVENTS, {"id": message_id}).to_dicts()
         for event in events:
             event["properties"] = json.loads(event["properties"] or "{}")
-    return Explanation(message_id, message, changes, consent, suppression, events, notes)
+    return Explanation(message_id, message, changes, consent, suppression, events, path, notes)
+
+
+def journey_path(
+    warehouse: Warehouse, journey: str, contact_id: int, entry: int | None = None
+) -> list[dict[str, Any]]:
+    """The moves of one contact in a journey, oldest first, in one stay or in all; none if journeys never ran."""
+    if not warehouse.value(
+        "select count() from system.tables where database = 'campaigns' and name = 'journey_steps'"
+    ):
+        return []
+    only = "" if entry is None else "and entry = {entry:UInt32}"
+    return warehouse.frame(
+        f"""
+        select entry, toString(version) as version, toString(previous_step) as previous_step,
+            toString(outcome) as outcome, cause, toString(step) as step, toString(ending) as ending, entered_at, due_at
+        from campaigns.journey_steps
+        where journey = {{journey:String}} and contact_id = {{contact_id:Int64}} {only}
+        order by sequence limit 1 by sequence
+        """,  # noqa: S608
+        {"journey": journey, "contact_id": contact_id, **({} if entry is None else {"entry": entry})},
+    ).to_dicts()
+
+
+def move_text(move: Mapping[str, Any]) -> str:
+    """One move of a journey as a line."""
+    where = f"to {move['step']}" if move["step"] else f"out of the journey ({move['ending']})"
+    start = f"{move['previous_step']}: {move['outcome']}" if move["previous_step"] else str(move["outcome"])
+    cause = f" ({move['cause']})" if move["cause"] else ""
+    return f"{start}{cause}, {where}"
 
 
 def _warehouse_rows(warehouse: Warehouse, message_id: str) -> tuple[list[Mapping[str, Any]], str]:

@@ -87,6 +87,18 @@ class Spec(BaseModel):
         """`file:line` of a key, for errors found after reading; the class's name if there is no file."""
         return self._document.place(*location) if self._document else type(self).__name__
 
+    def line_place(self, line: int, *location: str | int) -> str:
+        """`file:line` of a line, counted from 1, of the text that a key holds."""
+        place = self.place(*location)
+        if self._document is None:
+            return place
+        file, _, number = place.rpartition(":")
+        first = int(number)
+        # only a literal block keeps its lines; other styles fold them, and the key's line is all that is sure
+        if re.search(r"[|][+-]?\d*\s*(#.*)?$", self._document.text.splitlines()[first - 1]):
+            return f"{file}:{first + line}"
+        return place
+
 
 def load_spec(path: Path, model: type[SpecModel], *, name_key: str | None = None) -> SpecModel:
     """Read one YAML file into a spec.

@@ -42,7 +42,7 @@ def test_an_id_never_changes():
 
 
 def test_unknown_kind():
-    with pytest.raises(ValueError, match="none of campaign, journey_step, trigger"):
+    with pytest.raises(ValueError, match="none of campaign, journey, trigger"):
         message_id("campain", "a", 1, "b")
 
 

@@ -102,7 +102,7 @@ class SampleShop:
                     "campaign", "thank_champions", best, sent + 2, "champions", ("",), contact_ids
                 )
             fresh = known[(self.joined[known] > sent - 7)]
-            rows += self._send("journey_step", "welcome/hello", fresh, sent + 0.5, "", ("",), contact_ids)
+            rows += self._send("journey", "welcome.hello", fresh, sent + 0.5, "", ("",), contact_ids)
             carts = known[self.random.random(known.size) < 0.03]
             rows += self._send("trigger", "cart_abandoned", carts, sent + 3, "", ("",), contact_ids)
         self._load_goals()
