@@ -259,9 +259,14 @@ class CampaignSpec(Spec):
 
         Comments, layout and the description do not count, nor does a default that is written out.
         """
-        content = self.model_dump(mode="json", exclude={"description"}, exclude_defaults=True)
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return content_version(self)
+
+
+def content_version(spec: Spec) -> str:
+    """Twelve hexadecimal digits of what a spec says, its description left out."""
+    content = spec.model_dump(mode="json", exclude={"description"}, exclude_defaults=True)
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def load_campaigns(content_dir: Path) -> dict[str, CampaignSpec]:
@@ -359,7 +364,12 @@ def _predicate_problems(spec: CampaignSpec, columns: Collection[str] | None) -> 
 
 def predicate_place(spec: CampaignSpec, line: int = 1) -> str:
     """`file:line` of a line of the campaign's condition, counted from 1."""
-    place = spec.place("audience", "where")
+    return condition_place(spec, "audience", "where", line=line)
+
+
+def condition_place(spec: Spec, *location: str | int, line: int = 1) -> str:
+    """`file:line` of a line, counted from 1, of a condition that stands at a location of a spec."""
+    place = spec.place(*location)
     document: Document | None = spec.document
     if document is None:
         return place
