@@ -530,13 +530,16 @@ class Live:
         types = moved_types | {call.event_type for call in needs.calls}
         live_types = types | (set(_STOPS) if has_permission else set())
         contacts = frame.select("contact_id").filter(pl.col("contact_id") != 0).unique()
+        has_contacts = contacts.height > 0
         since = frame["as_of"].min()
         with ThreadPoolExecutor(4) as pool:
 
             def started(is_wanted: object, work: Callable[..., pl.DataFrame], *arguments: Any) -> Any:
-                return pool.submit(work, *arguments) if is_wanted and contacts.height else None
+                # a copy for each thread: polars locks a frame while it is written, and may wait for Python's lock
+                given = [one.clone() if isinstance(one, pl.DataFrame) else one for one in arguments]
+                return pool.submit(work, *given) if is_wanted and has_contacts else None
 
-            people = pool.submit(self._people, contacts, needs, has_permission)
+            people = pool.submit(self._people, contacts.clone(), needs, has_permission)
             live = started(live_types, self._live, contacts, live_types)
             # live events alone reach back far enough for what moved since the mart was built
             past = moved_types if is_history else set[str]()
