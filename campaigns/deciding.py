@@ -140,7 +140,7 @@ class Decider:
                 by_type.setdefault(kind, []).append(spec)
         if names is not None and all(spec.event is None for spec in chosen):
             # due by the clock: the caller says for which triggers
-            by_type = {kind: chosen for kind in events["type"].unique()}
+            by_type = dict.fromkeys(events["type"].unique(), chosen)
         events = (
             events.filter(pl.col("type").is_in(list(by_type)))
             .unique("event_id", keep="first", maintain_order=True)
@@ -292,7 +292,7 @@ class DecisionLog:
         event_id: str = "",
         limit: int = 50,
     ) -> list[dict[str, Any]]:
-        """Decisions, oldest first, each once: about a firing, or about a trigger and contact, of one event or of all."""
+        """Decisions, oldest first, each once: about a firing, or about a trigger and contact."""
         if not self.warehouse.value(
             "select count() from system.tables where database = 'campaigns' and name = 'trigger_decisions'"
         ):
@@ -370,7 +370,9 @@ def clock_events(
             select contact_id, {{now:DateTime64(3, 'UTC')}} as occurred_at,
                 'trigger:' || {{trigger:String}} || ':' || toString(contact_id) || ':'
                     || toString(toUnixTimestamp64Milli(assumeNotNull(before.changed_at))) as event_id
-            from (select contact_id, ifNull(({condition.sql})::Nullable(Bool), false) as is_met from {profiles}) as people
+            from (
+                select contact_id, ifNull(({condition.sql})::Nullable(Bool), false) as is_met from {profiles}
+            ) as people
             left any join (
                 select contact_id, argMax(is_met, changed_at) as was_met, max(changed_at) as changed_at
                 from campaigns.trigger_states

@@ -271,7 +271,8 @@ _REVIVE = sa.text(
     "update trigger_firings set state = 'waiting', due_at = :at, tries = 0, changed_at = :at "
     "where state = 'done' and firing_id in (select m.message_id from messages m "
     "join plans p on p.plan_id = m.plan_id "
-    "where (m.status = 'failed' or m.status = 'rejected' or m.status = 'invalid') and m.status = 'failed' and m.reason = 'revived' and p.kind = 'trigger')"
+    "where (m.status = 'failed' or m.status = 'rejected' or m.status = 'invalid') and m.status = 'failed' "
+    "and m.reason = 'revived' and p.kind = 'trigger')"
 )
 _CLEAR_UNFIRED = sa.text(
     "delete from trigger_firings where state = 'done' and fired_at is null and changed_at < :before"
