@@ -311,7 +311,7 @@ class DecisionLog:
                     event_type::String as event_type, firing_id, outcome::String as outcome, reason, details
                 from campaigns.trigger_decisions where {where}
                 order by decided_at desc, written_at desc limit 1 by event_id, outcome, decided_at limit {int(limit)}
-            ) order by decided_at
+            ) order by decided_at, event_id
             """,
             {"firing": firing_id, "trigger": trigger, "contact": contact_id, "event": event_id},
         )
@@ -374,8 +374,8 @@ def clock_events(
                 select contact_id, ifNull(({condition.sql})::Nullable(Bool), false) as is_met from {profiles}
             ) as people
             left any join (
-                select contact_id, argMax(is_met, changed_at) as was_met, max(changed_at) as changed_at
-                from campaigns.trigger_states
+                select contact_id, argMax(is_met, states.changed_at) as was_met, max(states.changed_at) as changed_at
+                from campaigns.trigger_states as states
                 where trigger = {{trigger:String}} and state = {{state:String}} group by contact_id
             ) as before on before.contact_id = people.contact_id
             where is_met and not was_met and (

@@ -239,7 +239,10 @@ class Live:
                 "received_at", "properties", "loaded_at",
             ),
         )  # fmt: skip
-        return made.drop("loaded_at")
+        # some providers name only the message
+        return made.with_columns(
+            pl.when(pl.col("email") == "").then("message_email").otherwise("email").alias("email")
+        ).drop("loaded_at", "message_email")
 
     def _hints(self, hints: pl.DataFrame, messages: pl.DataFrame | None) -> pl.DataFrame:
         texts = ("event_id", "type", "source", "external_id", "email", "message_id", "properties")
@@ -255,7 +258,9 @@ class Live:
         ).with_columns(
             pl.col("occurred_at").fill_null(pl.datetime(1970, 1, 1, time_zone="UTC", time_unit="ms"))
         )
-        known = pl.DataFrame(schema=MESSAGE_COLUMNS) if messages is None else messages.select(MESSAGE_COLUMNS)
+        known = (
+            pl.DataFrame(schema=MESSAGE_COLUMNS) if messages is None else messages.select(*MESSAGE_COLUMNS)
+        )
         known = known.unique("message_id").rename(
             {name: f"message_{name}" for name in MESSAGE_COLUMNS if name != "message_id"}
         )
@@ -304,7 +309,7 @@ class Live:
             keyed.select("row", "is_machine", "event_id")
             .with_columns(
                 pl.Series("contact_id", found, pl.Int64),
-                *(rows[f"message_{name}"] for name in ("kind", "name", "template", "occurrence")),
+                *(rows[f"message_{name}"] for name in ("email", "kind", "name", "template", "occurrence")),
             )
             .join(loaded, on="event_id", how="left", maintain_order="left")
             .with_columns(pl.col("loaded_at").fill_null(datetime.now(UTC)).cast(UTC_MS))
@@ -553,11 +558,11 @@ class Live:
             addresses = _addresses(frame, profiles)
             permissions = started(has_permission, self._permissions, addresses, through)
             sends = started(needs.columns & SENT, self._sends, contacts, messages_through, sent, is_history)
-            happened = [one.result() for one in (live, recorded) if one is not None]
+            happened = [_cast(one.result(), _HAPPENED) for one in (live, recorded) if one is not None]
             given = permissions.result() if permissions else None
             messages = sends.result() if sends else None
         history = (
-            pl.concat(happened, how="vertical_relaxed").unique(("contact_id", "event_id"), keep="first")
+            pl.concat(happened).unique(("contact_id", "event_id"), keep="first")
             if happened
             else pl.DataFrame(schema=_HAPPENED)
         )
@@ -595,7 +600,7 @@ class Live:
             f"select contact_id, true as is_known, {names} from {self.prefix}marts.contact_profiles"
             " where contact_id in (select contact_id from contacts)",
             external={"contacts": contacts},
-        )
+        ).with_columns(pl.col("is_known").cast(pl.Boolean))
 
     def _watermarks(self, profiles: pl.DataFrame) -> tuple[datetime, datetime]:
         """Up to when the mart has taken in events and messages."""
@@ -680,7 +685,7 @@ class Live:
         )
         found = self.warehouse.frame(stored, {"through": _text(through)}, external={"contacts": contacts})
         found = found.select(pl.col(name).cast(dtype) for name, dtype in SENT_COLUMNS.items())
-        more = pl.DataFrame(schema=SENT_COLUMNS) if sent is None else sent.select(SENT_COLUMNS)
+        more = pl.DataFrame(schema=SENT_COLUMNS) if sent is None else sent.select(*SENT_COLUMNS)
         return pl.concat([found, more]).unique("message_id", keep="first")
 
     def _with_defaults(self, state: pl.DataFrame, *, is_history: bool) -> pl.DataFrame:
@@ -694,7 +699,7 @@ class Live:
             if is_history and name in (MOVED_COLUMNS - PERMISSION_COLUMNS):
                 value = pl.lit(None, state.schema[name])
             if name == "email":
-                value = pl.when(pl.col("is_known")).then(value).otherwise(pl.col("event_email"))
+                value = pl.when(pl.col("is_known")).then(value).otherwise(_normalised("event_email"))
             elif name == "created_at":
                 value = value.fill_null(pl.col("event_occurred_at"))
             elif name == "engagement_band":
@@ -814,8 +819,10 @@ class Live:
         contacts = rows.select(pl.col("contact_id").cast(pl.Int64)).unique()
         since: Any = rows["since"].min()
         found = pl.concat(
-            [self._live(contacts, types), self._recorded(contacts, types, (since, 0))],
-            how="vertical_relaxed",
+            [
+                _cast(self._live(contacts, types), _HAPPENED),
+                _cast(self._recorded(contacts, types, (since, 0)), _HAPPENED),
+            ]
         ).unique(("contact_id", "event_id"), keep="first")
         return (
             rows.select("row", pl.col("contact_id").cast(pl.Int64), "since", "until")
@@ -876,6 +883,10 @@ _KNOWN_ORDERS: Final[dict[str, pl.DataType]] = {
 }
 
 
+def _cast(frame: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    return frame.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
+
+
 def _columns(types: Collection[str]) -> str:
     """SQL: columns of `_HAPPENED` after the contact; what orders sold as int_orders__combined counts it."""
     names = "event_id, type::String as type, source::String as source, message_id, is_machine, occurred_at, loaded_at"
@@ -918,8 +929,13 @@ def _zero(dtype: pl.DataType) -> pl.Expr:
     return pl.lit(0).cast(dtype)
 
 
+def _normalised(column: str) -> pl.Expr:
+    # as macros/identity.sql
+    return pl.col(column).str.strip_chars(" \t\r\n").str.to_lowercase()
+
+
 def _addresses(frame: pl.DataFrame, profiles: pl.DataFrame) -> pl.DataFrame:
-    said = frame.select(pl.col("email").str.strip_chars(" \t\r\n").str.to_lowercase().alias("address"))
+    said = frame.select(_normalised("email").alias("address"))
     known = profiles.select(pl.col("email").cast(pl.String).alias("address"))
     return pl.concat([said, known]).filter(pl.col("address") != "").unique()
 
@@ -1030,7 +1046,7 @@ def _with_permissions(
     )
     state = (
         state.with_columns(
-            pl.col("email").str.strip_chars(" \t\r\n").str.to_lowercase().alias("address"),
+            _normalised("email").alias("address"),
             pl.col("is_suppressed", "has_marketing_consent").fill_null(False),
         )
         .join(by_address, on="address", how="left", maintain_order="left")

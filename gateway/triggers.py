@@ -293,7 +293,10 @@ class Performer:
 
     def _sender(self) -> RealtimeSender:
         if self.sender is None:
-            self.sender = RealtimeSender(self.engine.settings, self.engine.ledger, self.engine.run, self.lane)
+            engine = self.engine
+            self.sender = RealtimeSender(
+                engine.settings, engine.ledger, engine.run, self.lane, clock=engine.clock
+            )
             self.sender.recover()
         return self.sender
 
@@ -514,7 +517,8 @@ def _sent_outcome(answer: Sent, firing: Firing, now: datetime) -> Outcome:
     if answer.status in (Status.CLAIMED, Status.DISPATCHING):
         # another run holds it: it is looked at again when that run is done, or dead
         return Outcome("put_off", f"message {answer.message_id} is {answer.status}", now + FIRST_RETRY)
-    outcome = "unknown" if answer.status == Status.UNKNOWN else "failed"
+    words = {Status.UNKNOWN.value: "unknown", Status.INVALID.value: "invalid"}
+    outcome = words.get(str(answer.status), "failed")
     return Outcome(outcome, f"message {answer.message_id}: {answer.status} {answer.reason}".rstrip())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -51,13 +51,23 @@ class RealtimeSender:
 
     Args:
         run: who claims; see `Ledger.begin_run`.
+        clock: the time, UTC; left out, that of the settings.
 
     Raises:
         SettingsError: the provider is not set up.
     """
 
-    def __init__(self, settings: SenderSettings, ledger: Ledger, run: Run, provider: str = "") -> None:
+    def __init__(
+        self,
+        settings: SenderSettings,
+        ledger: Ledger,
+        run: Run,
+        provider: str = "",
+        *,
+        clock: Callable[[], datetime] | None = None,
+    ) -> None:
         self.settings, self.ledger, self.run = settings, ledger, run
+        self.clock = clock or settings.now
         self.provider: Provider = get_provider(settings, provider)
         self.breaker = CircuitBreaker()
         ladder = LimitsSpec.load(settings.content_dir).warm_up.get(self.provider.name)
@@ -72,7 +82,7 @@ class RealtimeSender:
     def recover(self) -> None:
         """Settle what dead runs left half handed over, so that it is not held for open for ever."""
         lookup = self.provider.lookup if self.provider.capabilities.can_look_up else None
-        self.ledger.recover(self.settings.now(), provider=self.provider.name, lookup=lookup)
+        self.ledger.recover(self.clock(), provider=self.provider.name, lookup=lookup)
 
     def forget(self) -> None:
         """Read templates anew: they may have changed."""
@@ -108,7 +118,7 @@ class RealtimeSender:
             MailhouseError: what `prepare` raises, or the ledger cannot be written.
         """
         worker, template_version = self._worker(plan, templates)
-        now = self.settings.now()
+        now = self.clock()
         contacts: list[int] = people["contact_id"].to_list()
         ids = [
             message_id(plan.kind, plan.name, one, key) for one, key in zip(contacts, occurrences, strict=True)
@@ -157,7 +167,7 @@ class RealtimeSender:
             self._allowance.give_back(number, now)
             self._put_off(going, "claimed", "stopped before it", now)
             return [*(self._later(one) for one in going.message_ids), *answers]
-        granted = self.ledger.dispatch(self.run, going.row_ids, self.settings.now())
+        granted = self.ledger.dispatch(self.run, going.row_ids, self.clock())
         mine = going.only([at for at, row_id in enumerate(going.row_ids) if row_id in granted])
         others = [
             one for one, row_id in zip(going.message_ids, going.row_ids, strict=True) if row_id not in granted
@@ -169,7 +179,7 @@ class RealtimeSender:
 
     def _work(self, worker: Worker, window: Window) -> list[Sent]:
         answer = worker.work(window)
-        now = self.settings.now()
+        now = self.clock()
         if answer.error is not None:
             self._allowance.give_back(len(window.row_ids), now)
             is_away = isinstance(answer.error, ProviderUnavailableError)
