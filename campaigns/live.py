@@ -224,14 +224,7 @@ class Live:
             the events with `contact_id`, `is_machine`, and `message_kind`, `message_name`, `message_template`,
             `message_occurrence` of the message that they are about.
         """
-        if events.is_empty():
-            return events.with_columns(
-                pl.lit(0, pl.Int64).alias("contact_id"), pl.lit(False).alias("is_machine")
-            )
-        found = self._resolved(self._hints(events, messages))
-        made = events.with_columns(
-            *(found[name] for name in found.columns if name != "row"),
-        )
+        made = self.resolved(events, messages)
         self.warehouse.insert(
             "live.events",
             made.select(
@@ -239,10 +232,16 @@ class Live:
                 "received_at", "properties", "loaded_at",
             ),
         )  # fmt: skip
+        return made
+
+    def resolved(self, events: pl.DataFrame, messages: pl.DataFrame | None = None) -> pl.DataFrame:
+        """What `store` returns, without keeping anything."""
+        found = self._resolved(self._hints(events, messages))
+        made = events.with_columns(*(found[name] for name in found.columns if name != "row"))
         # some providers name only the message
         return made.with_columns(
             pl.when(pl.col("email") == "").then("message_email").otherwise("email").alias("email")
-        ).drop("loaded_at", "message_email")
+        ).drop("message_email")
 
     def _hints(self, hints: pl.DataFrame, messages: pl.DataFrame | None) -> pl.DataFrame:
         texts = ("event_id", "type", "source", "external_id", "email", "message_id", "properties")

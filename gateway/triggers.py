@@ -559,6 +559,7 @@ class TriggerHandler:
 
     Args:
         is_inline: do what is due in the calling thread rather than in lanes: for tests and commands.
+        is_collecting: do nothing, leave all that is due to the gateways: for the clock.
         request_moves: how journeys are entered and left; left out, `campaigns.journey_requests.request_moves`.
         clock: the time, UTC; left out, that of the settings.
 
@@ -573,6 +574,7 @@ class TriggerHandler:
         warehouse: Warehouse,
         *,
         is_inline: bool = False,
+        is_collecting: bool = False,
         request_moves: JourneyMoves | None = None,
         clock: Callable[[], datetime] | None = None,
         live: Live | None = None,
@@ -584,7 +586,7 @@ class TriggerHandler:
         self.log = DecisionLog(warehouse)
         self.decider = Decider(load_triggers(settings.content_dir).values(), self.live)
         self.request_moves: JourneyMoves = request_moves or _request_moves
-        self.is_inline = is_inline
+        self.is_inline, self.is_collecting = is_inline, is_collecting
         self.stop = threading.Event()
         self.loads = 0
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -627,7 +629,7 @@ class TriggerHandler:
         Raises:
             MailhouseError: nothing was lost; call again with the same events.
         """
-        self._prepare()
+        self.prepare()
         stored = self.live.store(events, self.messages(events["message_id"].to_list()))
         decisions = self.decide(stored, now)
         self.act(decisions, now)
@@ -635,7 +637,7 @@ class TriggerHandler:
     def tick(self, now: datetime) -> None:
         """Take what is due by the clock, as far as lanes have room."""
         moment = time.monotonic()
-        self._prepare()
+        self.prepare()
         if moment - self._recovered >= _RECOVER_SECONDS:
             self._recovered = moment
             self.firings.recover(now)
@@ -817,6 +819,8 @@ class TriggerHandler:
         return (spec.send.provider or self.settings.provider) if spec.send else _ACTIONS_LANE
 
     def _room(self, lane: str) -> int:
+        if self.is_collecting:
+            return 0
         if self.is_inline:
             return WINDOW
         return self._lanes[lane].room if lane in self._lanes else QUEUE
@@ -842,7 +846,8 @@ class TriggerHandler:
 
     # housekeeping
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
+        """Make the tables that triggers need, and record their files; done once."""
         if self._is_prepared:
             return
         self.live.prepare()

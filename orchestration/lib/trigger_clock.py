@@ -20,7 +20,7 @@ def tick(handler: TriggerHandler, now: datetime) -> dict[str, int]:
     specs = [spec for spec in handler.decider.specs.values() if spec.event is None]
     if not specs:
         return {}
-    handler._prepare()
+    handler.prepare()
     handler.warehouse.define(STATES)
     counts: dict[str, int] = {}
     for spec in specs:

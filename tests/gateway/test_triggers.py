@@ -152,7 +152,8 @@ def test_what_happened_a_second_ago_counts(shop: Shop) -> None:
     contact = contact_of(shop.warehouse, 1)
     for name, at in (("v0", -60), ("vv", -3700)):
         shop.warehouse.execute(
-            "insert into intermediate.int_events__recorded (event_id, identity_id, type, occurred_at, loaded_at, loaded_on)"
+            "insert into intermediate.int_events__recorded"
+            " (event_id, identity_id, type, occurred_at, loaded_at, loaded_on)"
             " select {name:String}, identity_id, 'product.viewed', {at:DateTime64(3, 'UTC')}, now64(3), today()"
             f" from intermediate.int_contacts__identified where contact_id = {contact}",
             {"name": name, "at": (START + timedelta(seconds=at)).strftime("%Y-%m-%d %H:%M:%S.000")},
@@ -215,7 +216,7 @@ def test_somebody_new_is_welcomed_and_a_click_on_a_campaign_counts(shop: Shop) -
     clicks = ({"id": f"k{n}", "type": "clicked", "message_id": firing.firing_id, "at": n} for n in (2, 3))
     feed(handler, events(*clicks), shop.at(4))
     assert [row["outcome"] for row in handler.log.read(trigger="clicked", contact_id=contact)] == [
-        "due", "due", "fired", "cooldown",
+        "due", "fired", "due", "cooldown",
     ]  # fmt: skip
 
 
@@ -237,7 +238,7 @@ class _Calls(BaseHTTPRequestHandler):
     answers: list[int]
     calls: list[tuple[dict[str, str], bytes]]
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
         self.calls.append(({name.lower(): value for name, value in self.headers.items()}, body))
         self.send_response(self.answers.pop(0) if self.answers else 200)
@@ -353,15 +354,14 @@ def test_days_states_and_segments_fire_by_the_clock(shop: Shop) -> None:
         joined="entered: champions\n" + SEND,
         went="left: champions\ncooldown: none\n" + SEND,
     )
-    handler._prepare()
     from orchestration.lib.trigger_clock import tick
 
     counts = tick(handler, shop.at(3600))
     assert counts == {"lapsed": 1, "anniversary": 0, "fell": 0, "joined": 0, "went": 0}
     assert tick(handler, shop.at(7200))["lapsed"] == 0
     shop.warehouse.execute(
-        "alter table marts.contact_profiles update engagement_score = 1, segments = ['champions'] where email = 'p1@example.com'"
-        " settings mutations_sync = 1"
+        "alter table marts.contact_profiles update engagement_score = 1, segments = ['champions']"
+        " where email = 'p1@example.com' settings mutations_sync = 1"
     )
     counts = tick(handler, shop.at(10_800))
     assert counts["fell"] == counts["joined"] == 1 and counts["went"] == 0

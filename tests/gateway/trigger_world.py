@@ -55,7 +55,9 @@ TABLES = (
         ordered_at DateTime64(3, 'UTC'), cancelled_at Nullable(DateTime64(3, 'UTC'))
     ) engine = ReplacingMergeTree order by (source, order_id)
     """,
-    "create table marts.suppressions (email String, is_bounced Bool, event_id String) engine = MergeTree order by email",
+    """
+    create table marts.suppressions (email String, is_bounced Bool, event_id String) engine = MergeTree order by email
+    """,
     """
     create table marts.recommendations (
         contact_id Int64, rank UInt16, product_id String, product_name String, price Decimal(18, 2),
