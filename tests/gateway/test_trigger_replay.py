@@ -126,7 +126,7 @@ def world(
         cart="event: cart.updated\nwhen: engagement_score >= 20 and event.value > 50\n" + SEND,
     )
     for name, value in {
-        "HOME": tmp_path, "CONTENT_DIR": tmp_path / "content", "WAREHOUSE_PORT": warehouse_server.warehouse_port,
+        "HOME": tmp_path, "CONTENT_DIR": tmp_path / "content", "WAREHOUSE_URL": f"http://127.0.0.1:{warehouse_server.warehouse_port}",
         "FROM_EMAIL": "shop@example.com", "COMPANY_NAME": "Shop", "POSTAL_ADDRESS": "1 High Street",
     }.items():  # fmt: skip
         monkeypatch.setenv(f"MAILHOUSE_{name}", str(value))
@@ -172,9 +172,10 @@ def test_commands_check_test_replay_and_say_why(
         "replay", "--trigger", "cart", "--since", "2026-06-01", "--until", "2026-06-02", "--send"
     )
     assert "cart is paused" in said("trigger", "pause", "cart")
-    assert "cart (paused): event -> send; 1 fired" in said("trigger", "list") or True
+    assert "cart (paused): event -> send" in said("trigger", "list")
     (home / "content" / "triggers" / "cart.yaml").write_text(
-        "trigger: cart\nevent: cart.updated\nwhen: |\n  engagement_score >= 20\n  and country > 3\n" + SEND
+        "trigger: cart\nevent: cart.updated\nwhen: |\n  engagement_score >= 20\n  and lower(orders_count) = 'x'\n"
+        + SEND
     )
     with pytest.raises(MailhouseError, match=r"cart\.yaml:\d+: when does not fit"):
         said("trigger", "check", file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from mailbox import Maildir
@@ -227,10 +228,12 @@ def main() -> None:
             spare = home / "done.new"
             spare.write_text(str(first + 10))
             spare.replace(done)
-        while handler.firings.counts(START).get("cart", {}).get("waiting") or any(
+        # what is put off waits longer than this process lives
+        while handler.firings.has_due(handler.clock()) or any(
             lane.queue.qsize() for lane in handler._lanes.values()
         ):
             handler.tick(handler.clock())
+            time.sleep(0.05)
 
 
 if __name__ == "__main__":
