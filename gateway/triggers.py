@@ -630,6 +630,8 @@ class TriggerHandler:
             MailhouseError: nothing was lost; call again with the same events.
         """
         self.prepare()
+        if events.is_empty():
+            return
         stored = self.live.store(events, self.messages(events["message_id"].to_list()))
         decisions = self.decide(stored, now)
         self.act(decisions, now)
