@@ -104,7 +104,7 @@ def why(
     event: Annotated[str, typer.Option("--event", help="About this event alone.")] = "",
 ) -> None:
     """Say why a contact got a message, or why not, from what is stored."""
-    from mailhouse.triggers import explain
+    from mailhouse.trigger_work import explain
 
     for line in explain(message_id, contact, trigger, event):
         console.print(line, markup=False, soft_wrap=True)
@@ -118,7 +118,7 @@ def replay(
     send: Annotated[bool, typer.Option("--send", help="Do what would have fired, once each.")] = False,
 ) -> None:
     """Show what a trigger would decide about past events, with the state as of each of them."""
-    from mailhouse.triggers import run_replay
+    from mailhouse.trigger_work import run_replay
 
     run_replay(trigger, since, until, send=send)
 

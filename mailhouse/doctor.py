@@ -152,7 +152,7 @@ def _campaigns(settings: SenderSettings) -> Finding:
 
 def _triggers(settings: SenderSettings) -> Finding:
     from campaigns.triggers import load_triggers
-    from mailhouse.triggers import check_files
+    from mailhouse.trigger_work import check_files
 
     specs = load_triggers(settings.content_dir)
     check_files(settings, specs)
