@@ -8,6 +8,7 @@ rest for half a year.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,10 @@ from typing import Any, Final
 import polars as pl
 
 from campaigns.live import JUDGED_COLUMNS, UTC_MS, Live, Needs, judged_rows
+from campaigns.predicates import MISFITS, Predicate
 from campaigns.triggers import Conditions, TriggerSpec, conditions_of, plain
 from warehouse.client import Warehouse
+from warehouse.errors import InputError, WarehouseError
 
 LATE: Final = timedelta(hours=24)
 """An event that took longer than this to reach us is history: it fires nothing."""
@@ -113,6 +116,15 @@ class Decider:
         return self._parsed[spec.name]
 
     @property
+    def columns(self) -> frozenset[str]:
+        """What all conditions read, of triggers whose conditions can be read."""
+        names: set[str] = set()
+        for spec in self.specs.values():
+            with contextlib.suppress(InputError):
+                names.update(name for one in self.conditions(spec).all for name in one.columns)
+        return frozenset(names)
+
+    @property
     def event_types(self) -> frozenset[str]:
         """Types of events that fire anything."""
         return frozenset(kind for spec in self.specs.values() for kind in spec.event or ())
@@ -160,31 +172,35 @@ class Decider:
     ) -> list[Decision]:
         types = set(events["type"])
         specs = {spec.name: spec for kind in types for spec in by_type[kind]}
-        when = {name: one for name, spec in specs.items() if (one := self.conditions(spec).when) is not None}
+        when: dict[str, Predicate] = {}
+        broken: dict[str, str] = {}
+        for name, spec in specs.items():
+            try:
+                condition = self.conditions(spec).when
+            except InputError as error:
+                broken[name] = error.message
+            else:
+                if condition is not None:
+                    when[name] = condition
         rows = judged_rows(events)
         known = rows.filter(pl.col("contact_id") != 0)
-        needs = Needs.of(when.values())
         judged: dict[int, dict[str, Any]] = {}
         if known.height and when:
-            state = self.live.judge(
-                known,
-                {f"met {name}": one for name, one in when.items()},
-                needs,
-                sent=sent,
-                is_history=is_history,
-            )
-            judged = {row["row"]: row for row in state.iter_rows(named=True)}
+            judged, unfit = self._judged(known, when, sent, is_history)
+            broken |= unfit
         decisions: list[Decision] = []
         for place, event in enumerate(events.iter_rows(named=True)):
             is_late = not is_history and event["received_at"] - event["occurred_at"] > LATE
             for spec in by_type[event["type"]]:
                 condition = when.get(spec.name)
-                outcome = "due"
+                outcome, reason = "due", ""
                 values: dict[str, Any] = {}
                 if event["contact_id"] == 0:
                     outcome = "no_contact"
                 elif is_late:
                     outcome = "late"
+                elif spec.name in broken:
+                    outcome, reason = "failed", broken[spec.name]
                 elif condition is not None:
                     row = judged[place]
                     values = _values(row, event, condition.columns, condition.calls)
@@ -193,11 +209,38 @@ class Decider:
                 decisions.append(
                     Decision(
                         spec.name, spec.version, event["contact_id"], event["event_id"], event["type"], outcome,
-                        now, spec.when or "" if outcome == "condition" else "", values, due_at,
+                        now, reason or ((spec.when or "") if outcome == "condition" else ""), values, due_at,
                         event=_event_words(event),
                     )
                 )  # fmt: skip
         return decisions
+
+    def _judged(
+        self, known: pl.DataFrame, when: Mapping[str, Predicate], sent: pl.DataFrame | None, is_history: bool
+    ) -> tuple[dict[int, dict[str, Any]], dict[str, str]]:
+        """Rows with verdicts; one condition that does not fit its values leaves all others judged."""
+
+        def asked(names: Iterable[str]) -> list[dict[str, Any]]:
+            conditions = {f"met {name}": when[name] for name in names}
+            needs = Needs.of(conditions.values())
+            return self.live.judge(known, conditions, needs, sent=sent, is_history=is_history).to_dicts()
+
+        try:
+            return {row["row"]: row for row in asked(when)}, {}
+        except WarehouseError as error:
+            if error.code not in MISFITS:
+                raise
+        rows: dict[int, dict[str, Any]] = {}
+        unfit: dict[str, str] = {}
+        for name in when:
+            try:
+                for row in asked([name]):
+                    rows.setdefault(row["row"], {}).update(row)
+            except WarehouseError as error:
+                if error.code not in MISFITS:
+                    raise
+                unfit[name] = f"its condition does not fit the values: {error.message[:300]}"
+        return rows, unfit
 
 
 def _values(

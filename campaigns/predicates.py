@@ -109,7 +109,7 @@ _INTERVALS = {unit: f"toInterval{unit.capitalize()}" for unit in _DATE_DIFF_UNIT
 _KEYWORDS = frozenset(
     ("and", "or", "not", "in", "between", "like", "ilike", "is", "null", "true", "false")
 ) | frozenset(("interval", "case", "when", "then", "else", "end"))
-_MISFITS = frozenset(
+MISFITS = frozenset(
     (6, 8, 27, 32, 38, 41, 42, 43, 44, 53, 69, 70, 72, 131, 152, 153, 190, 349, 386, 407, 427)
 )
 """ClickHouse's error codes that are the condition's fault: types, arguments, numbers, patterns."""
@@ -273,7 +273,7 @@ def check_types(
         # types alone do not tell everything: comparisons with literals are judged when they are made
         warehouse.value(f"select countIf({predicate.sql}) from {table}", parameters)  # noqa: S608
     except WarehouseError as error:
-        if error.code not in _MISFITS:
+        if error.code not in MISFITS:
             raise
         reason = error.message.removeprefix("ClickHouse refused a query: ")
         reason = re.split(r":? [Ww]hile |: In scope|\. \(|: \(|: value", reason)[0].rstrip(".: ")

@@ -120,6 +120,12 @@ class Performer:
         try:
             outcomes, values = self._outcomes(firings, now)
         except MailhouseError as error:
+            names = {one.name for one in firings}
+            if len(names) > 1:
+                # what is wrong with one trigger holds up no other
+                for name in sorted(names):
+                    self.perform([one for one in firings if one.name == name])
+                return
             _log.error("triggers could not be judged when due: %s", error.message)
             outcomes = {
                 one.row_id: Outcome("put_off", error.message, now + retry_wait(one.tries), is_try=True)
@@ -669,11 +675,7 @@ class TriggerHandler:
     ) -> list[Decision]:
         """What triggers make of events that `Live.store` has resolved."""
         sent = None
-        if any(
-            one.columns & SENT
-            for spec in self.decider.specs.values()
-            for one in self.decider.conditions(spec).all
-        ):
+        if self.decider.columns & SENT:
             sent = self.sent(stored["contact_id"].unique().to_list())
         return self.decider.decide(stored, now, sent=sent, names=names)
 

@@ -384,3 +384,19 @@ def test_days_states_and_segments_fire_by_the_clock(shop: Shop) -> None:
     again = clock_events(shop.warehouse, handler.live, spec, shop.now)
     assert again.is_empty()
     note_states(shop.warehouse, handler.live, spec, shop.now)
+
+
+def test_a_trigger_that_is_wrong_holds_up_no_other(shop: Shop) -> None:
+    people(shop.warehouse, 1)
+    handler = shop.start(
+        column="event: cart.updated\nwhen: no_such_column > 1\n" + SEND,
+        types="event: cart.updated\nwhen: lower(orders_count) = 'x'\n" + SEND,
+        values="event: cart.updated\nwhen: toInt64(event.value) > 1\n" + SEND,
+        unless="event: cart.updated\nunless: lower(orders_count) = 'x'\n" + SEND,
+        good="event: cart.updated\n" + SEND,
+    )
+    feed(handler, events({"id": "a", "person": 1, "value": "abc"}), shop.at(1))
+    assert [shop.outcomes(name) for name in ("column", "types", "good", "unless")] == [
+        ["failed"], ["failed"], ["due", "fired"], ["due", "put_off"],
+    ]  # fmt: skip
+    assert shop.outcomes("values")[0] in ("failed", "condition")
