@@ -23,16 +23,25 @@ def record_specs(warehouse: Warehouse, specs: Iterable[CampaignSpec]) -> int:
     Raises:
         WarehouseError: the warehouse does not answer, or its raw tables have not been made.
     """
+    return record_rows(warehouse, KIND, [_row(spec) for spec in specs])
+
+
+def record_rows(warehouse: Warehouse, kind: str, rows: Iterable[dict[str, str | int]]) -> int:
+    """Write rows of one kind to `raw.campaigns` whose version is not the newest recorded of their name.
+
+    Raises:
+        WarehouseError: as `record_specs`.
+    """
     newest = warehouse.frame(
         """
         select name, argMax(version, loaded_at) as version
         from raw.campaigns where kind = {kind:String} group by name
         """,
-        {"kind": KIND},
+        {"kind": kind},
     )
     known = dict(newest.iter_rows())
-    rows = [_row(spec) for spec in specs if known.get(spec.name) != spec.version]
-    return warehouse.insert("raw.campaigns", pl.DataFrame(rows))
+    changed = [row for row in rows if known.get(row["name"]) != row["version"]]
+    return warehouse.insert("raw.campaigns", pl.DataFrame(changed))
 
 
 def _row(spec: CampaignSpec) -> dict[str, str | int]:

@@ -283,9 +283,14 @@ class CampaignSpec(Spec):
 
         Comments, layout and the description do not count, nor does a default that is written out.
         """
-        content = self.model_dump(mode="json", exclude={"description"}, exclude_defaults=True)
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return content_version(self)
+
+
+def content_version(spec: Spec) -> str:
+    """Twelve hexadecimal digits of what a spec says, its description left out."""
+    content = spec.model_dump(mode="json", exclude={"description"}, exclude_defaults=True)
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def load_campaigns(content_dir: Path) -> dict[str, CampaignSpec]:

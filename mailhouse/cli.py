@@ -17,6 +17,7 @@ import typer
 from mailhouse import gateway
 from mailhouse.console import console, show_error
 from mailhouse.journeys import app as journey
+from mailhouse.triggers import trigger as trigger_commands
 from warehouse.errors import MailhouseError
 from warehouse.settings import MailhouseSettings, check_environment
 
@@ -35,6 +36,7 @@ app.add_typer(journey, name="journey")
 assets = typer.Typer(help="Pictures that templates show.", no_args_is_help=True)
 app.add_typer(assets, name="assets")
 app.add_typer(gateway.app, name="gateway")
+app.add_typer(trigger_commands, name="trigger")
 
 
 @app.callback()
@@ -99,18 +101,32 @@ def preview(
 
 
 @app.command()
-def why(message_id: Annotated[str, typer.Argument(help="The id of a message, sent or not.")]) -> None:
+def why(
+    message_id: Annotated[str, typer.Argument(help="The id of a message, sent or not.")] = "",
+    contact: Annotated[int, typer.Option("--contact", help="A contact_id, with --trigger.")] = 0,
+    trigger: Annotated[
+        str, typer.Option("--trigger", help="A trigger: what it decided about the contact.")
+    ] = "",
+    event: Annotated[str, typer.Option("--event", help="About this event alone.")] = "",
+) -> None:
     """Say why a contact got a message, or why not, from what is stored."""
-    from mailhouse.engine import open_warehouse
-    from senders.ledger import Ledger
-    from senders.settings import SenderSettings
-    from senders.why import why as explain
+    from mailhouse.trigger_work import explain
 
-    settings = SenderSettings.load()
-    with Ledger.open(settings) as ledger, open_warehouse(settings, "mailhouse why") as warehouse:
-        explanation = explain(message_id, ledger, warehouse)
-    for line in explanation.lines():
+    for line in explain(message_id, contact, trigger, event):
         console.print(line, markup=False, soft_wrap=True)
+
+
+@app.command()
+def replay(
+    trigger: Annotated[str, typer.Option("--trigger", help="Name of a file in content/triggers.")],
+    since: Annotated[str, typer.Option("--since", help="From then on: 2026-06-01, or 7d for a week ago.")],
+    until: Annotated[str, typer.Option("--until", help="Up to then; left out, now.")] = "",
+    send: Annotated[bool, typer.Option("--send", help="Do what would have fired, once each.")] = False,
+) -> None:
+    """Show what a trigger would decide about past events, with the state as of each of them."""
+    from mailhouse.trigger_work import run_replay
+
+    run_replay(trigger, since, until, send=send)
 
 
 @app.command()

@@ -60,6 +60,7 @@ def diagnose(settings: SenderSettings, command: CommandSettings) -> list[Finding
         "dbt project": lambda: _models(settings),
         "sources": lambda: _sources(settings),
         "campaigns": lambda: _campaigns(settings),
+        "triggers": lambda: _triggers(settings),
         "templates": lambda: _templates(settings),
         "assets": lambda: _assets(settings),
         "ledger": lambda: _ledger(settings),
@@ -147,6 +148,15 @@ def _campaigns(settings: SenderSettings) -> Finding:
     segments = [path.stem for path in SEGMENTS_DIR.glob("*.sql")]
     check_references(specs, templates, segments, provider=settings.provider)
     return Finding("campaigns", Verdict.OK, f"{len(specs)} campaigns")
+
+
+def _triggers(settings: SenderSettings) -> Finding:
+    from campaigns.triggers import load_triggers
+    from mailhouse.trigger_work import check_files
+
+    specs = load_triggers(settings.content_dir)
+    check_files(settings, specs)
+    return Finding("triggers", Verdict.OK, f"{len(specs)} triggers")
 
 
 def _templates(settings: SenderSettings) -> Finding:

@@ -86,6 +86,7 @@ class Claim:
         plan: the columns of `PLAN_COLUMNS`.
         skip_reasons: empty where the message may be sent.
         details: JSON texts: consent, suppression, caps and whatever else explains the decision.
+        occurrences: each message's own, where they differ; else that of the plan.
     """
 
     plan: Mapping[str, str]
@@ -95,6 +96,7 @@ class Claim:
     skip_reasons: Sequence[str]
     details: Sequence[str]
     variants: Sequence[str] = ()
+    occurrences: Sequence[str] = ()
 
 
 @dataclass
@@ -353,12 +355,16 @@ class Ledger:
                 for reason, contact in zip(claim.skip_reasons, claim.contact_ids, strict=True)
             ]
             variants = claim.variants or [""] * len(reasons)
-            plan_id = self._plan_id(connection, claim.plan)
+            occurrences = claim.occurrences or [claim.plan.get("occurrence", "")] * len(reasons)
+            plan_ids = {
+                occurrence: self._plan_id(connection, {**claim.plan, "occurrence": occurrence})
+                for occurrence in dict.fromkeys(occurrences)
+            }
             rows = [
                 (message_id, contact_id, _storable(email), variant, details, "skipped" if reason else "claimed", reason,
-                 1 if reason else 0, not reason, run.run_id, plan_id, at, at)
-                for message_id, contact_id, email, variant, reason, details in zip(
-                    claim.message_ids, claim.contact_ids, claim.emails, variants, reasons, claim.details,
+                 1 if reason else 0, not reason, run.run_id, plan_ids[occurrence], at, at)
+                for message_id, contact_id, email, variant, reason, details, occurrence in zip(
+                    claim.message_ids, claim.contact_ids, claim.emails, variants, reasons, claim.details, occurrences,
                     strict=True,
                 )
             ]  # fmt: skip
@@ -685,6 +691,33 @@ class Ledger:
                 sa.select(messages.c.email, messages.c.contact_id).where(messages.c.message_id == message_id)
             ).first()
             return (row[0], row[1]) if row else None
+
+    def standing(self, message_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Status and reason of messages, of those that the ledger has."""
+        with self._reading() as connection:
+            return {
+                row.message_id: (row.status, row.reason)
+                for ids in _chunks(message_ids)
+                for row in _with_ids(connection, _STANDING, ids)
+            }
+
+    def about(self, message_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """What messages are: message_id, contact_id, email, kind, name, template, occurrence; of those that it has."""
+        with self._reading() as connection:
+            return [
+                dict(row)
+                for ids in _chunks(message_ids)
+                for row in _with_ids(connection, _ABOUT, ids).mappings()
+            ]
+
+    def sent_unexported(self, contact_ids: Sequence[int]) -> list[tuple[str, int, datetime]]:
+        """Messages of contacts that were accepted and of which the warehouse may not know: id, contact, when."""
+        with self._reading() as connection:
+            return [
+                (row.message_id, row.contact_id, moment(row.changed_at))
+                for ids in _chunks(contact_ids)
+                for row in _with_ids(connection, _SENT_UNEXPORTED, ids)
+            ]
 
     # allowances
 
@@ -1030,6 +1063,16 @@ _LEFT = (
 _ABANDON = (
     "update messages set status = 'skipped', reason = 'left_audience', sequence = sequence + 1, is_open = false, "
     "changed_at = :at where id in :ids and status = 'claimed'"
+)
+_STANDING = "select message_id, status, reason from messages where message_id in :ids"
+_ABOUT = (
+    "select m.message_id, m.contact_id, m.email, p.kind, p.name, p.template, p.occurrence "
+    "from messages m join plans p on p.plan_id = m.plan_id where m.message_id in :ids"
+)
+_SENT_UNEXPORTED = (
+    "select m.message_id, m.contact_id, c.changed_at from message_changes c "
+    "join messages m on m.id = c.message_row "
+    "where not c.is_exported and c.status in ('sent', 'queued') and m.contact_id in :ids"
 )
 _COUNTS = sa.text(
     "select m.status, count(*) from messages m join plans p on p.plan_id = m.plan_id "

@@ -309,8 +309,8 @@ class _Sender:
         claimed = self.ledger.claim(
             run,
             Claim(
-                self.ledger_plan, ids, contacts, _texts(frame, "email"), _texts(frame, "skip_reason"),
-                self.details(frame), _texts(frame, "variant"),
+                self.ledger_plan, ids, contacts, texts(frame, "email"), texts(frame, "skip_reason"),
+                self.details(frame), texts(frame, "variant"),
             ),
             self.settings.now(),
             cap=self.cap,
@@ -319,12 +319,7 @@ class _Sender:
         for reason, number in claimed.skipped.items():
             self.skip(reason, number)
         positions = sorted(claimed.rows)
-        names = [
-            name for name in frame.columns
-            if (self.columns is None or name in self.columns)
-            and (name not in NOT_PROFILE or name in ("recommendations", "variant"))
-        ]  # fmt: skip
-        rows = Rows.of(frame, names, self.product_fields)
+        rows = rows_of(frame, self.columns, self.product_fields)
         for start in range(0, len(positions), self.window):
             part = positions[start : start + self.window]
             self.dispatch(
@@ -360,7 +355,7 @@ class _Sender:
             cap = {"messages": self.cap.messages, "seconds": int(self.cap.within.total_seconds())}
             shared.append(f'"cap": {json.dumps(cap)}')
         columns = [
-            [f'"{name}": {encode_basestring_ascii(value)}' if value else "" for value in _texts(frame, name)]
+            [f'"{name}": {encode_basestring_ascii(value)}' if value else "" for value in texts(frame, name)]
             for name in ("consent_id", "suppression_event_id", "recommendation_version")
         ]
         return [f"{{{', '.join([*shared, *filter(None, row)])}}}" for row in zip(*columns, strict=True)]
@@ -488,7 +483,17 @@ class _Sender:
         self.report()
 
 
-def _texts(frame: pl.DataFrame, name: str) -> list[str]:
+def rows_of(frame: pl.DataFrame, needed: frozenset[str] | None, fields: frozenset[str] | None) -> Rows:
+    """Rows of an audience as messages need them: columns of `needed_columns`, and these fields of products."""
+    names = [
+        name for name in frame.columns
+        if (needed is None or name in needed)
+        and (name not in NOT_PROFILE or name in ("recommendations", "variant"))
+    ]  # fmt: skip
+    return Rows.of(frame, names, fields)
+
+
+def texts(frame: pl.DataFrame, name: str) -> list[str]:
     """A text column without NULLs; all empty if the frame does not have it."""
     if name not in frame.columns:
         return [""] * frame.height

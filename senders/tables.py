@@ -175,3 +175,40 @@ leases = Table(
     Column("process_started_at", String(40), nullable=False),
     Column("heartbeat_at", Float, nullable=False),
 )
+
+#: What triggers have decided to do: one row a trigger, contact and event. `waiting` until it is due, `taken` by the run
+#: that acts, then `done`; `fired_at` is kept from the moment that the cooldown let it through.
+trigger_firings = Table(
+    "trigger_firings",
+    metadata,
+    Column("id", Identifier, primary_key=True, autoincrement=True),
+    # the id of the message that it sends, if it sends one
+    Column("firing_id", String(36), nullable=False, unique=True),
+    Column("name", String(200), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("contact_id", BigInteger, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("event", Text, nullable=False),
+    Column("state", String(12), nullable=False),
+    Column("reason", String(100), nullable=False, server_default=""),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Column("due_at", BigInteger, nullable=False),
+    Column("fired_at", BigInteger),
+    Column("run_id", BigInteger),
+    Column("created_at", BigInteger, nullable=False),
+    Column("changed_at", BigInteger, nullable=False),
+    Index("trigger_firings_by_contact", "name", "contact_id", "fired_at"),
+    Index(
+        "trigger_firings_due",
+        "due_at",
+        sqlite_where=text("state = 'waiting'"),
+        postgresql_where=text("state = 'waiting'"),
+    ),
+    Index(
+        "trigger_firings_taken",
+        "run_id",
+        sqlite_where=text("state = 'taken'"),
+        postgresql_where=text("state = 'taken'"),
+    ),
+    sqlite_autoincrement=True,
+)

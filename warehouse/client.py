@@ -90,6 +90,7 @@ class Warehouse:
         parameters: Mapping[str, Any] | None = None,
         *,
         external: Mapping[str, pl.DataFrame] | None = None,
+        external_types: Mapping[str, Mapping[str, str]] | None = None,
         settings: Mapping[str, str] | None = None,
     ) -> pl.DataFrame:
         """Run a query; all rows as one frame. Strings come as strings, `DateTime64` in UTC.
@@ -98,6 +99,7 @@ class Warehouse:
             sql: one query.
             parameters: values of `{name:Type}` in the text.
             external: frames that the query may read as tables by these names; they travel with it.
+            external_types: ClickHouse types of some of their columns, where others than those of `_EXTERNAL_TYPES`.
             settings: ClickHouse settings for this query alone.
         """
         with self._errors():
@@ -105,7 +107,7 @@ class Warehouse:
                 sql,
                 parameters=dict(parameters or {}),
                 settings={"output_format_arrow_string_as_string": "1", **(settings or {})},
-                external_data=_external_data(external) if external else None,
+                external_data=_external_data(external, external_types or {}) if external else None,
             )
         return _frame(pl.from_arrow(table))
 
@@ -161,7 +163,7 @@ class Warehouse:
                 sql,
                 parameters=dict(parameters or {}),
                 settings={**INSERT_SETTINGS, **(settings or {})},
-                external_data=_external_data(external),
+                external_data=_external_data(external, {}),
             )
             return int(summary.written_rows)
 
@@ -197,13 +199,19 @@ _EXTERNAL_TYPES: dict[pl.DataType, str] = {
 }
 
 
-def _external_data(frames: Mapping[str, pl.DataFrame]) -> ExternalData:
+def _external_data(
+    frames: Mapping[str, pl.DataFrame], types: Mapping[str, Mapping[str, str]]
+) -> ExternalData:
     data = ExternalData()
     for name, frame in frames.items():
         body = io.BytesIO()
         # the oldest layout: ClickHouse reads no string views
         frame.write_ipc_stream(body, compat_level=pl.CompatLevel.oldest())
-        structure = [f"{column} {_EXTERNAL_TYPES[dtype]}" for column, dtype in frame.schema.items()]
+        given = types.get(name, {})
+        structure = [
+            f"`{column}` {given[column] if column in given else _EXTERNAL_TYPES[dtype]}"
+            for column, dtype in frame.schema.items()
+        ]
         data.add_file(file_name=name, data=body.getvalue(), fmt="ArrowStream", structure=structure)
     return data
 

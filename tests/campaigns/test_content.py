@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from campaigns.specs import check_references, is_due, load_campaigns
+from campaigns.triggers import check_references as check_triggers
+from campaigns.triggers import load_triggers
 from senders.rendering import PROFILE_COLUMNS, TemplateLibrary
 from warehouse.settings import PROJECT_ROOT
 
@@ -18,6 +20,8 @@ SEGMENTS = [
     "big_spenders",
 ]  # fmt: skip
 SPECS = load_campaigns(CONTENT)
+TRIGGERS = load_triggers(CONTENT)
+SENDING = {**SPECS, **{name: spec for name, spec in TRIGGERS.items() if spec.send}}
 NOTHING = dict.fromkeys(PROFILE_COLUMNS) | {
     "email": "a@example.com",
     "orders_count": 1,
@@ -45,7 +49,9 @@ def library() -> TemplateLibrary:
 def test_campaigns_name_what_exists(library):
     assert {"win_back", "second_order", "thank_champions", "still_interested"} <= set(SPECS)
     check_references(SPECS, library.names(), SEGMENTS, PROFILE_COLUMNS)
-    unused = set(library.names()) - {spec.send.template for spec in SPECS.values()}
+    check_triggers(TRIGGERS, library.names(), SEGMENTS, PROFILE_COLUMNS, provider="smtp")
+    assert {"cart_abandoned", "welcome", "losing_interest"} <= set(TRIGGERS)
+    unused = set(library.names()) - {spec.send.template for spec in SENDING.values() if spec.send}
     assert not unused
 
 
@@ -55,11 +61,12 @@ def test_the_demo_finds_campaigns_due():
     assert due == {"win_back", "second_order", "thank_champions"}
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", SENDING)
 @pytest.mark.parametrize("contact", [NOTHING, EVERYTHING], ids=["nothing", "everything"])
 @pytest.mark.parametrize("products", [[], PRODUCTS], ids=["none", "two"])
 def test_every_contact_gets_a_whole_message(library, name, contact, products):
-    send = SPECS[name].send
+    send = SENDING[name].send
+    assert send is not None
     template = library.template(send.template, subject=send.subject, preheader=send.preheader or "")
     template.require_marketing()
     rendered = template.render(

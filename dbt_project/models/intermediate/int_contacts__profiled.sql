@@ -122,7 +122,15 @@ select
     mail.first_message_at as first_message_at,
     mail.last_message_at as last_message_at,
     mail.last_opened_at as last_opened_at,
-    mail.last_clicked_at as last_clicked_at
+    mail.last_clicked_at as last_clicked_at,
+
+    ---------- metadata
+    -- what was loaded later is not in here: live state (campaigns/live.py) adds it
+    (
+        select max(loaded_at) from {{ ref('int_events__recorded') }}
+        where slot = (select max(slot) from {{ ref('int_events__recorded') }})
+    )::DateTime64(3, 'UTC') as events_through,
+    (select max(ledger_loaded_at) from {{ ref('int_messages__followed') }})::DateTime64(3, 'UTC') as messages_through
 from contacts
 left join rfm on rfm.contact_id = contacts.contact_id
 left join engagement on engagement.contact_id = contacts.contact_id

@@ -1,0 +1,480 @@
+# ruff: noqa: S608  (names of this module)
+"""What triggers decide about events: one judgement a trigger and event, with the values that it read.
+
+The same rule serves the gateway, `mailhouse trigger test` and `mailhouse replay`. Every decision becomes a row of
+`campaigns.trigger_decisions`, from which `mailhouse why` answers; that a condition was not met is kept for a week, the
+rest for half a year.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import polars as pl
+
+from campaigns.live import JUDGED_COLUMNS, UTC_MS, Live, Needs, judged_rows
+from campaigns.predicates import MISFITS, Predicate
+from campaigns.triggers import Conditions, TriggerSpec, conditions_of, plain
+from warehouse.client import Warehouse
+from warehouse.errors import InputError, WarehouseError
+
+LATE: Final = timedelta(hours=24)
+"""An event that took longer than this to reach us is history: it fires nothing."""
+
+OUTCOMES: Final = {
+    "fired": "it fired",
+    "due": "it is to fire, now or when its wait is over",
+    "condition": "its condition was not met",
+    "no_contact": "the event led to no contact",
+    "late": f"the event reached us more than {LATE.total_seconds() / 3600:.0f} hours after it happened",
+    "unless": "what calls it off had happened",
+    "cooldown": "it had fired for this contact within its cooldown",
+    "frequency_cap": "the contact had got as many messages as the frequency cap allows",
+    "quiet_hours": "it was night where the contact lives",
+    "no_consent": "there is no consent to marketing by email",
+    "suppressed": "the address is suppressed (unsubscribed, complained or bounced)",
+    "invalid": "the contact has no address that can be written to",
+    "deleted": "the contact has been deleted",
+    "put_off": "the provider or the other system put it off; it is tried again",
+    "paused": "the trigger is paused",
+    "failed": "it failed",
+    "unknown": "it may have gone: the sender died while the provider was called",
+}
+"""What may become of a trigger and an event, in words."""
+
+TABLE: Final = """
+    create table if not exists campaigns.trigger_decisions (
+        decided_at DateTime64(3, 'UTC'),
+        trigger LowCardinality(String),
+        version LowCardinality(String),
+        contact_id Int64,
+        event_id String,
+        event_type LowCardinality(String),
+        firing_id String,
+        outcome LowCardinality(String),
+        reason String codec(ZSTD(1)),
+        details String codec(ZSTD(3)),
+        written_at DateTime64(3, 'UTC') default now64(3)
+    ) engine = MergeTree partition by toMonday(written_at) order by (trigger, contact_id, decided_at)
+    ttl toDateTime(written_at) + toIntervalDay(7) delete where outcome = 'condition',
+        toDateTime(written_at) + toIntervalDay(180)
+    comment 'One decision of one trigger about one event; the same decision may stand there twice after a crash.'
+"""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a trigger makes of an event.
+
+    Attributes:
+        outcome: one of `OUTCOMES`.
+        values: what its conditions read, by name.
+        due_at: when it is to fire, for `due`.
+        event: type, source, email, occurred_at, properties, message words: what acting needs of the event.
+    """
+
+    trigger: str
+    version: str
+    contact_id: int
+    event_id: str
+    event_type: str
+    outcome: str
+    decided_at: datetime
+    reason: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    due_at: datetime | None = None
+    firing_id: str = ""
+    event: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Decider:
+    """Judges events by all triggers.
+
+    Args:
+        specs: the triggers in force.
+        live: the state.
+    """
+
+    def __init__(self, specs: Iterable[TriggerSpec], live: Live) -> None:
+        self.live = live
+        self.specs = {spec.name: spec for spec in specs}
+        self._parsed: dict[str, Conditions] = {}
+        self._columns: dict[str, str] = {}
+
+    def conditions(self, spec: TriggerSpec) -> Conditions:
+        """A trigger's conditions, read with the types that the profile's columns have now."""
+        columns = self.live.columns()
+        if columns != self._columns:
+            self._parsed, self._columns = {}, columns
+        if spec.name not in self._parsed:
+            self._parsed[spec.name] = conditions_of(spec, columns or None)
+        return self._parsed[spec.name]
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """What all conditions read, of triggers whose conditions can be read."""
+        names: set[str] = set()
+        for spec in self.specs.values():
+            with contextlib.suppress(InputError):
+                names.update(name for one in self.conditions(spec).all for name in one.columns)
+        return frozenset(names)
+
+    @property
+    def event_types(self) -> frozenset[str]:
+        """Types of events that fire anything."""
+        return frozenset(kind for spec in self.specs.values() for kind in spec.event or ())
+
+    def decide(
+        self,
+        events: pl.DataFrame,
+        now: datetime,
+        *,
+        sent: pl.DataFrame | None = None,
+        is_history: bool = False,
+        names: Sequence[str] | None = None,
+    ) -> list[Decision]:
+        """What all triggers, or those named, make of events, in the order of the events.
+
+        Args:
+            events: as `Live.store` returns them.
+            sent: as for `Live.judge`.
+            is_history: judge the past: no event is late.
+        """
+        chosen = [spec for name, spec in self.specs.items() if names is None or name in names]
+        by_type: dict[str, list[TriggerSpec]] = {}
+        for spec in chosen:
+            for kind in spec.event or ():
+                by_type.setdefault(kind, []).append(spec)
+        if names is not None and all(spec.event is None for spec in chosen):
+            # due by the clock: the caller says for which triggers
+            by_type = dict.fromkeys(events["type"].unique(), chosen)
+        events = (
+            events.filter(pl.col("type").is_in(list(by_type)))
+            .unique("event_id", keep="first", maintain_order=True)
+            .sort("occurred_at", "event_id")
+        )
+        if events.is_empty():
+            return []
+        return self._decided(events, by_type, now, sent, is_history)
+
+    def _decided(
+        self,
+        events: pl.DataFrame,
+        by_type: Mapping[str, Sequence[TriggerSpec]],
+        now: datetime,
+        sent: pl.DataFrame | None,
+        is_history: bool,
+    ) -> list[Decision]:
+        types = set(events["type"])
+        specs = {spec.name: spec for kind in types for spec in by_type[kind]}
+        when: dict[str, Predicate] = {}
+        broken: dict[str, str] = {}
+        for name, spec in specs.items():
+            try:
+                condition = self.conditions(spec).when
+            except InputError as error:
+                broken[name] = error.message
+            else:
+                if condition is not None:
+                    when[name] = condition
+        rows = judged_rows(events)
+        known = rows.filter(pl.col("contact_id") != 0)
+        judged: dict[int, dict[str, Any]] = {}
+        if known.height and when:
+            judged, unfit = self._judged(known, when, sent, is_history)
+            broken |= unfit
+        decisions: list[Decision] = []
+        for place, event in enumerate(events.iter_rows(named=True)):
+            is_late = not is_history and event["received_at"] - event["occurred_at"] > LATE
+            for spec in by_type[event["type"]]:
+                condition = when.get(spec.name)
+                outcome, reason = "due", ""
+                values: dict[str, Any] = {}
+                if event["contact_id"] == 0:
+                    outcome = "no_contact"
+                elif is_late:
+                    outcome = "late"
+                elif spec.name in broken:
+                    outcome, reason = "failed", broken[spec.name]
+                elif condition is not None:
+                    row = judged[place]
+                    values = _values(row, event, condition.columns, condition.calls)
+                    outcome = "due" if row[f"met {spec.name}"] else "condition"
+                due_at = event["occurred_at"] + (spec.wait or timedelta(0)) if outcome == "due" else None
+                decisions.append(
+                    Decision(
+                        spec.name, spec.version, event["contact_id"], event["event_id"], event["type"], outcome,
+                        now, reason or ((spec.when or "") if outcome == "condition" else ""), values, due_at,
+                        event=_event_words(event),
+                    )
+                )  # fmt: skip
+        return decisions
+
+    def _judged(
+        self, known: pl.DataFrame, when: Mapping[str, Predicate], sent: pl.DataFrame | None, is_history: bool
+    ) -> tuple[dict[int, dict[str, Any]], dict[str, str]]:
+        """Rows with verdicts; one condition that does not fit its values leaves all others judged."""
+
+        def asked(names: Iterable[str]) -> list[dict[str, Any]]:
+            conditions = {f"met {name}": when[name] for name in names}
+            needs = Needs.of(conditions.values())
+            return self.live.judge(known, conditions, needs, sent=sent, is_history=is_history).to_dicts()
+
+        try:
+            return {row["row"]: row for row in asked(when)}, {}
+        except WarehouseError as error:
+            if error.code not in MISFITS:
+                raise
+        rows: dict[int, dict[str, Any]] = {}
+        unfit: dict[str, str] = {}
+        for name in when:
+            try:
+                for row in asked([name]):
+                    rows.setdefault(row["row"], {}).update(row)
+            except WarehouseError as error:
+                if error.code not in MISFITS:
+                    raise
+                unfit[name] = f"its condition does not fit the values: {error.message[:300]}"
+        return rows, unfit
+
+
+def _values(
+    row: Mapping[str, Any], event: Mapping[str, Any], columns: Iterable[str], calls: Iterable[Any]
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name in sorted(columns):
+        if name.startswith("message."):
+            values[name] = event[f"message_{name.removeprefix('message.')}"]
+        elif name in ("event.type", "event.source", "event.occurred_at"):
+            values[name] = plain(event[name.removeprefix("event.")])
+        else:
+            values[name] = plain(row.get(name))
+    for call in sorted(calls):
+        values[f"{call.function}('{call.event_type}', '{call.seconds}s')"] = plain(row[call.column])
+    return values
+
+
+def _event_words(event: Mapping[str, Any]) -> dict[str, Any]:
+    words = {
+        name: event[name]
+        for name in ("type", "source", "email", "properties", "message_kind", "message_name", "message_template",
+                     "message_occurrence")
+    }  # fmt: skip
+    return {**words, "occurred_at": event["occurred_at"].isoformat()}
+
+
+def firing_rows(firings: Sequence[Any], as_of: datetime | Mapping[int, datetime]) -> pl.DataFrame:
+    """Firings (`senders.firings`) as `Live.judge` takes them, numbered from 0, as of now or each as of its own time."""
+    rows = [
+        {
+            "row": place,
+            "contact_id": one.contact_id,
+            "email": one.event.get("email", ""),
+            "as_of": as_of[place] if isinstance(as_of, Mapping) else as_of,
+            "event_id": one.event_id,
+            "event_type": one.event["type"],
+            "event_source": one.event.get("source", ""),
+            "event_occurred_at": datetime.fromisoformat(one.event["occurred_at"]),
+            "event_properties": one.event.get("properties") or "{}",
+            **{name: one.event.get(name, "") for name in JUDGED_COLUMNS if name.startswith("message_")},
+        }
+        for place, one in enumerate(firings)
+    ]
+    frame = pl.DataFrame(rows, schema_overrides=dict(JUDGED_COLUMNS), infer_schema_length=None)
+    return frame.select(pl.col(name).cast(dtype) for name, dtype in JUDGED_COLUMNS.items())
+
+
+class DecisionLog:
+    """Writes and reads `campaigns.trigger_decisions`."""
+
+    def __init__(self, warehouse: Warehouse) -> None:
+        self.warehouse = warehouse
+
+    def prepare(self) -> None:
+        """Make the table, if it is not there."""
+        self.warehouse.define("create database if not exists campaigns")
+        self.warehouse.define(TABLE)
+
+    def write(self, decisions: Sequence[Decision]) -> None:
+        """Append decisions."""
+        if not decisions:
+            return
+        rows = [
+            {
+                "decided_at": one.decided_at,
+                "trigger": one.trigger,
+                "version": one.version,
+                "contact_id": one.contact_id,
+                "event_id": one.event_id,
+                "event_type": one.event_type,
+                "firing_id": one.firing_id,
+                "outcome": one.outcome,
+                "reason": one.reason,
+                "details": json.dumps(
+                    {"values": one.values, **({"due_at": one.due_at.isoformat()} if one.due_at else {})},
+                    ensure_ascii=False,
+                ),
+            }
+            for one in decisions
+        ]
+        self.warehouse.insert(
+            "campaigns.trigger_decisions", pl.DataFrame(rows, schema_overrides={"decided_at": UTC_MS})
+        )
+
+    def read(
+        self,
+        *,
+        firing_id: str = "",
+        trigger: str = "",
+        contact_id: int = 0,
+        event_id: str = "",
+        limit: int = 50,
+    ) -> list[dict[str, Any]]:
+        """Decisions, oldest first, each once: about a firing, or about a trigger and contact."""
+        if not self.warehouse.value(
+            "select count() from system.tables where database = 'campaigns' and name = 'trigger_decisions'"
+        ):
+            return []
+        where = (
+            "firing_id = {firing:String}"
+            if firing_id
+            else "trigger = {trigger:String} and contact_id = {contact:Int64}"
+        )
+        if event_id:
+            where += " and event_id = {event:String}"
+        found = self.warehouse.frame(
+            f"""
+            select * from (
+                select decided_at, trigger::String as trigger, version::String as version, contact_id, event_id,
+                    event_type::String as event_type, firing_id, outcome::String as outcome, reason, details
+                from campaigns.trigger_decisions where {where}
+                order by decided_at desc, written_at desc limit 1 by event_id, outcome, decided_at limit {int(limit)}
+            ) order by decided_at, event_id
+            """,
+            {"firing": firing_id, "trigger": trigger, "contact": contact_id, "event": event_id},
+        )
+        return [{**row, "details": json.loads(row["details"])} for row in found.iter_rows(named=True)]
+
+
+def clock_events(
+    warehouse: Warehouse, live: Live, spec: TriggerSpec, now: datetime, *, look_back: timedelta = LATE
+) -> pl.DataFrame:
+    """Whom a trigger of `date`, `becomes`, `entered` or `left` concerns now, as events for `Decider.decide`.
+
+    What has been decided already is left out. For a state, those for whom it has begun since it was last looked at; who
+    is in it when the trigger is new was so before, and fires nothing. Call `note_states` once they have been decided.
+    """
+    live.require_marts()
+    profiles = f"{live.prefix}marts.contact_profiles"
+    parameters: dict[str, Any] = {
+        "now": _text(now), "since": _text(now - look_back), "trigger": spec.name, "state": spec.state_key,
+    }  # fmt: skip
+    if spec.date is not None:
+        date = spec.date
+        if date.every == "year":
+            shift = (date.after or timedelta(0)) - (date.before or timedelta(0))
+            local = "toDate(now_, {zone:String})"
+            # this year's day and those beside it: the year may turn between the clocks
+            due = (
+                f"arrayJoin(arrayMap(year -> toDateTime64(toString(addYears(toDate(moment, {{zone:String}}), year))"
+                " || ' ' || {at:String} || ':00', 3, {zone:String}),"
+                f" arrayMap(shift -> toYear({local}) - toYear(moment, {{zone:String}}) + shift, [-1, 0, 1])))"
+                f" + toIntervalSecond({int(shift.total_seconds())})"
+            )
+            parameters |= {"zone": date.timezone, "at": date.at}
+            first = "and due > moment"
+        else:
+            shift = (date.after or timedelta(0)) - (date.before or timedelta(0))
+            due = f"moment + toIntervalSecond({int(shift.total_seconds())})"
+            first = ""
+        sql = f"""
+            select contact_id, toTimeZone(due, 'UTC') as occurred_at,
+                'trigger:' || {{trigger:String}} || ':' || toString(contact_id) || ':'
+                    || toString(toUnixTimestamp64Milli(toDateTime64(due, 3, 'UTC'))) as event_id
+            from (
+                with {{now:DateTime64(3, 'UTC')}} as now_
+                select contact_id, toDateTime64(assumeNotNull(`{date.column}`), 3, 'UTC') as moment, {due} as due
+                from {profiles} where `{date.column}` is not null
+            )
+            where due > {{since:DateTime64(3, 'UTC')}} and due <= {{now:DateTime64(3, 'UTC')}} {first}
+                and event_id not in (
+                    select event_id from campaigns.trigger_decisions where trigger = {{trigger:String}}
+                )
+        """
+    else:
+        condition = conditions_of(spec, live.columns()).state
+        assert condition is not None
+        sql = f"""
+            select contact_id, {{now:DateTime64(3, 'UTC')}} as occurred_at,
+                'trigger:' || {{trigger:String}} || ':' || toString(contact_id) || ':'
+                    || toString(toUnixTimestamp64Milli(assumeNotNull(before.changed_at))) as event_id
+            from (
+                select contact_id, ifNull(({condition.sql})::Nullable(Bool), false) as is_met from {profiles}
+            ) as people
+            left any join (
+                select contact_id, argMax(is_met, states.changed_at) as was_met, max(states.changed_at) as changed_at
+                from campaigns.trigger_states as states
+                where trigger = {{trigger:String}} and state = {{state:String}} group by contact_id
+            ) as before on before.contact_id = people.contact_id
+            where is_met and not was_met and (
+                select count() > 0 from campaigns.trigger_states
+                where trigger = {{trigger:String}} and state = {{state:String}}
+            )
+            settings join_use_nulls = 0
+        """
+    found = warehouse.frame(sql, parameters)
+    moment = pl.col("occurred_at").cast(UTC_MS)
+    return found.select(
+        "event_id",
+        pl.lit(f"trigger.{spec.source}").alias("type"),
+        pl.lit("clock").alias("source"),
+        pl.lit("").alias("email"),
+        "contact_id",
+        moment.alias("occurred_at"),
+        moment.alias("received_at"),
+        pl.lit("{}").alias("properties"),
+        *(pl.lit("").alias(f"message_{name}") for name in ("kind", "name", "template", "occurrence")),
+    )
+
+
+STATES: Final = """
+    create table if not exists campaigns.trigger_states (
+        trigger LowCardinality(String), state LowCardinality(String), contact_id Int64, is_met Bool,
+        changed_at DateTime64(3, 'UTC')
+    ) engine = ReplacingMergeTree(changed_at) order by (trigger, state, contact_id)
+    comment 'Whether the state that a trigger watches was met when it was last looked at; contact 0: it has been.'
+"""
+
+
+def note_states(warehouse: Warehouse, live: Live, spec: TriggerSpec, now: datetime) -> None:
+    """Note for whom the state that a trigger watches holds now."""
+    condition = conditions_of(spec, live.columns()).state
+    assert condition is not None
+    warehouse.execute(
+        f"""
+        insert into campaigns.trigger_states
+        select {{trigger:String}}, {{state:String}}, contact_id, is_met, {{now:DateTime64(3, 'UTC')}}
+        from (
+            select contact_id, ifNull(({condition.sql})::Nullable(Bool), false) as is_met
+            from {live.prefix}marts.contact_profiles
+            union all select 0::Int64, true
+        ) as people
+        left any join (
+            select contact_id, argMax(is_met, changed_at) as was_met from campaigns.trigger_states
+            where trigger = {{trigger:String}} and state = {{state:String}} group by contact_id
+        ) as before on before.contact_id = people.contact_id
+        where is_met != was_met
+        settings join_use_nulls = 0
+        """,
+        {"trigger": spec.name, "state": spec.state_key, "now": _text(now)},
+    )
+
+
+def _text(moment: datetime) -> str:
+    moment = moment.astimezone(UTC)
+    return f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03d}"

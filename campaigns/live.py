@@ -1,0 +1,1130 @@
+# ruff: noqa: S608  (queries are put together from checked conditions and names of this module)
+"""Live state: whom an event concerns, and what is so of them now, the last second included.
+
+Marts are built now and then; triggers and journeys must know what happened since. `live.events` holds the events of
+the last 35 days that came through the gateway's stream, each with the contact that dbt gives it, or will give it once
+it is built (`dbt_project/macros/identity.sql`, `int_contacts__identified`). Where an event led to nobody, `contact_id`
+is 0. An event may stand there twice after a crash: readers count each `event_id` once.
+
+`Live.judge` tells for a whole batch what conditions say of events: over the columns of `marts.contact_profiles`, moved
+by what was loaded after the mart was built (its `events_through`), and over counts of earlier events. The rows of the
+batch's contacts are read by key with a query a table, side by side, added up here, and travel to ClickHouse as one flat
+table, over which one query judges all conditions: planning one query with all the joins would cost ten times as much.
+Everything is as of each event's own time (`as_of`), so that a batch is judged the same however it is
+cut, and `is_history` judges the past in the same way from all events that there are.
+
+What moves, and what does not: orders (count, pieces, revenue, first, last, days since), messages sent, opened and
+clicked, suppression and consent move. Scores, bands, segments and what the CRM says are those of the last build.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import polars as pl
+
+from campaigns.predicates import EventCall, Predicate, property_sql
+from warehouse.client import Warehouse
+from warehouse.errors import WarehouseError
+
+DAYS: Final = 35
+"""How long `live.events` keeps what was loaded."""
+
+TABLES: Final = (
+    "create database if not exists live",
+    f"""
+    create table if not exists live.events (
+        event_id String,
+        contact_id Int64,
+        type LowCardinality(String),
+        source LowCardinality(String),
+        message_id String,
+        is_machine Bool,
+        occurred_at DateTime64(3, 'UTC'),
+        received_at DateTime64(3, 'UTC'),
+        properties JSON,
+        loaded_at DateTime64(3, 'UTC')
+    ) engine = ReplacingMergeTree partition by toMonday(loaded_at)
+    order by (contact_id, type, occurred_at, event_id)
+    ttl toDateTime(loaded_at) + toIntervalDay({DAYS}) settings ttl_only_drop_parts = 1
+    comment 'One event of the last {DAYS} days with its contact, 0 if it led to none; count each event_id once.'
+    """,
+)
+UTC_MS: Final = pl.Datetime("ms", "UTC")
+JUDGED_COLUMNS: Final[dict[str, pl.DataType]] = {
+    "row": pl.Int64(),
+    "contact_id": pl.Int64(),
+    "email": pl.String(),
+    "as_of": UTC_MS,
+    "event_id": pl.String(),
+    "event_type": pl.String(),
+    "event_source": pl.String(),
+    "event_occurred_at": UTC_MS,
+    "event_properties": pl.String(),
+    "message_kind": pl.String(),
+    "message_name": pl.String(),
+    "message_template": pl.String(),
+    "message_occurrence": pl.String(),
+}
+"""Columns of a frame that `Live.judge` takes. `email` is the event's, for contacts that marts do not have yet."""
+MESSAGE_COLUMNS: Final[dict[str, pl.DataType]] = {
+    "message_id": pl.String(),
+    "contact_id": pl.Int64(),
+    "email": pl.String(),
+    "kind": pl.String(),
+    "name": pl.String(),
+    "template": pl.String(),
+    "occurrence": pl.String(),
+}
+"""What is known of messages that events are about."""
+SENT_COLUMNS: Final[dict[str, pl.DataType]] = {
+    "message_id": pl.String(),
+    "contact_id": pl.Int64(),
+    "sent_at": UTC_MS,
+}
+"""Messages that the ledger has and the warehouse may not."""
+
+ORDER_COLUMNS: Final = frozenset(
+    ("orders_count", "items_count", "revenue", "average_order_value", "first_order_at", "last_order_at",
+     "days_since_last_order")
+)  # fmt: skip
+READ_COLUMNS: Final = frozenset(
+    ("messages_opened_count", "messages_clicked_count", "last_opened_at", "last_clicked_at")
+)
+SENT: Final = frozenset(("messages_sent_count", "first_message_at", "last_message_at"))
+PERMISSION_COLUMNS: Final = frozenset(("is_suppressed", "has_marketing_consent"))
+MOVED_COLUMNS: Final = ORDER_COLUMNS | READ_COLUMNS | SENT | PERMISSION_COLUMNS
+"""Columns of a profile that are moved by what happened since the mart was built."""
+
+_STOPS = ("unsubscribed", "complained", "bounced", "subscribed")
+_PROPERTY = re.compile(r"JSONExtract\(`event_properties`(?:, '[A-Za-z_0-9]+')+, '[A-Za-z()]+'\)")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_WATERMARKS = frozenset(("events_through", "messages_through"))
+_LOOK_SECONDS = 30.0
+
+
+def _email(column: str) -> str:
+    # as macros/identity.sql
+    return f"lower(trim(both ' \\t\\r\\n' from {column}))"
+
+
+def _identity(source: str, external_id: str, email: str) -> str:
+    return (
+        f"if({external_id} != '' or {email} != '', toInt64(bitShiftRight(sipHash64("
+        f"if({external_id} = '', '', {source}::String), {external_id}, {email}), 1)), 0)"
+    )
+
+
+def _contact(key: str) -> str:
+    return f"toInt64(bitShiftRight(sipHash64({key}), 1))"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What of the live state is asked for.
+
+    Attributes:
+        columns: of the profile, that must be moved where they move.
+        calls: what conditions ask about earlier events.
+        properties: paths of the event's properties to be returned, as `cart.value`.
+        has_permission: consent and suppression, with the rows that prove them.
+    """
+
+    columns: frozenset[str] = frozenset()
+    calls: frozenset[EventCall] = frozenset()
+    properties: frozenset[str] = frozenset()
+    has_permission: bool = False
+
+    @classmethod
+    def of(cls, predicates: Iterable[Predicate], *, has_permission: bool = False) -> Needs:
+        """What conditions need."""
+        columns: set[str] = set()
+        calls: set[EventCall] = set()
+        properties: set[str] = set()
+        for predicate in predicates:
+            calls |= predicate.calls
+            for name in predicate.columns:
+                qualifier, dot, path = name.partition(".")
+                if not dot:
+                    columns.add(name)
+                elif qualifier == "event" and path not in ("type", "source", "occurred_at"):
+                    properties.add(path)
+        return cls(frozenset(columns), frozenset(calls), frozenset(properties), has_permission)
+
+
+@dataclass
+class Live:
+    """Live state over one warehouse. Safe to share between threads.
+
+    Args:
+        prefix: what stands before the names of dbt's databases, for tests and branches.
+    """
+
+    warehouse: Warehouse
+    prefix: str = ""
+    _looked_at: float = field(default=-1e9, init=False)
+    _tables: frozenset[str] = field(default=frozenset(), init=False)
+    _columns: dict[str, str] = field(default_factory=dict, init=False)
+
+    def prepare(self) -> None:
+        """Make the tables, if they are not there."""
+        for statement in TABLES:
+            self.warehouse.define(statement)
+
+    def columns(self) -> dict[str, str]:
+        """Columns of `marts.contact_profiles` that conditions may read, with their types; empty before it is built."""
+        self._look()
+        return {name: kind for name, kind in self._columns.items() if name not in _WATERMARKS}
+
+    def require_marts(self) -> None:
+        """Refuse to judge anybody by a mart that is not there, or does not say what it has taken in.
+
+        Raises:
+            WarehouseError: the models must be built.
+        """
+        if not self._is_watermarked():
+            self._looked_at = -1e9
+            if not self._is_watermarked():
+                what = "does not say which events it has taken in" if self._columns else "has not been built"
+                raise WarehouseError(
+                    f"marts.contact_profiles {what}, so triggers cannot be judged.",
+                    fix="Build the dbt models (in Dagster, or `mailhouse demo`); events wait until then.",
+                )
+
+    def _is_watermarked(self) -> bool:
+        self._look()
+        return "events_through" in self._columns
+
+    # whom events concern
+
+    def resolve(self, hints: pl.DataFrame, messages: pl.DataFrame | None = None) -> pl.Series:
+        """The contact of each row, as dbt gives it or will give it; 0 for nobody.
+
+        Args:
+            hints: any of `source`, `external_id`, `email`, `message_id`.
+            messages: columns of `MESSAGE_COLUMNS`, of messages that the warehouse may not know.
+        """
+        rows = self._hints(hints, messages)
+        return self._resolved(rows)["contact_id"]
+
+    def store(self, events: pl.DataFrame, messages: pl.DataFrame | None = None) -> pl.DataFrame:
+        """Find the contact of each event and keep the events; the same events may come again.
+
+        Args:
+            events: columns of `warehouse.loads.EVENT_COLUMNS`; `raw.events` has them.
+            messages: as for `resolve`.
+
+        Returns:
+            the events with `contact_id`, `is_machine`, and `message_kind`, `message_name`, `message_template`,
+            `message_occurrence` of the message that they are about.
+        """
+        made = self.resolved(events, messages)
+        self.warehouse.insert(
+            "live.events",
+            made.select(
+                "event_id", "contact_id", "type", "source", "message_id", "is_machine", "occurred_at",
+                "received_at", "properties", "loaded_at",
+            ),
+        )  # fmt: skip
+        return made
+
+    def resolved(self, events: pl.DataFrame, messages: pl.DataFrame | None = None) -> pl.DataFrame:
+        """What `store` returns, without keeping anything."""
+        found = self._resolved(self._hints(events, messages))
+        made = events.with_columns(*(found[name] for name in found.columns if name != "row"))
+        # some providers name only the message
+        return made.with_columns(
+            pl.when(pl.col("email") == "").then("message_email").otherwise("email").alias("email")
+        ).drop("message_email")
+
+    def _hints(self, hints: pl.DataFrame, messages: pl.DataFrame | None) -> pl.DataFrame:
+        texts = ("event_id", "type", "source", "external_id", "email", "message_id", "properties")
+        rows = hints.select(
+            pl.int_range(hints.height, dtype=pl.Int64).alias("row"),
+            *(
+                (pl.col(name).fill_null("") if name in hints.columns else pl.lit("")).alias(name)
+                for name in texts
+            ),
+            (pl.col("occurred_at") if "occurred_at" in hints.columns else pl.lit(None, UTC_MS)).alias(
+                "occurred_at"
+            ),
+        ).with_columns(
+            pl.col("occurred_at").fill_null(pl.datetime(1970, 1, 1, time_zone="UTC", time_unit="ms"))
+        )
+        known = (
+            pl.DataFrame(schema=MESSAGE_COLUMNS) if messages is None else messages.select(*MESSAGE_COLUMNS)
+        )
+        known = known.unique("message_id").rename(
+            {name: f"message_{name}" for name in MESSAGE_COLUMNS if name != "message_id"}
+        )
+        joined = rows.join(known, on="message_id", how="left", maintain_order="left")
+        return joined.with_columns(
+            pl.col(name).fill_null(0 if dtype == pl.Int64 else "")
+            for name, dtype in known.schema.items()
+            if name != "message_id"
+        )
+
+    def _resolved(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """`row`, `contact_id`, `is_machine`, `loaded_at` and the message's words; queries by key, side by side."""
+        self._look()
+        missing = rows.filter((pl.col("message_id") != "") & (pl.col("message_contact_id") == 0))
+        keyless = rows.filter(pl.col("event_id") != "").select("type", "occurred_at", "event_id")
+        with ThreadPoolExecutor(2) as pool:
+            loads = pool.submit(self._loads, keyless) if keyless.height else None
+            rows = self._with_stored_messages(rows, missing) if missing.height else rows
+            keyed = self._keyed(rows)
+            known = self._known(keyed)
+            loaded = (
+                loads.result() if loads else pl.DataFrame(schema={"event_id": pl.String, "loaded_at": UTC_MS})
+            )
+        contacts = dict(zip(known["identity_id"], known["contact_id"], strict=True))
+        people = self._existing(rows)
+        found: list[int] = []
+        unseen: list[int] = []
+        names = ("record_key", "email_key", "message_key", "sent_key", "own_id", "message_contact_id")
+        for place, (record, email, message, sent, own, said) in enumerate(keyed.select(names).iter_rows()):
+            contact = 0
+            if said:
+                # as int_contacts__identified: a contact that has merged into another is found by the address
+                contact = contacts.get(message, 0) or (said if said in people else contacts.get(sent, said))
+            elif record and record in contacts:
+                contact = contacts[record]
+            elif record:
+                unseen.append(place)
+            found.append(contact or contacts.get(email, 0) or own)
+        if unseen:
+            # records that dbt has not seen yet: the first email ever loaded names the contact
+            fresh = self._fresh_records(rows[unseen])
+            for place in unseen:
+                key = (rows["source"][place], rows["external_id"][place])
+                found[place] = fresh.get(key, found[place])
+        return (
+            keyed.select("row", "is_machine", "event_id")
+            .with_columns(
+                pl.Series("contact_id", found, pl.Int64),
+                *(rows[f"message_{name}"] for name in ("email", "kind", "name", "template", "occurrence")),
+            )
+            .join(loaded, on="event_id", how="left", maintain_order="left")
+            .with_columns(pl.col("loaded_at").fill_null(datetime.now(UTC)).cast(UTC_MS))
+            .drop("event_id")
+        )
+
+    def _loads(self, keys: pl.DataFrame) -> pl.DataFrame:
+        """When raw.events got them: what a mart has taken in is told by that time."""
+        return self.warehouse.frame(
+            "select event_id, min(loaded_at) as loaded_at from raw.events"
+            " where (type, occurred_at, event_id) in (select type, occurred_at, event_id from hints) group by event_id",
+            external={"hints": keys.unique()},
+        ).with_columns(pl.col("loaded_at").cast(UTC_MS))
+
+    def _with_stored_messages(self, rows: pl.DataFrame, missing: pl.DataFrame) -> pl.DataFrame:
+        stored = self.warehouse.frame(
+            """
+            select message_id, any(contact_id) as stored_contact_id, any(email) as stored_email,
+                any(kind)::String as stored_kind, any(name)::String as stored_name,
+                any(template)::String as stored_template, any(occurrence) as stored_occurrence
+            from raw.messages where message_id in (select message_id from hints) group by message_id
+            """,
+            external={"hints": missing.select("message_id").unique()},
+        )
+        if stored.is_empty():
+            return rows
+        joined = rows.join(stored, on="message_id", how="left", maintain_order="left")
+        names = [name for name in MESSAGE_COLUMNS if name != "message_id"]
+        return joined.with_columns(
+            pl.when(pl.col("message_contact_id") != 0)
+            .then(f"message_{name}")
+            .otherwise(pl.coalesce(f"stored_{name}", f"message_{name}"))
+            .alias(f"message_{name}")
+            for name in names
+        ).drop(f"stored_{name}" for name in names)
+
+    def _keyed(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Rows with the keys of identity that dbt would give them."""
+        agents = rows.with_columns(
+            pl.when(pl.col("properties").str.contains("is_machine", literal=True)
+                    | pl.col("properties").str.contains("user_agent", literal=True))
+            .then("properties").otherwise(pl.lit("")).alias("properties")
+        )  # fmt: skip
+        return self.warehouse.frame(
+            f"""
+            with {_email("email")} as address, {_email("message_email")} as said
+            select row, event_id, message_contact_id,
+                if(external_id = '', 0, {_identity("source", "external_id", "''")}) as record_key,
+                {_identity("''", "''", "address")} as email_key,
+                if(message_contact_id = 0, 0,
+                    toInt64(bitShiftRight(sipHash64('message', message_contact_id, said), 1))) as message_key,
+                {_identity("''", "''", "said")} as sent_key,
+                if(address = '', 0, {_contact("address")}) as own_id,
+                ({self._machine_sql()})::Bool as is_machine
+            from keyed order by row
+            """,
+            external={"keyed": agents},
+        )
+
+    def _known(self, keyed: pl.DataFrame) -> pl.DataFrame:
+        if "intermediate.int_contacts__identified" not in self._tables:
+            return pl.DataFrame(schema={"identity_id": pl.Int64, "contact_id": pl.Int64})
+        names = ("record_key", "email_key", "message_key", "sent_key")
+        keys = pl.concat([keyed.select(pl.col(name).alias("identity_id")) for name in names])
+        return self.warehouse.frame(
+            f"select identity_id, contact_id from {self.prefix}intermediate.int_contacts__identified"
+            " where identity_id in (select identity_id from keys)",
+            external={"keys": keys.filter(pl.col("identity_id") != 0).unique()},
+        )
+
+    def _existing(self, rows: pl.DataFrame) -> set[int]:
+        """Contacts of messages that marts have."""
+        said = rows.filter(pl.col("message_contact_id") != 0).select("message_contact_id").unique()
+        if said.is_empty() or "marts.contact_profiles" not in self._tables:
+            return set()
+        found = self.warehouse.frame(
+            f"select contact_id from {self.prefix}marts.contact_profiles"
+            " where contact_id in (select message_contact_id from said)",
+            external={"said": said},
+        )
+        return set(found["contact_id"])
+
+    def _fresh_records(self, rows: pl.DataFrame) -> dict[tuple[str, str], int]:
+        keys = rows.select("source", "external_id").unique()
+        found = self.warehouse.frame(
+            f"""
+            select source, external_id, argMin(email, (email = '', loaded_at, updated_at)) as first_email,
+                {_contact("if(first_email != '', first_email, concat(source, ':', external_id))")} as contact_id
+            from (
+                select source::String as source, external_id, loaded_at, updated_at,
+                    {_email("coalesce(properties.email::Nullable(String), '')")} as email
+                from raw.crm_records
+                where object = 'contact' and (source, external_id) in (select source, external_id from keys)
+            )
+            group by source, external_id
+            """,
+            external={"keys": keys},
+        )
+        return {(source, key): contact for source, key, _, contact in found.iter_rows()}
+
+    def _machine_sql(self) -> str:
+        """Whether an event tells by itself that a machine did it; as macros/machines.sql."""
+        said = (
+            "(lower(JSONExtractString(keyed.properties, 'is_machine')) in ('true', '1')"
+            " or JSONExtractBool(keyed.properties, 'is_machine'))"
+        )
+        if "staging.machine_rules" not in self._tables:
+            return said
+        agent = "lower(JSONExtractString(keyed.properties, 'user_agent'))"
+
+        def patterns(field_name: str, kind: str) -> str:
+            return (
+                "(select arrayMap(one -> lower(one), groupArray(pattern))"
+                f" from {self.prefix}staging.machine_rules"
+                f" where field = '{field_name}' and event_type in ('', '{kind}'))"
+            )
+
+        by_agent = " or ".join(
+            f"(type = '{kind}' and (multiSearchAny({agent}, {patterns('user_agent', kind)})"
+            f" or has({patterns('user_agent_is', kind)}, {agent})))"
+            for kind in ("opened", "clicked", "unsubscribed")
+        )
+        return f"{said} or ({agent} != '' and ({by_agent}))"
+
+    # what is so of them
+
+    def judge(
+        self,
+        rows: pl.DataFrame,
+        conditions: Mapping[str, Predicate],
+        needs: Needs,
+        *,
+        sent: pl.DataFrame | None = None,
+        is_history: bool = False,
+    ) -> pl.DataFrame:
+        """What conditions say of events, and the state that they read.
+
+        Args:
+            rows: columns of `JUDGED_COLUMNS`, `row` unique; everything is as of `as_of`, which is `now()` too.
+            conditions: from names of columns to conditions.
+            needs: what of the state is needed.
+            sent: columns of `SENT_COLUMNS`.
+            is_history: judge from all events up to `as_of` rather than from the mart and what came since.
+
+        Returns:
+            `row`, `contact_id`, a Boolean for each condition, the columns that are needed, `email`, `is_known` (marts
+            have the contact), a column for each call and each property (`event.PATH`, as text), and with permissions
+            `consent_id`, `suppression_event_id`, `is_live_bounced`. In the order of `row`.
+
+        Raises:
+            WarehouseError: the marts have not been built, or the warehouse does not answer.
+        """
+        self.require_marts()
+        frame = rows.select(pl.col(name).cast(dtype) for name, dtype in JUDGED_COLUMNS.items()).sort("row")
+        state = self._state(frame, needs, sent, is_history=is_history)
+        verdicts = self._verdicts(frame, state, conditions, needs)
+        return state.join(verdicts, on="row", maintain_order="left")
+
+    def _verdicts(
+        self, frame: pl.DataFrame, state: pl.DataFrame, conditions: Mapping[str, Predicate], needs: Needs
+    ) -> pl.DataFrame:
+        """One query over a flat table that travels with it."""
+        if not conditions and not needs.properties:
+            return frame.select("row")
+        types = {name: kind for name, kind in self._columns.items() if name in needs.columns}
+        types |= {
+            call.column: "UInt64" if call.function == "event_count" else "Nullable(DateTime64(3, 'UTC'))"
+            for call in needs.calls
+        }
+        events = [
+            name for name in JUDGED_COLUMNS if name.startswith(("event_", "message_")) or name == "as_of"
+        ]
+        flat = state.select("row", *types).join(
+            frame.select("row", *(name for name in events if name not in types)), on="row"
+        )
+        # each property is read once, whatever the number of conditions that ask for it
+        aliases: dict[str, str] = {}
+
+        def alias(found: re.Match[str]) -> str:
+            return aliases.setdefault(found[0], f"`property {len(aliases)}`")
+
+        verdicts = [
+            f"{_PROPERTY.sub(alias, _as_of(predicate.sql))} as `{name}`"
+            for name, predicate in conditions.items()
+        ]
+        texts = [
+            f"{_PROPERTY.sub(alias, property_sql(path))} as `event.{path}`"
+            for path in sorted(needs.properties)
+        ]
+        given = ", ".join(f"{sql} as {name}" for sql, name in aliases.items())
+        found = self.warehouse.frame(
+            f"{'with ' + given if given else ''} select row, {', '.join([*verdicts, *texts])} from judged_events",
+            external={"judged_events": flat},
+            external_types={"judged_events": types},
+        )
+        return found.with_columns(pl.col(name).cast(pl.Boolean).fill_null(False) for name in conditions)
+
+    def state_sql(self, predicates: Iterable[Predicate]) -> str:
+        """A subquery with all that these conditions may read and no row, to see that types fit."""
+        self.require_marts()
+        profile = ", ".join(f"`{name}`" for name in self.columns())
+        calls = {call for predicate in predicates for call in predicate.calls}
+        counts = "".join(
+            f", {'0::UInt64' if call.function == 'event_count' else 'null::Nullable(DateTime64(3))'} as `{call.column}`"
+            for call in sorted(calls)
+        )
+        return f"""
+            select {profile}, '' as event_type, '' as event_source, now64(3) as event_occurred_at,
+                '{{}}' as event_properties, '' as message_kind, '' as message_name, '' as message_template,
+                '' as message_occurrence{counts}
+            from {self.prefix}marts.contact_profiles limit 1
+        """
+
+    def _state(
+        self, frame: pl.DataFrame, needs: Needs, sent: pl.DataFrame | None, *, is_history: bool
+    ) -> pl.DataFrame:
+        """The needed columns of each row."""
+        has_permission = needs.has_permission or bool(needs.columns & PERMISSION_COLUMNS)
+        moved_types = {
+            *(("order.placed", "order.cancelled") if needs.columns & ORDER_COLUMNS else ()),
+            *(("opened", "clicked") if needs.columns & READ_COLUMNS else ()),
+        }
+        types = moved_types | {call.event_type for call in needs.calls}
+        live_types = types | (set(_STOPS) if has_permission else set())
+        contacts = frame.select("contact_id").filter(pl.col("contact_id") != 0).unique()
+        has_contacts = contacts.height > 0
+        since = frame["as_of"].min()
+        with ThreadPoolExecutor(4) as pool:
+
+            def started(is_wanted: object, work: Callable[..., pl.DataFrame], *arguments: Any) -> Any:
+                # a copy for each thread: polars locks a frame while it is written, and may wait for Python's lock
+                given = [one.clone() if isinstance(one, pl.DataFrame) else one for one in arguments]
+                return pool.submit(work, *given) if is_wanted and has_contacts else None
+
+            people = pool.submit(self._people, contacts.clone(), needs, has_permission)
+            live = started(live_types, self._live, contacts, live_types)
+            # live events alone reach back far enough for what moved since the mart was built
+            past = moved_types if is_history else set[str]()
+            recorded_types = past | {call.event_type for call in needs.calls}
+            longest = max((call.seconds for call in needs.calls), default=0)
+            recorded = started(
+                recorded_types, self._recorded, contacts, recorded_types, None if past else (since, longest)
+            )
+            profiles = people.result()
+            through, messages_through = self._watermarks(profiles)
+            addresses = _addresses(frame, profiles)
+            permissions = started(has_permission, self._permissions, addresses, through)
+            sends = started(needs.columns & SENT, self._sends, contacts, messages_through, sent, is_history)
+            happened = [_cast(one.result(), _HAPPENED) for one in (live, recorded) if one is not None]
+            given = permissions.result() if permissions else None
+            messages = sends.result() if sends else None
+        history = (
+            pl.concat(happened).unique(("contact_id", "event_id"), keep="first")
+            if happened
+            else pl.DataFrame(schema=_HAPPENED)
+        )
+        state = frame.select(
+            "row", "contact_id", "as_of", pl.col("email").alias("event_email"), "event_occurred_at"
+        )
+        state = state.join(profiles, on="contact_id", how="left", maintain_order="left").with_columns(
+            pl.col("is_known").fill_null(False)
+        )
+        state = self._with_defaults(state, is_history=is_history)
+        near = _up_to(frame, history)
+        if needs.columns & ORDER_COLUMNS:
+            orders = near.filter(pl.col("type").is_in(("order.placed", "order.cancelled")))
+            state = self._with_orders(state, orders, None if is_history else through)
+        if needs.columns & READ_COLUMNS:
+            reads = near.filter(pl.col("type").is_in(("opened", "clicked")))
+            state = _with_reads(state, reads, None if is_history else through)
+        if messages is not None:
+            state = _with_sends(state, _up_to(frame, messages.rename({"sent_at": "occurred_at"})))
+        if has_permission:
+            state = _with_permissions(state, history, given, through)
+        for call in sorted(needs.calls):
+            state = _with_call(state, near, call)
+        return state.drop("as_of", "event_email", "event_occurred_at")
+
+    def _people(self, contacts: pl.DataFrame, needs: Needs, has_permission: bool) -> pl.DataFrame:
+        columns = self._columns
+        wanted = {"email", "events_through", "messages_through"} | (needs.columns & columns.keys())
+        if needs.columns & ORDER_COLUMNS:
+            wanted |= ORDER_COLUMNS
+        if has_permission:
+            wanted |= PERMISSION_COLUMNS
+        names = ", ".join(f"`{name}`" for name in columns if name in wanted and name != "contact_id")
+        return self.warehouse.frame(
+            f"select contact_id, true as is_known, {names} from {self.prefix}marts.contact_profiles"
+            " where contact_id in (select contact_id from contacts)",
+            external={"contacts": contacts},
+        ).with_columns(pl.col("is_known").cast(pl.Boolean))
+
+    def _watermarks(self, profiles: pl.DataFrame) -> tuple[datetime, datetime]:
+        """Up to when the mart has taken in events and messages."""
+        if profiles.is_empty():
+            profiles = self.warehouse.frame(
+                f"select events_through, messages_through from {self.prefix}marts.contact_profiles limit 1"
+            )
+        if profiles.is_empty():
+            return _EPOCH, _EPOCH
+        return profiles["events_through"][0], profiles["messages_through"][0]
+
+    def _live(self, contacts: pl.DataFrame, types: Collection[str]) -> pl.DataFrame:
+        return self.warehouse.frame(
+            f"select contact_id, {_columns(types)} from live.events"
+            f" where contact_id in (select contact_id from contacts) and type in {_listed(types)}",
+            external={"contacts": contacts},
+        )
+
+    def _recorded(
+        self, contacts: pl.DataFrame, types: Collection[str], look_back: tuple[datetime, int] | None
+    ) -> pl.DataFrame:
+        """The events of marts, which have those that came another way than through the gateway."""
+        identified = f"{self.prefix}intermediate.int_contacts__identified"
+        if "intermediate.int_events__recorded" not in self._tables:
+            return pl.DataFrame(schema=_HAPPENED)
+        since = "{since:DateTime64(3, 'UTC')}"
+        # nothing is loaded before it happens: partitions of older loads are not read
+        recent = f"and occurred_at > {since} and loaded_on >= toDate({since})" if look_back else ""
+        parameters = {"since": _text(look_back[0] - timedelta(seconds=look_back[1]))} if look_back else {}
+        return self.warehouse.frame(
+            f"""
+            with known as (
+                select identity_id, contact_id from {identified}
+                where contact_id in (select contact_id from contacts)
+            )
+            select known.contact_id as contact_id, recorded.* except (identity_id)
+            from (
+                select identity_id, {_columns(types)} from {self.prefix}intermediate.int_events__recorded
+                where type in {_listed(types)} and identity_id in (select identity_id from known) {recent}
+            ) as recorded
+            inner join known on known.identity_id = recorded.identity_id
+            """,
+            parameters,
+            external={"contacts": contacts},
+        )
+
+    def _permissions(self, addresses: pl.DataFrame, through: datetime) -> pl.DataFrame:
+        """What these addresses decided: stops since the mart was built, and all consents."""
+        wanted = "(select address from addresses)"
+        since = "{through:DateTime64(3, 'UTC')}"
+        consent = "channel = 'email' and purpose = 'marketing'"
+        fields = f"{_email('email')} as address, type, '' as consent_id, event_id, false as is_granted"
+        changes = f"{_email('email')} as address, 'consent' as type, consent_id, '' as event_id, is_granted"
+        return self.warehouse.frame(
+            f"""
+            select {fields}, occurred_at, loaded_at from raw.events
+            where type in {_listed(_STOPS)} and loaded_at > {since} and address in {wanted}
+                and (type != 'bounced' or properties.bounce_class::Nullable(String) = 'hard')
+                and lower(coalesce(properties.is_machine::Nullable(String), '')) not in ('true', '1')
+            union all
+            select {changes}, occurred_at, loaded_at from raw.consents where {consent} and email in {wanted}
+            union all
+            select {changes}, occurred_at, loaded_at from raw.consents
+            where {consent} and loaded_at > {since} and address in {wanted} and email not in {wanted}
+            """,
+            {"through": _text(through)},
+            external={"addresses": addresses},
+        )
+
+    def _sends(
+        self, contacts: pl.DataFrame, through: datetime, sent: pl.DataFrame | None, is_history: bool
+    ) -> pl.DataFrame:
+        where = "contact_id in (select contact_id from contacts)"
+        stored = (
+            f"select message_id, contact_id, sent_at from {self.prefix}marts.messages"
+            f" where sent_at is not null and {where}"
+            if is_history
+            else "select message_id, any(contact_id) as contact_id, min(changed_at) as sent_at from ("
+            "select message_id, contact_id, changed_at from raw.messages"
+            f" where loaded_at > {{through:DateTime64(3, 'UTC')}} and status in ('sent', 'queued') and {where}"
+            ") group by message_id"
+        )
+        found = self.warehouse.frame(stored, {"through": _text(through)}, external={"contacts": contacts})
+        found = found.select(pl.col(name).cast(dtype) for name, dtype in SENT_COLUMNS.items())
+        more = pl.DataFrame(schema=SENT_COLUMNS) if sent is None else sent.select(*SENT_COLUMNS)
+        return pl.concat([found, more]).unique("message_id", keep="first")
+
+    def _with_defaults(self, state: pl.DataFrame, *, is_history: bool) -> pl.DataFrame:
+        """Values of contacts that marts do not have yet, and of those whose past is added up from events."""
+        values: list[pl.Expr] = []
+        for name in state.columns:
+            kind = self._columns.get(name, "")
+            if name in ("row", "contact_id") or not kind:
+                continue
+            value = pl.col(name)
+            if is_history and name in (MOVED_COLUMNS - PERMISSION_COLUMNS):
+                value = pl.lit(None, state.schema[name])
+            if name == "email":
+                value = pl.when(pl.col("is_known")).then(value).otherwise(_normalised("event_email"))
+            elif name == "created_at":
+                value = value.fill_null(pl.col("event_occurred_at"))
+            elif name == "engagement_band":
+                value = value.fill_null("never")
+            elif "Nullable" not in kind:
+                value = value.fill_null(_zero(state.schema[name]))
+            values.append(value.alias(name))
+        return state.with_columns(values)
+
+    def _with_orders(
+        self, state: pl.DataFrame, happened: pl.DataFrame, through: datetime | None
+    ) -> pl.DataFrame:
+        """Orders as int_orders__combined has them: the last placement counts, a cancellation takes it all back."""
+        news = happened if through is None else happened.filter(pl.col("loaded_at") > through)
+        state = state.with_columns(
+            pl.col("orders_count", "items_count").cast(pl.Int64), pl.col("revenue").cast(pl.Decimal(18, 2))
+        )
+        if news.height:
+            is_placement = pl.col("type") == "order.placed"
+            orders = (
+                news.sort("occurred_at", "event_id")
+                .group_by("row", "source", "order_id", maintain_order=True)
+                .agg(
+                    is_placement.any().alias("is_placed"),
+                    (~is_placement).any().alias("is_cancelled"),
+                    pl.col("occurred_at").filter(is_placement).min().alias("placed_at"),
+                    pl.col("order_revenue").filter(is_placement).last().cast(pl.Decimal(18, 2)),
+                    pl.col("order_items").filter(is_placement).last(),
+                    pl.col("is_sale").filter(is_placement).last().fill_null(False),
+                )
+            )
+            known = self._known_orders(orders) if through is not None else None
+            if known is None:
+                known = pl.DataFrame(schema=_KNOWN_ORDERS)
+            orders = orders.join(known, on=("source", "order_id"), how="left").with_columns(
+                pl.col("was_sale").fill_null(False),
+                pl.col("known_revenue").fill_null(0),
+                pl.col("known_items").fill_null(0),
+            )
+            orders = orders.with_columns(
+                (
+                    ~pl.col("is_cancelled")
+                    & pl.col("cancelled_at").is_null()
+                    & pl.when("is_placed").then("is_sale").otherwise("was_sale")
+                ).alias("is_now"),
+                pl.min_horizontal("ordered_at", "placed_at").alias("at"),
+            )
+            zero = pl.lit(0, pl.Decimal(18, 2))
+            revenue = pl.when("is_placed").then("order_revenue").otherwise("known_revenue")
+            pieces = pl.when("is_placed").then("order_items").otherwise("known_items")
+            moved = orders.group_by("row").agg(
+                (pl.col("is_now").cast(pl.Int64) - pl.col("was_sale").cast(pl.Int64))
+                .sum()
+                .alias("more_orders"),
+                (pl.when("is_now").then(pieces).otherwise(0) - pl.col("known_items"))
+                .sum()
+                .alias("more_items"),
+                (pl.when("is_now").then(revenue).otherwise(zero) - pl.col("known_revenue"))
+                .sum()
+                .alias("more_revenue"),
+                pl.col("at").filter(pl.col("is_now")).min().alias("first_new"),
+                pl.col("at").filter(pl.col("is_now")).max().alias("last_new"),
+            )
+            state = state.join(moved, on="row", how="left", maintain_order="left").with_columns(
+                pl.max_horizontal(pl.col("orders_count") + pl.col("more_orders").fill_null(0), 0).alias(
+                    "orders_count"
+                ),
+                (pl.col("items_count") + pl.col("more_items").fill_null(0)).alias("items_count"),
+                (pl.col("revenue") + pl.col("more_revenue").fill_null(0))
+                .cast(pl.Decimal(18, 2))
+                .alias("revenue"),
+                pl.min_horizontal("first_order_at", "first_new").alias("first_order_at"),
+                pl.max_horizontal("last_order_at", "last_new").alias("last_order_at"),
+            )
+            state = state.drop("more_orders", "more_items", "more_revenue", "first_new", "last_new")
+        has_ordered = pl.col("orders_count") > 0
+        average = (pl.col("revenue").cast(pl.Float64) / pl.col("orders_count")).round(2)
+        return state.with_columns(
+            pl.when(has_ordered)
+            .then(average)
+            .otherwise(0.0)
+            .cast(pl.Decimal(18, 2))
+            .alias("average_order_value"),
+            pl.when(has_ordered).then("first_order_at").alias("first_order_at"),
+            pl.when(has_ordered).then("last_order_at").alias("last_order_at"),
+        ).with_columns(
+            (pl.col("as_of").dt.date() - pl.col("last_order_at").dt.date())
+            .dt.total_days()
+            .cast(pl.Int64)
+            .alias("days_since_last_order")
+        )
+
+    def _known_orders(self, orders: pl.DataFrame) -> pl.DataFrame | None:
+        """The same orders as the mart has them."""
+        if "intermediate.int_orders__combined" not in self._tables:
+            return None
+        return self.warehouse.frame(
+            f"""
+            select source::String as source, order_id, is_sale as was_sale, revenue as known_revenue,
+                items_count as known_items, ordered_at, cancelled_at
+            from {self.prefix}intermediate.int_orders__combined final
+            where (source, order_id) in (select source, order_id from orders)
+            """,
+            external={"orders": orders.select("source", "order_id").unique()},
+        ).select(pl.col(name).cast(dtype) for name, dtype in _KNOWN_ORDERS.items())
+
+    def happened(self, rows: pl.DataFrame, types: Collection[str]) -> pl.DataFrame:
+        """Events of these types that each row's contact has had within a time.
+
+        Args:
+            rows: `row`, `contact_id`, `since` and `until`, UTC.
+
+        Returns:
+            `row`, `type`, `event_id`, `occurred_at`, oldest first: since < occurred_at <= until.
+        """
+        self._look()
+        contacts = rows.select(pl.col("contact_id").cast(pl.Int64)).unique()
+        since: Any = rows["since"].min()
+        found = pl.concat(
+            [
+                _cast(self._live(contacts, types), _HAPPENED),
+                _cast(self._recorded(contacts, types, (since, 0)), _HAPPENED),
+            ]
+        ).unique(("contact_id", "event_id"), keep="first")
+        return (
+            rows.select("row", pl.col("contact_id").cast(pl.Int64), "since", "until")
+            .join(found, on="contact_id")
+            .filter(
+                (pl.col("occurred_at") > pl.col("since"))
+                & (pl.col("occurred_at") <= pl.col("until"))
+                & ~pl.col("is_machine")
+            )
+            .sort("row", "occurred_at", "event_id")
+            .select("row", "type", "event_id", "occurred_at")
+        )
+
+    def _look(self) -> None:
+        """See which tables there are; they change when models are built for the first time."""
+        now = time.monotonic()
+        if now - self._looked_at < _LOOK_SECONDS and self._columns:
+            return
+        wanted = ("staging", "intermediate", "marts")
+        found = self.warehouse.frame(
+            "select database, name from system.tables where database in {databases:Array(String)}",
+            {"databases": [self.prefix + name for name in wanted]},
+        )
+        self._tables = frozenset(f"{row[0].removeprefix(self.prefix)}.{row[1]}" for row in found.iter_rows())
+        columns = self.warehouse.frame(
+            """
+            select name, type from system.columns
+            where database = {database:String} and table = 'contact_profiles' order by position
+            """,
+            {"database": f"{self.prefix}marts"},
+        )
+        self._columns = dict(columns.iter_rows())
+        self._looked_at = now
+
+
+_HAPPENED: Final[dict[str, pl.DataType]] = {
+    "contact_id": pl.Int64(),
+    "event_id": pl.String(),
+    "type": pl.String(),
+    "source": pl.String(),
+    "message_id": pl.String(),
+    "is_machine": pl.Boolean(),
+    "occurred_at": UTC_MS,
+    "loaded_at": UTC_MS,
+    "order_id": pl.String(),
+    "order_revenue": pl.Float64(),
+    "order_items": pl.Int64(),
+    "is_sale": pl.Boolean(),
+}
+_KNOWN_ORDERS: Final[dict[str, pl.DataType]] = {
+    "source": pl.String(),
+    "order_id": pl.String(),
+    "was_sale": pl.Boolean(),
+    "known_revenue": pl.Decimal(18, 2),
+    "known_items": pl.Int64(),
+    "ordered_at": UTC_MS,
+    "cancelled_at": UTC_MS,
+}
+
+
+def _cast(frame: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    return frame.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
+
+
+def _columns(types: Collection[str]) -> str:
+    """SQL: columns of `_HAPPENED` after the contact; what orders sold as int_orders__combined counts it."""
+    names = "event_id, type::String as type, source::String as source, message_id, is_machine, occurred_at, loaded_at"
+    if not {"order.placed", "order.cancelled"} & set(types):
+        return f"{names}, '' as order_id, 0. as order_revenue, 0::Int64 as order_items, false as is_sale"
+    return f"""{names},
+        coalesce(nullIf(properties.order_id::Nullable(String), ''), event_id) as order_id,
+        arrayFilter(
+            line -> line.1 > 0 and line.2 > 0,
+            arrayMap(
+                (quantity, price) -> (
+                    coalesce(toInt64OrNull(quantity), 0), coalesce(toDecimal64OrNull(price, 4), 0)
+                ),
+                properties.items[].quantity::Array(Nullable(String)),
+                properties.items[].unit_price::Array(Nullable(String))
+            )
+        ) as sold,
+        toFloat64(arraySum(arrayMap(line -> round(line.1 * line.2, 2)::Decimal(18, 2), sold))) as order_revenue,
+        arraySum(arrayMap(line -> line.1, sold))::Int64 as order_items,
+        notEmpty(sold) as is_sale"""
+
+
+def _listed(types: Collection[str]) -> str:
+    return "(" + ", ".join(f"'{one}'" for one in sorted(types)) + ")"
+
+
+def _text(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03d}"
+
+
+def _zero(dtype: pl.DataType) -> pl.Expr:
+    if isinstance(dtype, pl.List):
+        return pl.lit([], dtype)
+    if dtype == pl.String:
+        return pl.lit("")
+    if dtype == pl.Boolean:
+        return pl.lit(False)
+    if isinstance(dtype, pl.Datetime):
+        return pl.lit(_EPOCH).cast(dtype)
+    return pl.lit(0).cast(dtype)
+
+
+def _normalised(column: str) -> pl.Expr:
+    # as macros/identity.sql
+    return pl.col(column).str.strip_chars(" \t\r\n").str.to_lowercase()
+
+
+def _addresses(frame: pl.DataFrame, profiles: pl.DataFrame) -> pl.DataFrame:
+    said = frame.select(_normalised("email").alias("address"))
+    known = profiles.select(pl.col("email").cast(pl.String).alias("address"))
+    return pl.concat([said, known]).filter(pl.col("address") != "").unique()
+
+
+def _up_to(frame: pl.DataFrame, happened: pl.DataFrame) -> pl.DataFrame:
+    """What had happened to the contact of each row by then, the row's own event included."""
+    return (
+        frame.select("row", "contact_id", "as_of")
+        .join(happened, on="contact_id")
+        .filter(pl.col("occurred_at") <= pl.col("as_of"))
+    )
+
+
+def _with_reads(state: pl.DataFrame, happened: pl.DataFrame, through: datetime | None) -> pl.DataFrame:
+    """Messages read and clicked by people; a message counts as read if it was clicked."""
+    is_click = pl.col("type") == "clicked"
+    by_message = (
+        happened.filter(~pl.col("is_machine") & (pl.col("message_id") != ""))
+        .group_by("row", "message_id")
+        .agg(
+            pl.col("loaded_at").min().alias("first_read"),
+            pl.col("loaded_at").filter(is_click).min().alias("first_click"),
+            pl.col("occurred_at").filter(~is_click).max().alias("new_opened_at"),
+            pl.col("occurred_at").filter(is_click).max().alias("new_clicked_at"),
+        )
+    )
+    start = _EPOCH if through is None else through
+    moved = by_message.group_by("row").agg(
+        (pl.col("first_read") > start).sum().cast(pl.Int64).alias("more_read"),
+        (pl.col("first_click") > start).sum().cast(pl.Int64).alias("more_clicked"),
+        pl.col("new_opened_at").max(),
+        pl.col("new_clicked_at").max(),
+    )
+    state = state.join(moved, on="row", how="left", maintain_order="left")
+    made: list[pl.Expr] = []
+    for name, more in (("messages_opened_count", "more_read"), ("messages_clicked_count", "more_clicked")):
+        if name in state.columns:
+            made.append((pl.col(name).cast(pl.Int64) + pl.col(more).fill_null(0)).alias(name))
+    for name, new in (("last_opened_at", "new_opened_at"), ("last_clicked_at", "new_clicked_at")):
+        if name in state.columns:
+            made.append(pl.max_horizontal(name, new).alias(name))
+    return state.with_columns(made).drop("more_read", "more_clicked", "new_opened_at", "new_clicked_at")
+
+
+def _with_sends(state: pl.DataFrame, messages: pl.DataFrame) -> pl.DataFrame:
+    moved = messages.group_by("row").agg(
+        pl.len().cast(pl.Int64).alias("more_sent"),
+        pl.col("occurred_at").min().alias("first_new"),
+        pl.col("occurred_at").max().alias("last_new"),
+    )
+    state = state.join(moved, on="row", how="left", maintain_order="left")
+    made: list[pl.Expr] = []
+    if "messages_sent_count" in state.columns:
+        made.append(
+            (pl.col("messages_sent_count").cast(pl.Int64) + pl.col("more_sent").fill_null(0)).alias(
+                "messages_sent_count"
+            )
+        )
+    if "first_message_at" in state.columns:
+        made.append(pl.min_horizontal("first_message_at", "first_new").alias("first_message_at"))
+    if "last_message_at" in state.columns:
+        made.append(pl.max_horizontal("last_message_at", "last_new").alias("last_message_at"))
+    return state.with_columns(made).drop("more_sent", "first_new", "last_new")
+
+
+def _with_call(state: pl.DataFrame, happened: pl.DataFrame, call: EventCall) -> pl.DataFrame:
+    asked = happened.filter(
+        (pl.col("type") == call.event_type)
+        & ~pl.col("is_machine")
+        & (pl.col("occurred_at") > pl.col("as_of") - timedelta(seconds=call.seconds))
+    )
+    is_count = call.function == "event_count"
+    answer = pl.len().cast(pl.UInt64) if is_count else pl.col("occurred_at").max()
+    found = asked.group_by("row").agg(answer.alias(call.column))
+    state = state.join(found, on="row", how="left", maintain_order="left")
+    return state.with_columns(pl.col(call.column).fill_null(0)) if is_count else state
+
+
+def _with_permissions(
+    state: pl.DataFrame, history: pl.DataFrame, given: pl.DataFrame | None, through: datetime
+) -> pl.DataFrame:
+    """Suppression and consent of now, whatever `as_of` is: nobody is written to by what they once allowed."""
+    if given is None:
+        given = pl.DataFrame(schema=_GIVEN)
+    given = given.select(pl.col(name).cast(dtype) for name, dtype in _GIVEN.items())
+    stops = given.filter(pl.col("type") != "consent")
+    by_address = _stopped(stops, "address", "a")
+    # what a person decided holds for every address of theirs; a dead mailbox is one address
+    own = history.filter(
+        pl.col("type").is_in(_STOPS)
+        & (pl.col("type") != "bounced")
+        & (pl.col("loaded_at") > through)
+        & ~pl.col("is_machine")
+    ).with_columns(pl.lit(False).alias("is_granted"), pl.lit("").alias("consent_id"))
+    by_contact = _stopped(own, "contact_id", "c")
+    newest = pl.col("occurred_at") == pl.col("occurred_at").max()
+    consents = (
+        given.filter(pl.col("type") == "consent")
+        .sort("occurred_at", "loaded_at")
+        .group_by("address", maintain_order=True)
+        .agg(
+            pl.col("occurred_at").max().alias("consent_changed_at"),
+            pl.col("loaded_at").max().alias("consent_loaded_at"),
+            # of two changes at the same moment the withdrawal counts
+            pl.col("is_granted").filter(newest).all().alias("is_consent_granted"),
+            pl.col("consent_id").filter(pl.col("is_granted")).last(),
+        )
+    )
+    state = (
+        state.with_columns(
+            _normalised("email").alias("address"),
+            pl.col("is_suppressed", "has_marketing_consent").fill_null(False),
+        )
+        .join(by_address, on="address", how="left", maintain_order="left")
+        .join(by_contact, on="contact_id", how="left", maintain_order="left")
+        .join(consents, on="address", how="left", maintain_order="left")
+    )
+    is_trusted = (
+        (pl.col("consent_changed_at") > through) | ~pl.col("is_known") | pl.col("has_marketing_consent")
+    )
+    return state.with_columns(
+        (
+            pl.col("is_suppressed") | pl.col("a_stopped").fill_null(False) | pl.col("c_stopped").fill_null(False)
+        ).alias("is_suppressed"),
+        pl.col("a_bounced").fill_null(False).alias("is_live_bounced"),
+        pl.coalesce("a_event", "c_event", pl.lit("")).alias("suppression_event_id"),
+        # a grant that was loaded late may have been withdrawn before: the next build knows
+        pl.when(pl.col("consent_loaded_at").is_null() | (pl.col("consent_loaded_at") <= through))
+        .then("has_marketing_consent")
+        .otherwise(pl.col("is_consent_granted") & is_trusted)
+        .alias("has_marketing_consent"),
+        pl.col("consent_id").fill_null(""),
+    ).drop(
+        "address", "a_stopped", "c_stopped", "a_bounced", "c_bounced", "a_event", "c_event", "consent_changed_at",
+        "consent_loaded_at", "is_consent_granted",
+    )  # fmt: skip
+
+
+_GIVEN: Final[dict[str, pl.DataType]] = {
+    "address": pl.String(),
+    "type": pl.String(),
+    "consent_id": pl.String(),
+    "event_id": pl.String(),
+    "is_granted": pl.Boolean(),
+    "occurred_at": UTC_MS,
+    "loaded_at": UTC_MS,
+}
+
+
+def _stopped(stops: pl.DataFrame, key: str, prefix: str) -> pl.DataFrame:
+    """Who signs up again takes back an unsubscribe, never a complaint or a bounce; as marts.suppressions."""
+    kind = pl.col("type")
+    signed_up = pl.col("occurred_at").filter(kind == "subscribed").max().fill_null(_EPOCH)
+    unsubscribed = pl.col("occurred_at").filter(kind == "unsubscribed").max()
+    return (
+        stops.sort("occurred_at")
+        .group_by(key, maintain_order=True)
+        .agg(
+            (
+                kind.is_in(("complained", "bounced")).any() | (unsubscribed >= signed_up).fill_null(False)
+            ).alias(f"{prefix}_stopped"),
+            (kind == "bounced").any().alias(f"{prefix}_bounced"),
+            pl.col("event_id").filter(kind != "subscribed").first().alias(f"{prefix}_event"),
+        )
+    )
+
+
+def _as_of(sql: str) -> str:
+    return sql.replace("{now:DateTime64(3, 'UTC')}", "`as_of`")
+
+
+def judged_rows(events: pl.DataFrame, as_of: datetime | None = None) -> pl.DataFrame:
+    """Events of `Live.store` as `Live.judge` takes them, numbered from 0.
+
+    Args:
+        as_of: left out, each event's own time.
+    """
+    instant: Any = pl.col("occurred_at") if as_of is None else pl.lit(as_of).cast(UTC_MS)
+    return events.select(
+        pl.int_range(events.height, dtype=pl.Int64).alias("row"),
+        "contact_id",
+        "email",
+        instant.alias("as_of"),
+        "event_id",
+        pl.col("type").alias("event_type"),
+        pl.col("source").alias("event_source"),
+        pl.col("occurred_at").alias("event_occurred_at"),
+        pl.col("properties").alias("event_properties"),
+        "message_kind",
+        "message_name",
+        "message_template",
+        "message_occurrence",
+    )

@@ -1,0 +1,901 @@
+"""Triggers in real time: a micro-batch of events is judged at once, and what it fires is done on other threads.
+
+`TriggerHandler` is a `BatchHandler` of the gateway's consumer, and comes first: it keeps the events in `live.events`,
+judges all triggers, and writes what is to be done into the ledger before it returns. So a batch that comes again after
+a crash decides the same and does nothing twice. Doing it is the business of lanes: a thread for each provider, and one
+for all that is no message, each with a bounded queue. A provider that is slow or away holds up its own lane alone; what
+finds no room waits in the ledger. Every decision is a row of `campaigns.trigger_decisions`.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import hmac
+import json
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import polars as pl
+
+from campaigns.deciding import Decider, Decision, DecisionLog, firing_rows
+from campaigns.live import MESSAGE_COLUMNS, SENT, SENT_COLUMNS, Live, Needs
+from campaigns.triggers import TriggerSpec, load_triggers, record_triggers
+from senders.firings import KIND, Firing, Firings
+from senders.ledger import Cap, Ledger, Run
+from senders.loopback import is_loopback
+from senders.message import Reason, Status
+from senders.pipeline import SendPlan
+from senders.realtime import RealtimeSender, Sent
+from senders.rendering import PROFILE_COLUMNS, TemplateLibrary
+from senders.retries import LONGEST_RETRY, is_retryable, parse_retry_after
+from senders.settings import SenderSettings
+from warehouse.client import Warehouse
+from warehouse.errors import MailhouseError, SettingsError, WarehouseError
+from warehouse.loads import load_events
+
+_log = logging.getLogger("mailhouse.triggers")
+
+QUEUE = 1_000
+"""Firings that a lane holds at most; the others wait in the ledger."""
+WINDOW = 100
+"""Firings that a lane does together at most."""
+FIRST_RETRY = timedelta(seconds=30)
+MOST_TRIES = 8
+"""Tries of one firing, as of one message in the ledger."""
+_ACTIONS_LANE = ""
+_RECOVER_SECONDS, _CLEAR_SECONDS, _RELOAD_SECONDS = 30.0, 3600.0, 5.0
+_CALL_SECONDS = 10.0
+_SKIPPED = frozenset(("no_consent", "suppressed", "invalid", "deleted", "frequency_cap", "quiet_hours"))
+
+JourneyMoves = Callable[[Warehouse, pl.DataFrame], int]
+"""`campaigns.journey_requests.request_moves`."""
+
+
+def retry_wait(tries: int, retry_after: float | None = None) -> timedelta:
+    """How long what was put off waits: 30 seconds, two minutes, eight ... four hours; what was asked for is a floor."""
+    return max(min(FIRST_RETRY * 4 ** min(tries, 8), LONGEST_RETRY), timedelta(seconds=retry_after or 0.0))
+
+
+def plan_of(spec: TriggerSpec) -> SendPlan:
+    """What a trigger sends."""
+    send = spec.send
+    assert send is not None
+    return SendPlan(
+        kind=KIND, name=spec.name, version=spec.version, occurrence="", template=send.template,
+        subject=send.subject, preheader=send.preheader or "", place=spec.place("send", "subject"),
+        category=send.category, channel=send.channel, provider=send.provider or "",
+        from_email=send.from_email or "", from_name=send.from_name or "", reply_to=send.reply_to or "",
+        cap=Cap(spec.cap.messages, spec.cap.within) if spec.cap else None, attachments=tuple(send.attachments),
+        track_clicks=send.track.clicks if send.track else None,
+        track_opens=send.track.opens if send.track else None,
+        utm={"campaign": spec.name, **send.utm.model_dump(exclude_none=True)} if send.utm else None,
+        is_tracked=send.provider_tracking, hold=send.hold or timedelta(0), is_cancellable=send.cancellable,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a firing.
+
+    Attributes:
+        outcome: one of `campaigns.deciding.OUTCOMES`.
+        again_at: when it is looked at again; None if it is done.
+    """
+
+    outcome: str
+    reason: str = ""
+    again_at: datetime | None = None
+    is_try: bool = False
+
+
+class Performer:
+    """Does what is due: judges `unless`, quiet hours, consent and cooldown, then acts. Used by one thread at a time."""
+
+    def __init__(self, engine: TriggerHandler, lane: str) -> None:
+        self.engine, self.lane = engine, lane
+        self.sender: RealtimeSender | None = None
+        self.templates: TemplateLibrary | None = None
+        self._loaded = -1
+        self._bounced: dict[str, tuple[float, bool]] = {}
+
+    def close(self) -> None:
+        """Give connections back."""
+        if self.sender is not None:
+            self.sender.close()
+
+    def perform(self, firings: Sequence[Firing]) -> None:
+        """Do firings that this run has taken; each ends done, or waits again."""
+        engine = self.engine
+        now = engine.clock()
+        try:
+            outcomes, values = self._outcomes(firings, now)
+        except MailhouseError as error:
+            names = {one.name for one in firings}
+            if len(names) > 1:
+                # what is wrong with one trigger holds up no other
+                for name in sorted(names):
+                    self.perform([one for one in firings if one.name == name])
+                return
+            _log.error("triggers could not be judged when due: %s", error.message)
+            outcomes = {
+                one.row_id: Outcome("put_off", error.message, now + retry_wait(one.tries), is_try=True)
+                for one in firings
+            }
+            values = {}
+        except Exception:  # noqa: BLE001  (a lane that dies would hold up its provider for ever)
+            _log.exception("a defect in the lane %r of triggers", self.lane)
+            outcomes = {
+                one.row_id: Outcome(
+                    "put_off", "a defect of Mailhouse", now + retry_wait(one.tries), is_try=True
+                )
+                for one in firings
+            }
+            values = {}
+        self._settle(firings, outcomes, values, engine.clock())
+
+    def _outcomes(
+        self, firings: Sequence[Firing], now: datetime
+    ) -> tuple[dict[int, Outcome], dict[int, dict[str, Any]]]:
+        engine = self.engine
+        specs = {one.row_id: engine.decider.specs.get(one.name) for one in firings}
+        outcomes: dict[int, Outcome] = {
+            row_id: Outcome("failed", "the trigger is no more")
+            for row_id, spec in specs.items()
+            if spec is None
+        }
+        values: dict[int, dict[str, Any]] = {}
+        for one in firings:
+            if one.tries >= MOST_TRIES and one.row_id not in outcomes:
+                outcomes[one.row_id] = Outcome("failed", f"it was put off {one.tries} times")
+        left = [one for one in firings if one.row_id not in outcomes]
+        if not left:
+            return outcomes, values
+        people = engine.people(left, now)
+        called_off = engine.called_off(left, people, now)
+        ready: list[tuple[Firing, TriggerSpec, dict[str, Any]]] = []
+        for place, one in enumerate(left):
+            spec, person = specs[one.row_id], people[place]
+            assert spec is not None
+            values[one.row_id] = {
+                name: person[name] for name in ("is_suppressed", "has_marketing_consent", "consent_id")
+            }
+            if place in called_off:
+                outcomes[one.row_id] = Outcome("unless", called_off[place])
+            elif person.get("is_deleted"):
+                outcomes[one.row_id] = Outcome("deleted")
+            elif spec.quiet_hours and (until := spec.quiet_hours.quiet_until(now, person.get("timezone"))):
+                again = until if spec.quiet_hours.then == "wait" else None
+                outcomes[one.row_id] = Outcome("quiet_hours", f"until {until:%Y-%m-%d %H:%M} UTC", again)
+            else:
+                ready.append((one, spec, person))
+        blocked = engine.firings.reserve(
+            engine.run, [one for one, _, _ in ready], {spec.name: spec.cooldown for _, spec, _ in ready}, now
+        )
+        for one, _, _ in ready:
+            if one.row_id in blocked:
+                outcomes[one.row_id] = Outcome(
+                    "cooldown", f"it fired {blocked[one.row_id]:%Y-%m-%d %H:%M:%S} UTC"
+                )
+        ready = [entry for entry in ready if entry[0].row_id not in blocked]
+        by_trigger: dict[str, list[tuple[Firing, TriggerSpec, dict[str, Any]]]] = {}
+        for entry in ready:
+            by_trigger.setdefault(entry[0].name, []).append(entry)
+        for entries in by_trigger.values():
+            spec = entries[0][1]
+            act = getattr(self, f"_do_{spec.action}")
+            try:
+                outcomes |= act(spec, [(one, person) for one, _, person in entries], now)
+            except MailhouseError as error:
+                _log.error("trigger %s: %s", spec.name, error.message)
+                outcomes |= {
+                    one.row_id: Outcome("put_off", error.message, now + retry_wait(one.tries), is_try=True)
+                    for one, _, _ in entries
+                }
+        return outcomes, values
+
+    def _settle(
+        self,
+        firings: Sequence[Firing],
+        outcomes: Mapping[int, Outcome],
+        values: Mapping[int, Mapping[str, Any]],
+        now: datetime,
+    ) -> None:
+        engine = self.engine
+        # rows about it first: a crash in between tells it twice, never not at all
+        decisions = [
+            Decision(
+                one.name, one.version, one.contact_id, one.event_id, one.event["type"],
+                outcomes[one.row_id].outcome, now, outcomes[one.row_id].reason, values.get(one.row_id, {}),
+                outcomes[one.row_id].again_at, one.firing_id,
+            )
+            for one in firings
+        ]  # fmt: skip
+        engine.note(decisions)
+        done = {row_id: one.outcome for row_id, one in outcomes.items() if one.again_at is None}
+        unfired = {
+            row_id for row_id, outcome in done.items() if outcome not in ("fired", "unknown", "failed")
+        }
+        engine.firings.finish(engine.run, done, now, unfired=unfired)
+        for is_try in (True, False):
+            later = {
+                row_id: one.again_at
+                for row_id, one in outcomes.items()
+                if one.again_at is not None and one.is_try == is_try
+            }
+            if later:
+                reason = next(one.outcome for one in outcomes.values() if one.again_at is not None)
+                engine.firings.postpone(engine.run, later, now, reason, is_try=is_try)
+
+    # what is done
+
+    def _do_send(
+        self, spec: TriggerSpec, entries: Sequence[tuple[Firing, dict[str, Any]]], now: datetime
+    ) -> dict[int, Outcome]:
+        engine, send = self.engine, spec.send
+        assert send is not None
+        sender = self._sender()
+        if sender.breaker.is_open:
+            again = now + timedelta(seconds=sender.breaker.wait)
+            return {one.row_id: Outcome("put_off", "the provider is away", again) for one, _ in entries}
+        plan = plan_of(spec)
+        templates = self._templates()
+        rows = [
+            {
+                **{name: value for name, value in person.items() if not name.startswith("unless ")},
+                "skip_reason": self._skip_reason(send.category, person),
+            }
+            for _, person in entries
+        ]
+        people = pl.DataFrame(rows, infer_schema_length=None)
+        if send.recommendations:
+            people = engine.recommended(people, send.recommendations)
+        details: list[dict[str, object]] = [
+            {
+                "consent_id": person["consent_id"], "suppression_event_id": person["suppression_event_id"],
+                "trigger_event": {"event_id": one.event_id, "type": one.event["type"]},
+            }
+            for one, person in entries
+        ]  # fmt: skip
+        answers = sender.send(
+            plan, templates, people, [one.event_id for one, _ in entries], details, stop=engine.stop
+        )
+        return {
+            one.row_id: _sent_outcome(answer, one, now)
+            for (one, _), answer in zip(entries, answers, strict=True)
+        }
+
+    def _skip_reason(self, category: str, person: Mapping[str, Any]) -> str:
+        if "@" not in (person["email"] or ""):
+            return Reason.INVALID
+        if category == "marketing":
+            if person["is_suppressed"]:
+                return Reason.SUPPRESSED
+            return "" if person["has_marketing_consent"] else Reason.NO_CONSENT
+        # an operational message may go to somebody who unsubscribed, never to a mailbox that does not exist
+        is_dead = person["is_live_bounced"] or (person["is_suppressed"] and self._is_bounced(person["email"]))
+        return Reason.SUPPRESSED if is_dead else ""
+
+    def _is_bounced(self, email: str) -> bool:
+        known = self._bounced.get(email)
+        if known is None or time.monotonic() - known[0] > 600:
+            found = self.engine.warehouse.value(
+                "select count() from marts.suppressions where email = lower(trim({email:String})) and is_bounced",
+                {"email": email},
+            )
+            if len(self._bounced) > 10_000:
+                self._bounced.clear()
+            known = self._bounced[email] = (time.monotonic(), bool(found))
+        return known[1]
+
+    def _sender(self) -> RealtimeSender:
+        if self.sender is None:
+            engine = self.engine
+            self.sender = RealtimeSender(
+                engine.settings, engine.ledger, engine.run, self.lane, clock=engine.clock
+            )
+            self.sender.recover()
+        return self.sender
+
+    def _templates(self) -> TemplateLibrary:
+        if self.templates is None or self._loaded != self.engine.loads:
+            settings = self.engine.settings
+            columns = self.engine.live.columns() or PROFILE_COLUMNS
+            self.templates = TemplateLibrary.load(
+                settings.content_dir / "templates", columns, assets_url=settings.assets_url
+            )
+            self._loaded = self.engine.loads
+            if self.sender is not None:
+                self.sender.forget()
+        return self.templates
+
+    def _do_enter_journey(
+        self, spec: TriggerSpec, entries: Sequence[tuple[Firing, dict[str, Any]]], now: datetime
+    ) -> dict[int, Outcome]:
+        return self._move(spec.enter_journey or "", "enter", spec, entries, now)
+
+    def _do_leave_journey(
+        self, spec: TriggerSpec, entries: Sequence[tuple[Firing, dict[str, Any]]], now: datetime
+    ) -> dict[int, Outcome]:
+        return self._move(spec.leave_journey or "", "leave", spec, entries, now)
+
+    def _move(
+        self,
+        journey: str,
+        action: str,
+        spec: TriggerSpec,
+        entries: Sequence[tuple[Firing, dict[str, Any]]],
+        now: datetime,
+    ) -> dict[int, Outcome]:
+        frame = pl.DataFrame(
+            {
+                "request_id": [one.firing_id for one, _ in entries],
+                "journey": journey,
+                "contact_id": [one.contact_id for one, _ in entries],
+                "action": action,
+                "cause": [f"trigger {spec.name}, event {one.event_id}" for one, _ in entries],
+                "requested_at": now,
+            },
+            schema_overrides={"contact_id": pl.Int64},
+        ).with_columns(pl.col("requested_at").cast(pl.Datetime("ms", "UTC")))
+        self.engine.request_moves(self.engine.warehouse, frame)
+        return {one.row_id: Outcome("fired", f"{action} journey {journey}") for one, _ in entries}
+
+    def _do_tag(
+        self, spec: TriggerSpec, entries: Sequence[tuple[Firing, dict[str, Any]]], now: datetime
+    ) -> dict[int, Outcome]:
+        tag = spec.tag
+        assert tag is not None
+        # a tag hangs on an address: without one there is nothing that int_lists__identified could find
+        tagged = [(one, person) for one, person in entries if person["email"]]
+        if tagged:
+            self.engine.warehouse.insert(
+                "raw.list_members",
+                pl.DataFrame(
+                    {
+                        "list": tag.add or tag.remove,
+                        "source": "tag",
+                        "email": [person["email"] for _, person in tagged],
+                        "external_id": "",
+                        "is_member": tag.add is not None,
+                        "changed_at": [one.fired_at or now for one, _ in tagged],
+                    }
+                ).with_columns(pl.col("changed_at").cast(pl.Datetime("ms", "UTC"))),
+            )
+        word = f"{'put on' if tag.add else 'taken off'} {tag.add or tag.remove}"
+        return {
+            one.row_id: Outcome("fired", word) if person["email"] else Outcome("invalid")
+            for one, person in entries
+        }
+
+    def _do_crm_task(
+        self, spec: TriggerSpec, entries: Sequence[tuple[Firing, dict[str, Any]]], now: datetime
+    ) -> dict[int, Outcome]:
+        task = spec.crm_task
+        assert task is not None
+        load_events(
+            self.engine.warehouse,
+            pl.DataFrame(
+                [
+                    {
+                        "event_id": f"crm.task_requested:{one.firing_id}",
+                        "type": "crm.task_requested",
+                        "source": "trigger",
+                        "email": person["email"] or "",
+                        "occurred_at": now,
+                        "properties": json.dumps(
+                            {
+                                "contact_id": one.contact_id, "subject": task.subject, "note": task.note,
+                                "due_at": (now + task.due_in).isoformat() if task.due_in else None,
+                                "trigger": spec.name, "event_id": one.event_id,
+                            }
+                        ),
+                    }
+                    for one, person in entries
+                ],
+                schema_overrides={"occurred_at": pl.Datetime("ms", "UTC")},
+            ),
+            run_id="triggers",
+        )  # fmt: skip
+        return {one.row_id: Outcome("fired", f"task {task.subject!r}") for one, _ in entries}
+
+    def _do_webhook(
+        self, spec: TriggerSpec, entries: Sequence[tuple[Firing, dict[str, Any]]], now: datetime
+    ) -> dict[int, Outcome]:
+        assert spec.webhook is not None
+        settings = self.engine.settings
+        url, key = webhook_address(spec, settings), webhook_key(settings)
+        outcomes: dict[int, Outcome] = {}
+        with httpx.Client(timeout=_CALL_SECONDS, follow_redirects=False) as client:
+            for place, (one, person) in enumerate(entries):
+                outcome = self._call(client, url, key, spec, one, person, now)
+                outcomes[one.row_id] = outcome
+                if outcome.outcome == "put_off" and "does not answer" in outcome.reason:
+                    # it is away: the others need not wait for it, too
+                    outcomes |= {
+                        other.row_id: Outcome(
+                            "put_off", outcome.reason, now + retry_wait(other.tries), is_try=True
+                        )
+                        for other, _ in entries[place + 1 :]
+                    }
+                    break
+        return outcomes
+
+    @staticmethod
+    def _call(
+        client: httpx.Client, url: str, key: bytes, spec: TriggerSpec, one: Firing, person: Mapping[str, Any],
+        now: datetime,
+    ) -> Outcome:  # fmt: skip
+        body = json.dumps(
+            {
+                "type": "trigger.fired",
+                "timestamp": now.isoformat(),
+                "data": {
+                    "firing_id": one.firing_id, "trigger": spec.name, "version": spec.version,
+                    "contact_id": one.contact_id, "email": person["email"],
+                    "event": {
+                        "event_id": one.event_id, "type": one.event["type"],
+                        "occurred_at": one.event["occurred_at"],
+                        "properties": json.loads(one.event.get("properties") or "{}"),
+                    },
+                },
+            }
+        ).encode()  # fmt: skip
+        stamp = str(int(time.time()))
+        signature = hmac.new(key, f"{one.firing_id}.{stamp}.".encode() + body, "sha256").digest()
+        headers = {
+            "content-type": "application/json", "webhook-id": one.firing_id, "webhook-timestamp": stamp,
+            "webhook-signature": "v1," + base64.b64encode(signature).decode(),
+        }  # fmt: skip
+        again = now + retry_wait(one.tries)
+        try:
+            response = client.post(url, content=body, headers=headers)
+        except httpx.HTTPError as error:
+            # calling again is safe: webhook-id says that it is the same
+            return Outcome(
+                "put_off", f"{urlsplit(url).hostname} does not answer: {type(error).__name__}", again, True
+            )
+        if response.is_success:
+            return Outcome("fired", f"{urlsplit(url).hostname} answered {response.status_code}")
+        if is_retryable(response.status_code) or response.status_code >= 500:
+            after = parse_retry_after(response.headers.get("retry-after", ""))
+            return Outcome(
+                "put_off", f"{urlsplit(url).hostname} answered {response.status_code}",
+                now + retry_wait(one.tries, after), True,
+            )  # fmt: skip
+        return Outcome("failed", f"{urlsplit(url).hostname} answered {response.status_code}")
+
+
+def webhook_address(spec: TriggerSpec, settings: SenderSettings) -> str:
+    """Where a trigger's webhook goes.
+
+    Raises:
+        SettingsError: nowhere, or not by https.
+    """
+    assert spec.webhook is not None
+    url = spec.webhook.url or settings.webhook_url
+    parts = urlsplit(url)
+    if not parts.hostname or (parts.scheme != "https" and not is_loopback(parts.hostname)):
+        raise SettingsError(
+            f"{spec.place('webhook')}: trigger {spec.name} calls {url or 'no address'}, which is no https address.",
+            fix="Write webhook.url, or set MAILHOUSE_WEBHOOK_URL; http is for this machine only.",
+        )
+    return url
+
+
+def webhook_key(settings: SenderSettings) -> bytes:
+    """The key that signs webhooks, as the provider `webhook` reads it.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else ""
+    with contextlib.suppress(ValueError):
+        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+        if len(key) >= 16:
+            return key
+    raise SettingsError(
+        "Triggers sign their webhooks, and MAILHOUSE_WEBHOOK_SECRET is no secret of 16 bytes or more in base64.",
+        fix="Set MAILHOUSE_WEBHOOK_SECRET; docs/providers.md tells how to make one.",
+    )
+
+
+def _sent_outcome(answer: Sent, firing: Firing, now: datetime) -> Outcome:
+    if answer.is_put_off:
+        if answer.reason == Reason.WARM_UP:
+            midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+            return Outcome("put_off", "the warm-up's limit of the day was reached", midnight)
+        again = now + retry_wait(firing.tries, answer.retry_after)
+        return Outcome("put_off", "the provider put it off", again, is_try=True)
+    if answer.status in (Status.SENT, Status.QUEUED):
+        return Outcome("fired", f"message {answer.message_id}")
+    if answer.status == Status.SKIPPED:
+        return Outcome(answer.reason if answer.reason in _SKIPPED else "failed", answer.reason)
+    if answer.status in (Status.CLAIMED, Status.DISPATCHING):
+        # another run holds it: it is looked at again when that run is done, or dead
+        return Outcome("put_off", f"message {answer.message_id} is {answer.status}", now + FIRST_RETRY)
+    words = {Status.UNKNOWN.value: "unknown", Status.INVALID.value: "invalid"}
+    outcome = words.get(str(answer.status), "failed")
+    return Outcome(outcome, f"message {answer.message_id}: {answer.status} {answer.reason}".rstrip())
+
+
+class _Lane(threading.Thread):
+    """One thread that does firings, oldest first."""
+
+    def __init__(self, engine: TriggerHandler, name: str) -> None:
+        super().__init__(name=f"triggers {name or 'actions'}", daemon=True)
+        self.engine = engine
+        self.queue: queue.Queue[Firing] = queue.Queue(QUEUE)
+        self.performer = Performer(engine, name)
+
+    @property
+    def room(self) -> int:
+        return QUEUE - self.queue.qsize()
+
+    def run(self) -> None:
+        while not self.engine.stop.is_set():
+            try:
+                first = self.queue.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            firings = [first]
+            with contextlib.suppress(queue.Empty):
+                while len(firings) < WINDOW:
+                    firings.append(self.queue.get_nowait())
+            try:
+                self.performer.perform(firings)
+            except MailhouseError as error:
+                # the ledger does not answer: what it holds is taken up again when this run is found dead, or by recover
+                _log.error("firings could not be recorded: %s", error.message)
+                self.engine.abandoned(firings)
+        self.performer.close()
+
+
+class TriggerHandler:
+    """Judges micro-batches, and sees to what is due. A `BatchHandler`.
+
+    Args:
+        is_inline: do what is due in the calling thread rather than in lanes: for tests and commands.
+        is_collecting: do nothing, leave all that is due to the gateways: for the clock.
+        request_moves: how journeys are entered and left; left out, `campaigns.journey_requests.request_moves`.
+        clock: the time, UTC; left out, that of the settings.
+
+    Raises:
+        InputError: a trigger's file is wrong.
+    """
+
+    def __init__(
+        self,
+        settings: SenderSettings,
+        ledger: Ledger,
+        warehouse: Warehouse,
+        *,
+        is_inline: bool = False,
+        is_collecting: bool = False,
+        request_moves: JourneyMoves | None = None,
+        clock: Callable[[], datetime] | None = None,
+        live: Live | None = None,
+    ) -> None:
+        self.settings, self.ledger, self.warehouse = settings, ledger, warehouse
+        self.clock = clock or settings.now
+        self.live = live or Live(warehouse)
+        self.firings = Firings(ledger)
+        self.log = DecisionLog(warehouse)
+        self.decider = Decider(load_triggers(settings.content_dir).values(), self.live)
+        self.request_moves: JourneyMoves = request_moves or _request_moves
+        self.is_inline, self.is_collecting = is_inline, is_collecting
+        self.stop = threading.Event()
+        self.loads = 0
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self._lanes: dict[str, _Lane] = {}
+        self._performers: dict[str, Performer] = {}
+        self._lock = threading.Lock()
+        self._is_prepared = False
+        self._recovered = self._cleared = self._looked = -1e9
+        self._stamp = self._files()
+        self.run: Run = ledger.begin_run(KIND, "", "", self.clock())
+        self._heart = threading.Thread(target=self._beat, name="triggers heartbeat", daemon=True)
+        self._heart.start()
+
+    def close(self) -> None:
+        """Finish what is under way; what waits is for the next run."""
+        self.stop.set()
+        for lane in self._lanes.values():
+            lane.join(timeout=30)
+        for performer in self._performers.values():
+            performer.close()
+        self._heart.join(timeout=5)
+        self.ledger.end_run(self.run, "finished", self.clock())
+
+    def __enter__(self) -> TriggerHandler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # BatchHandler
+
+    def handle(self, events: pl.DataFrame, now: datetime) -> None:
+        """Keep events in `live.events`, judge them by all triggers, and see that what they fire is done.
+
+        May be called again with the same events: what was decided stays decided.
+
+        Args:
+            events: columns of `warehouse.loads.EVENT_COLUMNS`, that `raw.events` has.
+
+        Raises:
+            MailhouseError: nothing was lost; call again with the same events.
+        """
+        self.prepare()
+        if events.is_empty():
+            return
+        stored = self.live.store(events, self.messages(events["message_id"].to_list()))
+        decisions = self.decide(stored, now)
+        self.act(decisions, now)
+
+    def tick(self, now: datetime) -> None:
+        """Take what is due by the clock, as far as lanes have room."""
+        moment = time.monotonic()
+        self.prepare()
+        if moment - self._recovered >= _RECOVER_SECONDS:
+            self._recovered = moment
+            self.firings.recover(now)
+            self.firings.revive(now)
+        if moment - self._cleared >= _CLEAR_SECONDS:
+            self._cleared = moment
+            self.firings.clear(now, {name: spec.cooldown for name, spec in self.decider.specs.items()})
+        if moment - self._looked >= _RELOAD_SECONDS:
+            self._looked = moment
+            self._reload()
+        if not self.firings.has_due(now):
+            return
+        paused = self.ledger.paused(KIND)
+        lanes: dict[str, list[str]] = {}
+        for spec in self.decider.specs.values():
+            lanes.setdefault(self._lane_of(spec), []).append(spec.name)
+        for lane, names in lanes.items():
+            while taken := self.firings.take(
+                self.run, now, min(WINDOW, self._room(lane)), names=names, paused=paused
+            ):
+                self._give(lane, taken)
+
+    # its steps
+
+    def decide(
+        self, stored: pl.DataFrame, now: datetime, *, names: Sequence[str] | None = None
+    ) -> list[Decision]:
+        """What triggers make of events that `Live.store` has resolved."""
+        sent = None
+        if self.decider.columns & SENT:
+            sent = self.sent(stored["contact_id"].unique().to_list())
+        return self.decider.decide(stored, now, sent=sent, names=names)
+
+    def act(self, decisions: Sequence[Decision], now: datetime) -> list[Firing]:
+        """Write what is to be done into the ledger, and begin with what is due; returns what was begun."""
+        fired = [
+            Firing(one.trigger, one.version, one.contact_id, one.event_id, one.event, one.due_at)
+            for one in decisions
+            if one.due_at is not None
+        ]
+        begun: list[Firing] = []
+        if fired:
+            paused = self.ledger.paused(KIND)
+            room = Counter[str]()
+            at_once: set[str] = set()
+            for one in fired:
+                lane = self._lane_of(self.decider.specs[one.name])
+                if one.due_at <= now and one.name not in paused and room[lane] < self._room(lane):
+                    room[lane] += 1
+                    at_once.add(one.firing_id)
+            begun = self.firings.add(self.run, fired, now, taken=at_once)
+            for lane in room:
+                mine = [one for one in begun if self._lane_of(self.decider.specs[one.name]) == lane]
+                self._give(lane, mine)
+        self.note(
+            [
+                replace(
+                    one, firing_id=Firing(one.trigger, "", one.contact_id, one.event_id, {}, now).firing_id
+                )
+                if one.due_at is not None
+                else one
+                for one in decisions
+            ]
+        )
+        return begun
+
+    def note(self, decisions: Sequence[Decision]) -> None:
+        """Write decisions down, for `mailhouse why`, and count them."""
+        self.log.write(decisions)
+        with self._lock:
+            self.counts.update((one.trigger, one.outcome) for one in decisions)
+
+    def messages(self, message_ids: Iterable[str]) -> pl.DataFrame:
+        """What the ledger knows of messages."""
+        wanted = [one for one in dict.fromkeys(message_ids) if one]
+        rows = self.ledger.about(wanted) if wanted else []
+        return pl.DataFrame(rows, schema=MESSAGE_COLUMNS)
+
+    def sent(self, contact_ids: Iterable[int]) -> pl.DataFrame:
+        """Messages that the ledger has sent and not exported."""
+        rows = self.ledger.sent_unexported([one for one in contact_ids if one])
+        frame = pl.DataFrame(
+            rows,
+            schema={"message_id": pl.String, "contact_id": pl.Int64, "sent_at": pl.Datetime("us", "UTC")},
+            orient="row",
+        )
+        return frame.select(pl.col(name).cast(dtype) for name, dtype in SENT_COLUMNS.items())
+
+    def people(self, firings: Sequence[Firing], now: datetime) -> list[dict[str, Any]]:
+        """The profile of each firing's contact as it is now, with permission, and what its `unless` says."""
+        conditions = {
+            f"unless {name} {number}": predicate
+            for name in {one.name for one in firings}
+            for number, predicate in enumerate(self.decider.conditions(self.decider.specs[name]).unless)
+        }
+        needs = Needs.of(conditions.values(), has_permission=True)
+        needs = replace(needs, columns=frozenset(self.live.columns()))
+        rows = firing_rows(firings, now)
+        state = self.live.judge(rows, conditions, needs, sent=self.sent({one.contact_id for one in firings}))
+        return state.drop("row").to_dicts()
+
+    def called_off(
+        self, firings: Sequence[Firing], people: Sequence[Mapping[str, Any]], now: datetime
+    ) -> dict[int, str]:
+        """Of which firings, by place, what calls them off has happened, and what it was."""
+        reasons: dict[int, str] = {}
+        types: set[str] = set()
+        for place, one in enumerate(firings):
+            spec = self.decider.specs[one.name]
+            types |= set(spec.unless_events)
+            for number, text in enumerate(spec.unless_conditions):
+                if people[place].get(f"unless {one.name} {number}"):
+                    reasons[place] = text
+        if not types:
+            return reasons
+        rows = pl.DataFrame(
+            {
+                "row": range(len(firings)),
+                "contact_id": [one.contact_id for one in firings],
+                "since": [datetime.fromisoformat(one.event["occurred_at"]) for one in firings],
+                "until": [now for _ in firings],
+            }
+        ).with_columns(pl.col("since", "until").cast(pl.Datetime("ms", "UTC")))
+        for place, kind, event_id, occurred_at in self.live.happened(rows, types).iter_rows():
+            if (
+                kind in self.decider.specs[firings[place].name].unless_events
+                and event_id != firings[place].event_id
+            ):
+                reasons.setdefault(place, f"{kind} {occurred_at:%Y-%m-%d %H:%M:%S} UTC, event {event_id}")
+        return reasons
+
+    def recommended(self, people: pl.DataFrame, number: int) -> pl.DataFrame:
+        """People with the products that are recommended to them, best first."""
+        found = self.warehouse.frame(
+            """
+            select contact_id, rank, product_id, product_name as name, price, ifNull(image_url, '') as image_url,
+                ifNull(url, '') as url, reason::String as reason, model_version as recommendation_version
+            from marts.recommendations where contact_id in (select contact_id from people)
+            order by contact_id, rank limit {number:UInt64} by contact_id
+            """,
+            {"number": number},
+            external={"people": people.select("contact_id").unique()},
+        )
+        items = found.group_by("contact_id", maintain_order=True).agg(
+            pl.struct("product_id", "name", "price", "image_url", "url", "reason").alias("recommendations"),
+            pl.col("recommendation_version").first(),
+        )
+        return people.join(items, on="contact_id", how="left", maintain_order="left")
+
+    def drain(self, now: datetime) -> None:
+        """Do all that is due, in this thread: for tests and commands."""
+        while True:
+            paused = self.ledger.paused(KIND)
+            names = list(self.decider.specs)
+            taken = self.firings.take(self.run, now, WINDOW, names=names, paused=paused)
+            if not taken:
+                return
+            self._perform(taken)
+
+    def abandoned(self, firings: Sequence[Firing]) -> None:
+        """Try once more to let wait what could not be recorded."""
+        now = self.clock()
+        with contextlib.suppress(MailhouseError):
+            self.firings.postpone(
+                self.run,
+                {one.row_id: now + retry_wait(one.tries) for one in firings},
+                now,
+                "put_off",
+                is_try=True,
+            )
+
+    # lanes
+
+    def _lane_of(self, spec: TriggerSpec) -> str:
+        return (spec.send.provider or self.settings.provider) if spec.send else _ACTIONS_LANE
+
+    def _room(self, lane: str) -> int:
+        if self.is_collecting:
+            return 0
+        if self.is_inline:
+            return WINDOW
+        return self._lanes[lane].room if lane in self._lanes else QUEUE
+
+    def _give(self, lane: str, firings: Sequence[Firing]) -> None:
+        if self.is_inline:
+            self._perform(firings)
+            return
+        if lane not in self._lanes:
+            self._lanes[lane] = _Lane(self, lane)
+            self._lanes[lane].start()
+        for one in firings:
+            self._lanes[lane].queue.put(one)
+
+    def _perform(self, firings: Sequence[Firing]) -> None:
+        by_lane: dict[str, list[Firing]] = {}
+        for one in firings:
+            by_lane.setdefault(self._lane_of(self.decider.specs[one.name]), []).append(one)
+        for lane, mine in by_lane.items():
+            if lane not in self._performers:
+                self._performers[lane] = Performer(self, lane)
+            self._performers[lane].perform(mine)
+
+    # housekeeping
+
+    def prepare(self) -> None:
+        """Make the tables that triggers need, and record their files; done once."""
+        if self._is_prepared:
+            return
+        self.live.prepare()
+        self.log.prepare()
+        record_triggers(self.warehouse, self.decider.specs.values())
+        self._is_prepared = True
+
+    def _files(self) -> tuple[tuple[str, int], ...]:
+        folders = [self.settings.content_dir / name for name in ("triggers", "templates")]
+        paths = [path for folder in folders if folder.is_dir() for path in sorted(folder.glob("*"))]
+        return tuple((str(path), path.stat().st_mtime_ns) for path in paths)
+
+    def _reload(self) -> None:
+        """Take in files that have changed; a mistake in them leaves those in force that were."""
+        stamp = self._files()
+        if stamp == self._stamp:
+            return
+        try:
+            specs = load_triggers(self.settings.content_dir)
+            record_triggers(self.warehouse, specs.values())
+        except MailhouseError as error:
+            _log.error("triggers were not taken in: %s", error)
+            return
+        self._stamp = stamp
+        self.decider = Decider(specs.values(), self.live)
+        self.loads += 1
+
+    def _beat(self) -> None:
+        while not self.stop.wait(self.settings.claim_lease / 4):
+            with contextlib.suppress(MailhouseError):
+                self.ledger.heartbeat(self.run)
+
+
+@functools.cache
+def _journey_requests() -> JourneyMoves:
+    try:
+        from campaigns.journey_requests import request_moves  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise WarehouseError(
+            "This Mailhouse has no journeys.", fix="Remove enter_journey and leave_journey from triggers."
+        ) from None
+    return request_moves
+
+
+def _request_moves(warehouse: Warehouse, frame: pl.DataFrame) -> int:
+    return _journey_requests()(warehouse, frame)
