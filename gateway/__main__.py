@@ -16,12 +16,14 @@ from gateway.app import Gateway
 from gateway.appending import Appender
 from gateway.clicks import Clicks
 from gateway.consuming import BatchHandler, Consumer
+from gateway.journeys import Moves
 from gateway.leading import lead_of
 from gateway.metrics import Metrics
 from gateway.preferences import PreferenceCentre
 from gateway.seen import LedgerSeenStore
 from gateway.settings import GatewaySettings
 from gateway.streams import EventStream, StreamError, open_stream
+from gateway.triggers import TriggerHandler
 from gateway.unsubscribes import Unsubscribes
 from gateway.webhooks import Webhooks
 from senders.ledger import Ledger
@@ -63,14 +65,14 @@ def main(arguments: list[str] | None = None) -> int:
 def gateway(
     settings: GatewaySettings,
     *,
-    handlers: Sequence[BatchHandler] = (),
+    handlers: Sequence[BatchHandler] | None = None,
     journeys: JourneyMoves | None = None,
 ) -> Iterator[Gateway]:
     """The application with all behind it, running; finishes batches at the end.
 
     Args:
-        handlers: act on events once the warehouse has them, in this order.
-        journeys: takes requests for journeys.
+        handlers: act on events once the warehouse has them, in this order; left out, triggers.
+        journeys: takes requests for journeys; left out, `gateway.journeys.Moves`.
 
     Raises:
         MailhouseError: ledger or stream cannot be opened.
@@ -81,6 +83,9 @@ def gateway(
         # connections of their own: a slow page must not hold up the consumer
         warehouse = stack.enter_context(Warehouse.connect(settings, comment="gateway"))
         loading = stack.enter_context(Warehouse.connect(settings, comment="gateway consumer"))
+        if handlers is None:
+            judging = stack.enter_context(Warehouse.connect(settings, comment="gateway triggers"))
+            handlers = [stack.enter_context(TriggerHandler(settings, ledger, judging))]
         stream = open_stream(settings, ledger)
         stack.callback(stream.close)
         metrics.watch_depth(lambda: _depth(stream))
@@ -93,7 +98,12 @@ def gateway(
         stack.callback(appender.stop)
         unsubscribes = Unsubscribes(settings, ledger, warehouse, appender.append_now)
         yield Gateway(
-            EventApi(settings, appender, metrics, journeys=journeys),
+            EventApi(
+                settings,
+                appender,
+                metrics,
+                journeys=journeys or Moves(settings.content_dir / "journeys", warehouse),
+            ),
             unsubscribes,
             PreferenceCentre(settings, warehouse, unsubscribes),
             Clicks(settings, ledger),

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import functools
 import hmac
 import json
 import logging
@@ -28,9 +27,10 @@ from urllib.parse import urlsplit
 import httpx
 import polars as pl
 
+from campaigns import journey_requests
 from campaigns.deciding import Decider, Decision, DecisionLog, firing_rows
 from campaigns.live import MESSAGE_COLUMNS, SENT, SENT_COLUMNS, Live, Needs
-from campaigns.triggers import TriggerSpec, load_triggers, record_triggers
+from campaigns.triggers import TriggerSpec, load_trigger, record_triggers
 from senders.firings import KIND, Firing, Firings
 from senders.ledger import Cap, Ledger, Run
 from senders.loopback import is_loopback
@@ -41,7 +41,7 @@ from senders.rendering import PROFILE_COLUMNS, TemplateLibrary
 from senders.retries import LONGEST_RETRY, is_retryable, parse_retry_after
 from senders.settings import SenderSettings
 from warehouse.client import Warehouse
-from warehouse.errors import MailhouseError, SettingsError, WarehouseError
+from warehouse.errors import InputError, MailhouseError, SettingsError
 from warehouse.loads import load_events
 
 _log = logging.getLogger("mailhouse.triggers")
@@ -570,8 +570,7 @@ class TriggerHandler:
         request_moves: how journeys are entered and left; left out, `campaigns.journey_requests.request_moves`.
         clock: the time, UTC; left out, that of the settings.
 
-    Raises:
-        InputError: a trigger's file is wrong.
+    A file that is wrong is logged and left aside, or stays as it was before; the other triggers go on.
     """
 
     def __init__(
@@ -591,8 +590,8 @@ class TriggerHandler:
         self.live = live or Live(warehouse)
         self.firings = Firings(ledger)
         self.log = DecisionLog(warehouse)
-        self.decider = Decider(load_triggers(settings.content_dir).values(), self.live)
-        self.request_moves: JourneyMoves = request_moves or _request_moves
+        self.decider = Decider(self._load({}).values(), self.live)
+        self.request_moves = request_moves or journey_requests.request_moves
         self.is_inline, self.is_collecting = is_inline, is_collecting
         self.stop = threading.Event()
         self.loads = 0
@@ -865,17 +864,26 @@ class TriggerHandler:
         paths = [path for folder in folders if folder.is_dir() for path in sorted(folder.glob("*"))]
         return tuple((str(path), path.stat().st_mtime_ns) for path in paths)
 
+    def _load(self, known: Mapping[str, TriggerSpec]) -> dict[str, TriggerSpec]:
+        """All triggers there are; one whose file is wrong as it was known, if it was."""
+        specs: dict[str, TriggerSpec] = {}
+        folder = self.settings.content_dir / "triggers"
+        for path in sorted(folder.glob("*.yaml")) if folder.is_dir() else []:
+            try:
+                specs[path.stem] = load_trigger(path)
+            except InputError as error:
+                _log.error("a trigger was not taken in: %s", error)
+                if path.stem in known:
+                    specs[path.stem] = known[path.stem]
+        return specs
+
     def _reload(self) -> None:
-        """Take in files that have changed; a mistake in them leaves those in force that were."""
+        """Take in files that have changed."""
         stamp = self._files()
         if stamp == self._stamp:
             return
-        try:
-            specs = load_triggers(self.settings.content_dir)
-            record_triggers(self.warehouse, specs.values())
-        except MailhouseError as error:
-            _log.error("triggers were not taken in: %s", error)
-            return
+        specs = self._load(self.decider.specs)
+        record_triggers(self.warehouse, specs.values())
         self._stamp = stamp
         self.decider = Decider(specs.values(), self.live)
         self.loads += 1
@@ -884,18 +892,3 @@ class TriggerHandler:
         while not self.stop.wait(self.settings.claim_lease / 4):
             with contextlib.suppress(MailhouseError):
                 self.ledger.heartbeat(self.run)
-
-
-@functools.cache
-def _journey_requests() -> JourneyMoves:
-    try:
-        from campaigns.journey_requests import request_moves  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise WarehouseError(
-            "This Mailhouse has no journeys.", fix="Remove enter_journey and leave_journey from triggers."
-        ) from None
-    return request_moves
-
-
-def _request_moves(warehouse: Warehouse, frame: pl.DataFrame) -> int:
-    return _journey_requests()(warehouse, frame)
