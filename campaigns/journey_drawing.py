@@ -15,7 +15,7 @@ from campaigns.journeys import END, JourneySpec, edge_text, shown_step
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN, _POINT = 190, 46, 36, 56, 24, 20
 _FILLS = {
     "send": "#dbeafe", "wait": "#f3f4f6", "wait_for": "#fef3c7", "branch": "#ede9fe", "split": "#fce7f3",
-    "task": "#dcfce7", "tag": "#dcfce7", "exit": "#fee2e2", "": "#e5e7eb",
+    "crm_task": "#dcfce7", "tag": "#dcfce7", "exit": "#fee2e2", "": "#e5e7eb",
 }  # fmt: skip
 _START, _FINISH = "_in", "_out"
 _SHAPES = {"branch": ("{{", "}}"), "split": ("{{", "}}"), "wait": ("([", "])"), "wait_for": ("([", "])"),

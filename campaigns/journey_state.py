@@ -26,6 +26,7 @@ import polars as pl
 
 from campaigns.journey_requests import define_requests
 from campaigns.journeys import KIND, JourneySpec, read_definition
+from campaigns.specs import CrmTask
 from warehouse.client import Warehouse
 
 GOAL, EXIT, LEFT, DELETED, GONE, FINISHED = "goal", "exit", "left", "deleted", "gone", "finished"
@@ -115,20 +116,6 @@ _TABLES = (
     ) engine = MergeTree order by (journey, refused_at, request_id)
     comment 'One request that was not followed, and why: request_id.'
     """,
-    """
-    create table if not exists campaigns.journey_tasks (
-        task_id String,
-        journey LowCardinality(String),
-        step LowCardinality(String),
-        contact_id Int64,
-        title String,
-        body String,
-        owner String,
-        requested_at DateTime64(3, 'UTC'),
-        due_at Nullable(DateTime64(3, 'UTC'))
-    ) engine = ReplacingMergeTree order by (journey, task_id)
-    comment 'One task for a colleague that a journey has asked for: task_id (FINAL).'
-    """,
 )
 _VIEWS = (
     # made anew rather than kept, so that a newer Mailhouse brings its own
@@ -144,7 +131,7 @@ _VIEWS = (
 )
 _NAMES = (
     "journey_moves", "journey_ticks", "journey_states", "journey_signals", "journey_cursors", "journey_refusals",
-    "journey_tasks", "journey_steps", "journey_requests",
+    "journey_steps", "journey_requests",
 )  # fmt: skip
 
 
@@ -348,21 +335,8 @@ def apply_tick(
             passed = f"{rows} and version = {sql_text(version)} and previous_step = {sql_text(node.id)}"
             if node.step.tag is not None:
                 _apply_tag(warehouse, passed, node.step.tag.add, node.step.tag.remove, parameters)
-            if (task := node.step.task) is not None:
-                due = (
-                    f"entered_at + toIntervalSecond({int(task.due.total_seconds())})" if task.due else "null"
-                )
-                warehouse.execute(
-                    f"""
-                    insert into campaigns.journey_tasks (task_id, journey, step, contact_id, title, body, owner,
-                        requested_at, due_at)
-                    select concat(journey, '/', toString(contact_id), '/', toString(sequence)), journey, previous_step,
-                        contact_id, {sql_text(task.title)}, {sql_text(task.body)}, {sql_text(task.owner or "")},
-                        entered_at, {due}
-                    from {passed}
-                    """,
-                    parameters,
-                )
+            if (task := node.step.crm_task) is not None:
+                _apply_task(warehouse, passed, task, parameters)
     moves = count_moves(warehouse, journey, tick)
     warehouse.insert(
         "campaigns.journey_ticks",
@@ -372,6 +346,30 @@ def apply_tick(
         ),
     )
     return moves
+
+
+def _apply_task(warehouse: Warehouse, passed: str, task: CrmTask, parameters: Mapping[str, Any]) -> None:
+    """Ask for a task of a colleague, once for each pass of the step, as triggers do."""
+    due = f"entered_at + toIntervalSecond({int(task.due_in.total_seconds())})" if task.due_in else "null"
+    warehouse.execute(
+        f"""
+        insert into raw.events (event_id, type, source, email, occurred_at, received_at, properties, run_id)
+        select concat('crm.task_requested:', journey, '/', toString(contact_id), '/', toString(sequence)) as event_id,
+            'crm.task_requested', 'journey', profiles.email, entered_at, entered_at,
+            toJSONString(map(
+                'contact_id', toString(contact_id), 'subject', {sql_text(task.subject)}, 'note', {sql_text(task.note)},
+                'owner', {sql_text(task.owner or "")},
+                'due_at', ifNull(formatDateTime(toTimeZone(({due})::Nullable(DateTime), 'UTC'), '%FT%TZ'), ''),
+                'journey', journey, 'step', previous_step
+            ))::JSON, 'journeys'
+        from (select * from {passed}) as passed
+        left any join (
+            select contact_id, email from marts.contact_profiles where contact_id in (select contact_id from {passed})
+        ) as profiles on profiles.contact_id = passed.contact_id
+        where event_id not in (select event_id from raw.events where type = 'crm.task_requested')
+        """,
+        parameters,
+    )
 
 
 def _apply_tag(

@@ -3,7 +3,7 @@
 
 A tick goes in passes. Each pass notes what makes people move (`campaigns.journey_signals`: the goal, a rule of exit, a
 request, an event or condition that somebody waits for, what became of a message), moves everybody concerned one step
-on, and those who then stand at a step that is passed at once (branch, split, task, tag, exit) again, until all rest.
+on, and those who then stand at a step that is passed at once (branch, split, crm_task, tag, exit) again, until all rest.
 Then it commits (`campaigns.journey_state`) and hands the people at send steps to `deliver`; what became of their
 messages is what the next pass begins with. The tick is over when a pass moves nobody.
 

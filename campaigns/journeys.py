@@ -22,7 +22,7 @@ from zoneinfo import ZoneInfo, available_timezones
 from pydantic import Field, field_validator, model_validator
 
 from campaigns.predicates import Predicate, parse_predicate
-from campaigns.specs import Cap, Line, Name, QuietHours, Schedule, SendSpec, next_clock_time
+from campaigns.specs import Cap, CrmTask, Line, Name, QuietHours, Schedule, SendSpec, next_clock_time
 from warehouse.errors import InputError, SettingsError
 from warehouse.yaml_specs import (
     Duration,
@@ -45,7 +45,7 @@ END = ""
 EVENT_COLUMNS = ("event_id", "type", "occurred_at", "message_id", "url")
 """What `event.` means in conditions beside the event's properties."""
 _WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-_ACTIONS = ("send", "wait", "wait_for", "branch", "split", "task", "tag", "exit", "go")
+_ACTIONS = ("send", "wait", "wait_for", "branch", "split", "crm_task", "tag", "exit", "go")
 
 
 def _event_type(value: str) -> str:
@@ -183,15 +183,6 @@ class Variant(Spec):
     then: list[Step] = Field([], description="steps; left out, the next step")
 
 
-class TaskSpec(Spec):
-    """A task for a colleague, kept in campaigns.journey_tasks for the CRM."""
-
-    title: Line = Field(description="one line")
-    body: str = Field("", description="what is to be done")
-    due: Duration | None = Field(None, description="how long there is for it, such as 2d")
-    owner: Line | None = Field(None, description="who is to do it, as the CRM names them")
-
-
 class TagSpec(Spec):
     """Static lists that the contact joins or leaves; segments may read them."""
 
@@ -208,7 +199,7 @@ class TagSpec(Spec):
 
 
 class Step(Spec):
-    """One step: exactly one of send, wait (or until), wait_for, branch, split, task, tag, exit and go."""
+    """One step: exactly one of send, wait (or until), wait_for, branch, split, crm_task, tag, exit and go."""
 
     id: Name | None = Field(
         None, description="a name that stays; messages and people in flight are known by it"
@@ -222,7 +213,7 @@ class Step(Spec):
     experiment: Name | None = Field(
         None, description="name of the split's experiment; JOURNEY.STEP if left out"
     )
-    task: TaskSpec | None = Field(None, description="title and more")
+    crm_task: CrmTask | None = Field(None, description="subject and more")
     tag: TagSpec | None = Field(None, description="add, remove: names of static lists")
     exit: Line | None = Field(None, description="a word for why it ends here, such as bought")
     go: Name | None = Field(None, description="id of the step to go on with")
@@ -819,9 +810,9 @@ def shown_step(node: Node) -> str:
             return "branch"
         case "split":
             return "split " + " : ".join(str(variant.weight) for variant in step.split or [])
-        case "task":
-            assert step.task is not None
-            return f"task: {_short(step.task.title)}"
+        case "crm_task":
+            assert step.crm_task is not None
+            return f"task: {_short(step.crm_task.subject)}"
         case "tag":
             assert step.tag is not None
             return "tag " + " ".join(

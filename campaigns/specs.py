@@ -258,6 +258,15 @@ class SendSpec(Spec):
     cancellable: bool = Field(False, description="whether what is held back can be cancelled")
 
 
+class CrmTask(Spec):
+    """A task for a colleague: an event `crm.task_requested` in raw.events, which the CRM sync takes over."""
+
+    subject: Line = Field(description="what is to be done, in one line")
+    note: str = Field("", description="more about it")
+    due_in: Duration | None = Field(None, description="until when, such as 2d")
+    owner: Line | None = Field(None, description="who is to do it, as the CRM names them")
+
+
 class CampaignSpec(Spec):
     """One campaign: who gets what, when, and what it is to achieve."""
 

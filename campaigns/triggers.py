@@ -26,7 +26,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, m
 
 from campaigns.catalogue import record_rows
 from campaigns.predicates import Predicate, check_types, parse_predicate
-from campaigns.specs import Cap, Line, Name, QuietHours, SendSpec, content_version
+from campaigns.specs import Cap, CrmTask, Name, QuietHours, SendSpec, content_version
 from warehouse.client import Warehouse
 from warehouse.errors import InputError, SettingsError
 from warehouse.loads import MAIL_EVENT_TYPES
@@ -152,14 +152,6 @@ class WebhookSpec(Spec):
         return value
 
 
-class CrmTaskSpec(Spec):
-    """A task for a colleague, which the CRM sync takes over."""
-
-    subject: Line = Field(description="what is to be done, in one line")
-    note: str = Field("", description="more about it")
-    due_in: Duration | None = Field(None, description="until when, such as 2d")
-
-
 class TagSpec(Spec):
     """A static list that the contact is put on, or taken off."""
 
@@ -195,7 +187,7 @@ class TriggerSpec(Spec):
     enter_journey: Name | None = Field(None, description="a journey that the contact enters")
     leave_journey: Name | None = Field(None, description="a journey that the contact leaves")
     webhook: WebhookSpec | None = Field(None, description="url; {} for that of the settings")
-    crm_task: CrmTaskSpec | None = Field(None, description="subject, note, due_in")
+    crm_task: CrmTask | None = Field(None, description="subject, note, due_in")
     tag: TagSpec | None = Field(None, description="add or remove")
 
     @field_validator("event")

@@ -396,6 +396,7 @@ class Performer:
                         "properties": json.dumps(
                             {
                                 "contact_id": one.contact_id, "subject": task.subject, "note": task.note,
+                                "owner": task.owner or "",
                                 "due_at": (now + task.due_in).isoformat() if task.due_in else None,
                                 "trigger": spec.name, "event_id": one.event_id,
                             }

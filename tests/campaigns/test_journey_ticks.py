@@ -447,7 +447,7 @@ def test_tags_and_tasks(bench: Bench) -> None:
         entry={"segment": "at_risk"},
         steps=[
             {"id": "mark", "tag": {"add": ["welcomed"], "remove": ["fresh"]}},
-            {"id": "call", "task": {"title": "Call them", "due": "2d", "owner": "sales"}},
+            {"id": "call", "crm_task": {"subject": "Call them", "due_in": "2d", "owner": "sales"}},
         ],
     )
     bench.people(1)
@@ -461,10 +461,15 @@ def test_tags_and_tasks(bench: Bench) -> None:
         ("fresh", "c1@example.com", False, day(1)),
         ("welcomed", "c1@example.com", True, day(1)),
     ]
-    tasks = bench.warehouse.frame(
-        "select contact_id, title, owner, due_at from campaigns.journey_tasks final"
-    )
-    assert tasks.rows() == [(1, "Call them", "sales", day(3))]
+    (task,) = bench.warehouse.frame(
+        "select event_id, email, toJSONString(properties) as said from raw.events"
+        " where type = 'crm.task_requested'"
+    ).to_dicts()
+    assert task["email"] == "c1@example.com"
+    said = json.loads(task["said"])
+    assert {name: said[name] for name in ("contact_id", "subject", "owner", "due_at")} == {
+        "contact_id": "1", "subject": "Call them", "owner": "sales", "due_at": f"{day(3):%Y-%m-%d %H:%M:%S}",
+    }  # fmt: skip
 
 
 @pytest.mark.slow
