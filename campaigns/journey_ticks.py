@@ -13,7 +13,7 @@ Who is where is never read into this process; only the ids of people who are to 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -61,20 +61,13 @@ LATE_EVENTS = {"marts": timedelta(minutes=60), "live": timedelta(minutes=1)}
 """Rows may become visible so much later than `loaded_at` says."""
 _MAIL_EVENTS = frozenset(("opened", "clicked"))
 _RETRYABLE = ("deferred", "not_rendered", "sender_refused", "revived", "warm_up")
-_EVENT_COLUMN = re.compile(r"`event`\.`(\w+)`")
-_EVENT_OWN = {
-    "event_id": "event_id",
-    "type": "toString(type)",
-    "occurred_at": "occurred_at",
-    "message_id": "message_id",
-    "url": "url",
+_EVENT_COLUMNS = {
+    # what the SQL of a condition reads of an event (campaigns.predicates): the column of events, and what stands for none
+    "event_type": ("toString(type)", "''"),
+    "event_source": ("toString(source)", "''"),
+    "event_occurred_at": ("occurred_at", "now64(3, 'UTC')"),
+    "event_properties": ("toJSONString(properties)", "''"),
 }
-# an event's property is read as text where a condition compares it with text, else as a number
-_TEXT_BEHIND = re.compile(r"\s*(?:=|!=|<|<=|>|>=|(?:not )?i?like)\s+'|\s*(?:not )?in\s+\('")
-_TEXT_BEFORE = re.compile(
-    r"(?:'\s*(?:=|!=|<|<=|>|>=)\s*|(?:\b(?:lower|upper|trim|startsWith|endsWith|match|position|empty|notEmpty|length"
-    r"|toDate|toDateTime|toString)\())$"
-)
 _UNSEEN = "1970-01-01 00:00:00.000"
 
 Deliver = Callable[["Departure"], int]
@@ -411,7 +404,7 @@ class JourneyTick:
     def _events(
         self,
         event: str,
-        used: Mapping[str, str],
+        used: Collection[str],
         earliest: datetime,
         message: str | None = None,
         *,
@@ -431,7 +424,7 @@ class JourneyTick:
             seen = "" if since.year == 1970 else f"and loaded_at > {sql_time(since - LATE_EVENTS[source])}"
             if pending and seen:
                 seen = f"and ({seen[4:]} or event_id in {_list_sql(pending)})"
-            columns = event_columns(used, source)
+            columns = event_columns(used)
             if source == "marts":
                 first = max(since - LATE_EVENTS[source], datetime(1970, 1, 2, tzinfo=UTC))
                 if pending:
@@ -457,10 +450,7 @@ class JourneyTick:
                 """
             )
         if not parts:
-            empty = "".join(
-                f", cast(null, 'Nullable({'Float64' if kind == 'number' else 'String'})') as `event__{name}__{kind}`"
-                for name, kind in used.items()
-            )
+            empty = "".join(f", {_EVENT_COLUMNS[name][1]} as {name}" for name in sorted(used))
             parts.append(
                 f"select '' as event__id, toInt64(0) as event__contact, now64(3, 'UTC') as event__at {empty} where false"
             )
@@ -1145,41 +1135,17 @@ def _columns_sql(names: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"concat({', '.join(parts)})"
 
 
-def event_columns(used: Mapping[str, str], source: str) -> str:
-    """SQL: the columns of an event that `event_sql` speaks of, each behind a comma; `source` is `marts` or `live`."""
-    parts: list[str] = []
-    for name, kind in used.items():
-        path = f"properties.`{name}`"
-        if name in _EVENT_OWN and not (source == "live" and name in ("message_id", "url")):
-            column = _EVENT_OWN[name] if kind == "own" else f"toString({_EVENT_OWN[name]})"
-        elif kind == "number":
-            column = f"accurateCastOrNull({path}, 'Float64')"
-        else:
-            column = f"cast({path}, 'Nullable(String)')"
-        parts.append(f", {column} as `event__{name}__{kind}`")
-    return "".join(parts)
+def event_columns(used: Collection[str]) -> str:
+    """SQL: the columns of an event that a condition reads, each behind a comma."""
+    return "".join(f", {_EVENT_COLUMNS[name][0]} as {name}" for name in sorted(used))
 
 
-def event_sql(predicate: Predicate | None) -> tuple[str, dict[str, str]]:
-    """A condition over an event as SQL over columns `event__NAME__KIND`, and these: from names to kinds."""
+def event_sql(predicate: Predicate | None) -> tuple[str, frozenset[str]]:
+    """A condition over an event as SQL, false where it is not known, and the columns that it reads of the event."""
     if predicate is None:
-        return "true", {}
-    sql, used = predicate.sql, {}
-    out: list[str] = []
-    last = 0
-    for found in _EVENT_COLUMN.finditer(sql):
-        name = found.group(1)
-        is_text = bool(_TEXT_BEHIND.match(sql, found.end()) or _TEXT_BEFORE.search(sql[: found.start()]))
-        kind = "own" if name == "occurred_at" else "text" if is_text or name in _EVENT_OWN else "number"
-        # one property is read one way: as text where any condition wants text
-        if used.setdefault(name, kind) != kind:
-            used[name] = "text"
-    for found in _EVENT_COLUMN.finditer(sql):
-        name = found.group(1)
-        out += [sql[last : found.start()], f"`event__{name}__{used[name]}`"]
-        last = found.end()
-    out.append(sql[last:])
-    return f"ifNull(({''.join(out)}), false)", used
+        return "true", frozenset()
+    used = frozenset(name for name in _EVENT_COLUMNS if f"`{name}`" in predicate.sql)
+    return f"ifNull(({predicate.sql}), false)", used
 
 
 def profile_stamp(warehouse: Warehouse) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 import polars as pl
@@ -116,10 +117,10 @@ def past_people(
     return people
 
 
-def _events(event: str, used: dict[str, str], since: datetime) -> str:
+def _events(event: str, used: Collection[str], since: datetime) -> str:
     return f"""
         select event_id as event__id, assumeNotNull(contact_id) as event__contact, occurred_at as event__at
-            {event_columns(used, "marts")}
+            {event_columns(used)}
         from marts.events
         where type = {sql_text(event)} and occurred_at >= {sql_time(since)} and contact_id is not null
             and not is_machine

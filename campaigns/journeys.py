@@ -632,13 +632,22 @@ def _condition_problems(spec: JourneySpec, columns: Collection[str] | None) -> l
     problems: list[Problem] = []
     for condition in spec.conditions():
         try:
-            parse_predicate(
+            predicate = parse_predicate(
                 condition.text,
                 columns=columns,
                 qualifiers=("event",) if condition.has_event else (),
                 place=functools.partial(_line_place, spec, condition.location),
                 key=shown_location(condition.location),
             )
+            if predicate.calls:
+                called = min(predicate.calls).function
+                problems.append(
+                    Problem(
+                        spec.place(*condition.location),
+                        f"{shown_location(condition.location)}: {called}() is for triggers only.",
+                        "Wait for the event in a step of its own, or use a column of the profile.",
+                    )
+                )
         except InputError as error:
             problems.append(Problem("", error.message, error.fix))
     return problems

@@ -197,6 +197,18 @@ class QuietHours(Spec):
         return clock >= self.after or clock < self.before
 
 
+class WaitingQuietHours(QuietHours):
+    """Quiet hours, and what becomes of who would get something in them."""
+
+    then: Literal["wait", "skip"] = Field("wait", description="wait until they end, or skip")
+
+    def end_between(self, since: datetime, now: datetime) -> bool:
+        """Whether they have ended anywhere in the world between two instants."""
+        return any(
+            self.is_quiet(since, zone) and not self.is_quiet(now, zone) for zone in available_timezones()
+        )
+
+
 def next_clock_time(moment: datetime, clock: str, zone: ZoneInfo, weekdays: Collection[int] = ()) -> datetime:
     """The first instant at or after a moment when a zone's clock shows a time such as `09:00`, UTC.
 
@@ -277,8 +289,8 @@ class CampaignSpec(Spec):
     goal: Goal | None = Field(None, description="event and within")
     send: SendSpec = Field(description="template, category, subject and more")
     cap: Cap | None = Field(None, description="messages and within; left out, the one in the settings")
-    quiet_hours: QuietHours | None = Field(
-        None, description="after and before, times where the contact lives"
+    quiet_hours: WaitingQuietHours | None = Field(
+        None, description="after and before, times where the contact lives, and then: wait or skip"
     )
 
     @property

@@ -26,7 +26,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, m
 
 from campaigns.catalogue import record_rows
 from campaigns.predicates import Predicate, check_types, parse_predicate
-from campaigns.specs import Cap, CrmTask, Name, QuietHours, SendSpec, content_version
+from campaigns.specs import Cap, CrmTask, Name, SendSpec, WaitingQuietHours, content_version
 from warehouse.client import Warehouse
 from warehouse.errors import InputError, SettingsError
 from warehouse.loads import MAIL_EVENT_TYPES
@@ -111,10 +111,9 @@ class DateSpec(Spec):
         return self
 
 
-class TriggerQuietHours(QuietHours):
+class TriggerQuietHours(WaitingQuietHours):
     """When the trigger does nothing, by the clock where the contact lives."""
 
-    then: Literal["wait", "skip"] = Field("wait", description="wait until they end, or skip")
     timezone: str = Field("UTC", description="for contacts whose time zone is not known")
 
     @field_validator("timezone")

@@ -61,6 +61,8 @@ def show_summary(summary: SendSummary) -> None:
         console.print(f"{summary.already_claimed:,} had been decided before and were left alone.")
     for reason, number in sorted(summary.skipped.items()):
         console.print(f"{number:,} skipped: {reason.replace('_', ' ')}.")
+    if summary.waiting:
+        console.print(f"{summary.waiting:,} wait for the end of quiet hours where they live.")
     for name in ("failed", "rejected", "invalid", "unknown"):
         if number := getattr(summary, name):
             console.print(f"{number:,} {name}.")

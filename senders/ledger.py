@@ -148,12 +148,16 @@ class LedgerMessage:
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """Messages of one thing that wait for another try; `is_warm_up`: for the next day's allowance."""
+    """Messages of one thing that wait for another try.
+
+    Attributes:
+        waits_for: `warm_up`: the next day's allowance; `quiet_hours`: their end; empty: a provider that put them off.
+    """
 
     kind: str
     name: str
     occurrence: str
-    is_warm_up: bool
+    waits_for: str
     messages: int
     last_tried_at: datetime
 
@@ -764,9 +768,7 @@ class Ledger:
         """What a later run shall try again, the longest waiting first."""
         with self._reading() as connection:
             return [
-                Deferred(
-                    row.kind, row.name, row.occurrence, bool(row.is_warm_up), row.number, moment(row.newest)
-                )
+                Deferred(row.kind, row.name, row.occurrence, row.waits_for, row.number, moment(row.newest))
                 for row in connection.execute(_DEFERRED, {"tries": TRIES})
             ]
 
@@ -1098,7 +1100,7 @@ _DEAD = sa.text(
     "from messages m join plans p on p.plan_id = m.plan_id "
     "left join message_changes c on c.message_row = m.id and c.sequence = m.sequence "
     "where (m.status = 'failed' or m.status = 'rejected' or m.status = 'invalid') and (m.status <> 'failed' "
-    "or m.reason not in ('deferred', 'revived', 'warm_up') "
+    "or m.reason not in ('deferred', 'revived', 'warm_up', 'quiet_hours') "
     f"or (m.reason = 'deferred' and {_TRIED} >= :tries)) "
     "and (:name = '' or p.name = :name) order by m.changed_at desc, m.id desc limit :limit"
 )
@@ -1107,11 +1109,12 @@ _REVIVE = (
     "where message_id in :ids and status in ('rejected', 'invalid', 'failed') returning id"
 )
 _DEFERRED = sa.text(
-    "select p.kind, p.name, p.occurrence, case when m.reason = 'warm_up' then 1 else 0 end as is_warm_up, "  # noqa: S608
+    "select p.kind, p.name, p.occurrence, "  # noqa: S608
+    "case when m.reason in ('warm_up', 'quiet_hours') then m.reason else '' end as waits_for, "
     "count(*) as number, max(m.changed_at) as newest "
     "from messages m join plans p on p.plan_id = m.plan_id "
     "where (m.status = 'failed' or m.status = 'rejected' or m.status = 'invalid') and m.status = 'failed' "
-    f"and (m.reason in ('revived', 'warm_up') or (m.reason = 'deferred' and {_TRIED} < :tries)) "
+    f"and (m.reason in ('revived', 'warm_up', 'quiet_hours') or (m.reason = 'deferred' and {_TRIED} < :tries)) "
     "group by 1, 2, 3, 4 order by newest"
 )
 _EXPORTED = "update message_changes set is_exported = true where id in :ids"

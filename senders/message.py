@@ -94,7 +94,9 @@ class Reason(StrEnum):
 
 
 #: Reasons of a `failed` message that certainly never reached the provider's queue: a rerun may claim it again.
-RETRYABLE = (Reason.DEFERRED, Reason.NOT_RENDERED, Reason.SENDER_REFUSED, Reason.REVIVED, Reason.WARM_UP)
+RETRYABLE = (
+    Reason.DEFERRED, Reason.NOT_RENDERED, Reason.SENDER_REFUSED, Reason.REVIVED, Reason.WARM_UP, Reason.QUIET_HOURS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

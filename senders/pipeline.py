@@ -70,6 +70,7 @@ class SendSummary:
         failed: certainly not sent; a rerun tries those again whose reason is temporary.
         rejected, invalid: refused by the provider, or without a usable address.
         unknown: may have gone; the provider's events will tell.
+        waiting: go when quiet hours are over, by a later run.
         already_claimed: decided by an earlier run, or held by another one that is at work.
         settled: what a crashed run had left open, by what became of it.
         seconds: wall time.
@@ -83,6 +84,7 @@ class SendSummary:
     rejected: int = 0
     invalid: int = 0
     unknown: int = 0
+    waiting: int = 0
     already_claimed: int = 0
     settled: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
@@ -94,7 +96,7 @@ class SendSummary:
         """Audience members that have been dealt with."""
         return (
             self.sent + sum(self.skipped.values()) + self.failed + self.rejected + self.invalid + self.unknown
-            + self.already_claimed
+            + self.waiting + self.already_claimed
         )  # fmt: skip
 
     def count(self, status: Status, number: int = 1) -> None:
@@ -306,10 +308,15 @@ class _Sender:
         frame = frame.unique("contact_id", keep="first", maintain_order=True)
         contacts: list[int] = frame["contact_id"].to_list()
         ids = message_ids(self.plan.kind, self.plan.name, contacts, self.plan.occurrence)
+        reasons = texts(frame, "skip_reason")
+        quiet: set[int] = set()
+        if self.plan.waits_for_quiet:
+            quiet = {at for at, reason in enumerate(reasons) if reason == Reason.QUIET_HOURS}
+            reasons = ["" if at in quiet else reason for at, reason in enumerate(reasons)]
         claimed = self.ledger.claim(
             run,
             Claim(
-                self.ledger_plan, ids, contacts, texts(frame, "email"), texts(frame, "skip_reason"),
+                self.ledger_plan, ids, contacts, texts(frame, "email"), reasons,
                 self.details(frame), texts(frame, "variant"),
             ),
             self.settings.now(),
@@ -318,7 +325,8 @@ class _Sender:
         self.summary.already_claimed += claimed.already_claimed
         for reason, number in claimed.skipped.items():
             self.skip(reason, number)
-        positions = sorted(claimed.rows)
+        self.wait_for_quiet(run, [row for at, row in claimed.rows.items() if at in quiet])
+        positions = sorted(claimed.rows.keys() - quiet)
         rows = rows_of(frame, self.columns, self.product_fields)
         for start in range(0, len(positions), self.window):
             part = positions[start : start + self.window]
@@ -330,6 +338,14 @@ class _Sender:
         self.retry_due(run)
         if not positions:
             self.report()
+
+    def wait_for_quiet(self, run: Run, row_ids: Sequence[int]) -> None:
+        """Put down what goes when quiet hours are over, by a later run."""
+        if row_ids:
+            reply = "waits for the end of quiet hours"
+            outcomes = [Outcome(one, Status.FAILED, Reason.QUIET_HOURS, reply=reply) for one in row_ids]
+            self.ledger.fail_claimed(run, outcomes, self.settings.now())
+            self.summary.waiting += len(row_ids)
 
     def finish(self, run: Run) -> None:
         """Wait for what is under way and for what is to be tried again."""

@@ -34,6 +34,7 @@ class SendPlan:
         from_email, from_name, reply_to: empty takes those of the settings.
         attachments: names of files in `content/attachments`.
         track_clicks, track_opens, utm: None takes what the settings say for the category.
+        waits_for_quiet: who is in quiet hours gets it when these are over, by a later run; otherwise not at all.
         is_tracked: the provider counts opens and clicks.
         hold: the provider holds each message back for so long; `is_cancellable` until then.
     """
@@ -60,6 +61,7 @@ class SendPlan:
     track_opens: bool | None = None
     utm: Mapping[str, str] | None = None
     attachments: tuple[str, ...] = ()
+    waits_for_quiet: bool = False
     is_tracked: bool = False
     hold: timedelta = timedelta(0)
     is_cancellable: bool = False
@@ -99,6 +101,7 @@ class SendPlan:
             track_clicks=send.track.clicks if send.track else None,
             track_opens=send.track.opens if send.track else None,
             utm={"campaign": spec.campaign, **send.utm.model_dump(exclude_none=True)} if send.utm else None,
+            waits_for_quiet=spec.quiet_hours is not None and spec.quiet_hours.then == "wait",
             is_tracked=send.provider_tracking,
             hold=send.hold or timedelta(0),
             is_cancellable=send.cancellable,

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from campaigns.specs import WaitingQuietHours
     from senders.ledger import Deferred
 
 FIRST_RETRY, LONGEST_RETRY = timedelta(minutes=10), timedelta(hours=4)
@@ -47,16 +48,21 @@ class RetryPolicy:
         return max(0.0, retry_after or 0.0) + backoff
 
 
-def is_retry_due(deferred: Deferred, launched: int, now: datetime) -> bool:
+def is_retry_due(
+    deferred: Deferred, launched: int, now: datetime, *, quiet_hours: WaitingQuietHours | None = None
+) -> bool:
     """Whether a run shall be launched for messages that were put off.
 
-    What waits for a warm-up ladder goes on the next day (UTC); all else after ten minutes, then twenty, and so on up to
-    four hours.
+    What waits for a warm-up ladder goes on the next day (UTC); what waits for the end of quiet hours as soon as these
+    have ended somewhere; all else after ten minutes, then twenty, and so on up to four hours.
 
     Args:
         launched: runs that have been launched for it before.
+        quiet_hours: of the campaign; if it has none any more, nothing has to be waited for.
     """
-    if deferred.is_warm_up:
+    if deferred.waits_for == "quiet_hours":
+        return quiet_hours is None or quiet_hours.end_between(deferred.last_tried_at, now)
+    if deferred.waits_for == "warm_up":
         return deferred.last_tried_at.astimezone(UTC).date() < now.astimezone(UTC).date()
     wait = min(FIRST_RETRY * 2 ** min(launched, 10), LONGEST_RETRY)
     return now - deferred.last_tried_at >= wait

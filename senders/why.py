@@ -76,6 +76,8 @@ class Explanation:
         status, reason = Status(self.message["status"]), self.message["reason"]
         if status == Status.SKIPPED:
             return f"It was not sent, on purpose: {_SKIPPED.get(reason, reason)}."
+        if status == Status.FAILED and reason == Reason.QUIET_HOURS:
+            return "It has not been sent yet: it was night where the contact lives, and it waits for the morning."
         because = f" Reason: {reason.replace('_', ' ')}." if reason else ""
         return _MEANING[status] + because
 

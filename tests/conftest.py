@@ -33,6 +33,8 @@ hypothesis_settings.register_profile(
 hypothesis_settings.load_profile("mailhouse")
 
 
+# before pytest-xdist reads the groups
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests in one process, and all tests of the code location in one: it takes long to make."""
     for item in items:

@@ -232,7 +232,7 @@ def summary_counts(summary: SendSummary) -> dict[str, int]:
     """A send in numbers, skips by reason."""
     counts = {
         name: getattr(summary, name)
-        for name in ("sent", "failed", "rejected", "invalid", "unknown", "already_claimed")
+        for name in ("sent", "failed", "rejected", "invalid", "unknown", "waiting", "already_claimed")
     }
     return counts | {f"skipped_{reason}": number for reason, number in sorted(summary.skipped.items())}
 

@@ -311,7 +311,7 @@ def test_dead_letters_and_their_revival(tmp_path: Path) -> None:
         )  # fmt: skip
         assert [letter["message_id"] for letter in ledger.dead_letters()] == ["m2"]
         for _ in range(TRIES - 1):
-            assert ledger.deferred() == [Deferred("campaign", "offer", "o", False, 1, NOW)]
+            assert ledger.deferred() == [Deferred("campaign", "offer", "o", "", 1, NOW)]
             row = ledger.claim(run, claim([1]), NOW).rows[0]
             ledger.dispatch(run, [row], NOW)
             ledger.record(run, [Outcome(row, Status.FAILED, "deferred", reply="451 later")], NOW)

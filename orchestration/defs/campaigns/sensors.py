@@ -125,14 +125,16 @@ def schedule_retry(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.
         tags = {CAMPAIGN_TAG: one.name, OCCURRENCE_TAG: one.occurrence}
         runs = context.instance.get_runs(dg.RunsFilter(tags=tags))
         launched = sum(RETRY_TAG in run.tags for run in runs)
-        if all(run.is_finished for run in runs) and is_retry_due(one, launched, now):
+        if all(run.is_finished for run in runs) and is_retry_due(
+            one, launched, now, quiet_hours=specs[one.name].quiet_hours
+        ):
             requests[one.name] = dg.RunRequest(
                 run_key=f"{one.name}@{one.occurrence}!{launched + 1}", partition_key=one.name,
                 tags={**tags, RETRY_TAG: str(launched + 1)}, job_name=_job(settings),
             )  # fmt: skip
     if not requests:
         return dg.SkipReason(
-            f"{sum(one.messages for one in waiting):,} messages wait for another try, none is due."
+            f"{sum(one.messages for one in waiting):,} messages wait for another try or the end of quiet hours."
         )
     return dg.SensorResult(
         run_requests=list(requests.values())[:RUNS_PER_TICK],
