@@ -1,7 +1,7 @@
 """Out of the stream into the warehouse, and then to whoever acts on events.
 
-Two threads. One reads micro-batches and loads them into `raw.events`, each event once by its id. The other hands loaded
-batches to the handlers, one batch after another, and acknowledges a batch when all handlers returned. A handler that
+Two threads. One reads micro-batches and loads them into `raw.events`, each event once by its id. The other hands what is
+loaded to the handlers, all that waits at once, and acknowledges it when all handlers returned. A handler that
 fails is tried again with the same batch, while later batches go on into the warehouse. What is not acknowledged when
 the process dies is read again: `raw.events` has it once all the same, and handlers are idempotent by event_id.
 """
@@ -238,7 +238,9 @@ class Consumer:
     def _handle_all(self) -> None:
         wait = _FIRST_WAIT
         current = None
-        done = 0  # handlers that have had the current batch
+        together: list[tuple[Batch, pl.DataFrame]] = []  # what is loaded is handled together
+        frame = pl.DataFrame()
+        done = 0  # handlers that have had it
         not_before = 0.0
         next_tick = 0.0
         while True:
@@ -250,19 +252,25 @@ class Consumer:
                     return
                 if self._is_loading_over and time.monotonic() < not_before:
                     return  # what fails is left to the next start
-            if first is not current:
-                current, done, wait, not_before = first, 0, _FIRST_WAIT, 0.0
+                if first is not current:
+                    current, done, wait, not_before = first, 0, _FIRST_WAIT, 0.0
+                    together = self._waiting()
             if first is not None and time.monotonic() >= not_before:
-                batch, frame = first
+                if done == 0:
+                    # several reads may have brought the same event
+                    frame = pl.concat(one for _, one in together).unique(
+                        "event_id", keep="first", maintain_order=True
+                    )
                 try:
                     while done < len(self._handlers):
                         if frame.height:
                             self._handlers[done].handle(frame, self._now())
                         done += 1
-                    self._stream.ack(batch)
-                    with self._change:
-                        if self._loaded and self._loaded[0] is first:
-                            self._loaded.popleft()
+                    for entry in together:
+                        self._stream.ack(entry[0])
+                        with self._change:
+                            if self._loaded and self._loaded[0] is entry:
+                                self._loaded.popleft()
                 except Exception as error:  # noqa: BLE001 - the batch is tried again
                     self._note("handle", error)
                     not_before = time.monotonic() + wait
@@ -272,6 +280,15 @@ class Consumer:
             if time.monotonic() >= next_tick:
                 self._tick()
                 next_tick = time.monotonic() + TICK
+
+    def _waiting(self) -> list[tuple[Batch, pl.DataFrame]]:
+        """What is loaded, oldest first, as much as makes one micro-batch."""
+        together: list[tuple[Batch, pl.DataFrame]] = []
+        for entry in self._loaded:
+            if together and sum(len(batch) for batch, _ in together) + len(entry[0]) > MOST_EVENTS:
+                break
+            together.append(entry)
+        return together
 
     def _tick(self) -> None:
         if not self._leads:

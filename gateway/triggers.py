@@ -56,6 +56,7 @@ MOST_TRIES = 8
 _ACTIONS_LANE = ""
 _RECOVER_SECONDS, _CLEAR_SECONDS, _RELOAD_SECONDS = 30.0, 3600.0, 5.0
 _CALL_SECONDS = 10.0
+_ALWAYS = ("email", "timezone", "is_deleted")  # columns of a profile that every firing needs
 _SKIPPED = frozenset(("no_consent", "suppressed", "invalid", "deleted", "frequency_cap", "quiet_hours"))
 
 JourneyMoves = Callable[[Warehouse, pl.DataFrame], int]
@@ -109,6 +110,32 @@ class Performer:
         self._loaded = -1
         self._bounced: dict[str, tuple[float, bool]] = {}
 
+    def warm_up(self) -> bool:
+        """Compile what the lane's triggers send, before the first is due; False if it is too early for that."""
+        if not self.engine.live.columns():
+            return False
+        for spec in list(self.engine.decider.specs.values()):
+            if spec.send is not None and self.engine.lane_of(spec) == self.lane:
+                # what is wrong is said when it is due
+                with contextlib.suppress(MailhouseError):
+                    self._sender().prepare(plan_of(spec), self._templates())
+        return True
+
+    def _columns(self, specs: Iterable[TriggerSpec]) -> frozenset[str] | None:
+        """Columns of profiles that triggers need when they act; None for all."""
+        needed: set[str] = set()
+        for spec in {spec.name: spec for spec in specs}.values():
+            if spec.send is None:
+                continue
+            try:
+                columns = self._sender().columns(plan_of(spec), self._templates())
+            except MailhouseError:
+                continue
+            if columns is None:
+                return None
+            needed |= columns
+        return frozenset(needed)
+
     def close(self) -> None:
         """Give connections back."""
         if self.sender is not None:
@@ -161,7 +188,8 @@ class Performer:
         left = [one for one in firings if one.row_id not in outcomes]
         if not left:
             return outcomes, values
-        people = engine.people(left, now)
+        wanted = [spec for one in left if (spec := specs[one.row_id]) is not None]
+        people = engine.people(left, now, self._columns(wanted))
         called_off = engine.called_off(left, people, now)
         ready: list[tuple[Firing, TriggerSpec, dict[str, Any]]] = []
         for place, one in enumerate(left):
@@ -538,6 +566,7 @@ class _Lane(threading.Thread):
         self.engine = engine
         self.queue: queue.Queue[Firing] = queue.Queue(QUEUE)
         self.performer = Performer(engine, name)
+        self._warm = -1
 
     @property
     def room(self) -> int:
@@ -545,6 +574,10 @@ class _Lane(threading.Thread):
 
     def run(self) -> None:
         while not self.engine.stop.is_set():
+            if self._warm != self.engine.loads:
+                loads = self.engine.loads
+                with contextlib.suppress(MailhouseError):
+                    self._warm = loads if self.performer.warm_up() else self._warm
             try:
                 first = self.queue.get(timeout=0.2)
             except queue.Empty:
@@ -662,7 +695,7 @@ class TriggerHandler:
         paused = self.ledger.paused(KIND)
         lanes: dict[str, list[str]] = {}
         for spec in self.decider.specs.values():
-            lanes.setdefault(self._lane_of(spec), []).append(spec.name)
+            lanes.setdefault(self.lane_of(spec), []).append(spec.name)
         for lane, names in lanes.items():
             while taken := self.firings.take(
                 self.run, now, min(WINDOW, self._room(lane)), names=names, paused=paused
@@ -693,13 +726,13 @@ class TriggerHandler:
             room = Counter[str]()
             at_once: set[str] = set()
             for one in fired:
-                lane = self._lane_of(self.decider.specs[one.name])
+                lane = self.lane_of(self.decider.specs[one.name])
                 if one.due_at <= now and one.name not in paused and room[lane] < self._room(lane):
                     room[lane] += 1
                     at_once.add(one.firing_id)
             begun = self.firings.add(self.run, fired, now, taken=at_once)
             for lane in room:
-                mine = [one for one in begun if self._lane_of(self.decider.specs[one.name]) == lane]
+                mine = [one for one in begun if self.lane_of(self.decider.specs[one.name]) == lane]
                 self._give(lane, mine)
         self.note(
             [
@@ -735,15 +768,23 @@ class TriggerHandler:
         )
         return frame.select(pl.col(name).cast(dtype) for name, dtype in SENT_COLUMNS.items())
 
-    def people(self, firings: Sequence[Firing], now: datetime) -> list[dict[str, Any]]:
-        """The profile of each firing's contact as it is now, with permission, and what its `unless` says."""
+    def people(
+        self, firings: Sequence[Firing], now: datetime, columns: frozenset[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """The profile of each firing's contact as it is now, with permission, and what its `unless` says.
+
+        Args:
+            columns: of the profile, beside what conditions read; None for all.
+        """
         conditions = {
             f"unless {name} {number}": predicate
             for name in {one.name for one in firings}
             for number, predicate in enumerate(self.decider.conditions(self.decider.specs[name]).unless)
         }
         needs = Needs.of(conditions.values(), has_permission=True)
-        needs = replace(needs, columns=frozenset(self.live.columns()))
+        known = self.live.columns().keys()
+        wanted = known if columns is None else known & {*columns, *needs.columns, *_ALWAYS}
+        needs = replace(needs, columns=frozenset(wanted))
         rows = firing_rows(firings, now)
         state = self.live.judge(rows, conditions, needs, sent=self.sent({one.contact_id for one in firings}))
         return state.drop("row").to_dicts()
@@ -820,7 +861,8 @@ class TriggerHandler:
 
     # lanes
 
-    def _lane_of(self, spec: TriggerSpec) -> str:
+    def lane_of(self, spec: TriggerSpec) -> str:
+        """The lane in which a trigger acts: its provider's, or that of all other actions."""
         return (spec.send.provider or self.settings.provider) if spec.send else _ACTIONS_LANE
 
     def _room(self, lane: str) -> int:
@@ -834,16 +876,25 @@ class TriggerHandler:
         if self.is_inline:
             self._perform(firings)
             return
+        self._start(lane)
+        for one in firings:
+            self._lanes[lane].queue.put(one)
+
+    def _start(self, lane: str) -> None:
         if lane not in self._lanes:
             self._lanes[lane] = _Lane(self, lane)
             self._lanes[lane].start()
-        for one in firings:
-            self._lanes[lane].queue.put(one)
+
+    def _start_all(self) -> None:
+        """Lanes that will be needed, so that they get ready before."""
+        if not self.is_inline and not self.is_collecting:
+            for lane in {self.lane_of(spec) for spec in self.decider.specs.values()}:
+                self._start(lane)
 
     def _perform(self, firings: Sequence[Firing]) -> None:
         by_lane: dict[str, list[Firing]] = {}
         for one in firings:
-            by_lane.setdefault(self._lane_of(self.decider.specs[one.name]), []).append(one)
+            by_lane.setdefault(self.lane_of(self.decider.specs[one.name]), []).append(one)
         for lane, mine in by_lane.items():
             if lane not in self._performers:
                 self._performers[lane] = Performer(self, lane)
@@ -859,6 +910,7 @@ class TriggerHandler:
         self.log.prepare()
         record_triggers(self.warehouse, self.decider.specs.values())
         self._is_prepared = True
+        self._start_all()
 
     def _files(self) -> tuple[tuple[str, int], ...]:
         folders = [self.settings.content_dir / name for name in ("triggers", "templates")]
@@ -888,6 +940,7 @@ class TriggerHandler:
         self._stamp = stamp
         self.decider = Decider(specs.values(), self.live)
         self.loads += 1
+        self._start_all()
 
     def _beat(self) -> None:
         while not self.stop.wait(self.settings.claim_lease / 4):

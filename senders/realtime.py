@@ -90,6 +90,15 @@ class RealtimeSender:
         """Read templates anew: they may have changed."""
         self._workers.clear()
 
+    def columns(self, plan: SendPlan, templates: TemplateLibrary) -> frozenset[str] | None:
+        """Columns of a profile that the plan's messages need; None for all.
+
+        Raises:
+            MailhouseError: as `prepare`.
+        """
+        worker, _ = self._worker(plan, templates)
+        return needed_columns(worker.template, plan.channel)
+
     def prepare(self, plan: SendPlan, templates: TemplateLibrary) -> None:
         """Find what is wrong with a plan before anything is claimed.
 
