@@ -190,6 +190,7 @@ class Decider:
             broken |= unfit
         decisions: list[Decision] = []
         for place, event in enumerate(events.iter_rows(named=True)):
+            words = _event_words(event)
             is_late = not is_history and event["received_at"] - event["occurred_at"] > LATE
             for spec in by_type[event["type"]]:
                 condition = when.get(spec.name)
@@ -210,7 +211,7 @@ class Decider:
                     Decision(
                         spec.name, spec.version, event["contact_id"], event["event_id"], event["type"], outcome,
                         now, reason or ((spec.when or "") if outcome == "condition" else ""), values, due_at,
-                        event=_event_words(event),
+                        event=words,
                     )
                 )  # fmt: skip
         return decisions

@@ -1,7 +1,7 @@
 """Out of the stream into the warehouse, and then to whoever acts on events.
 
-Two threads. One reads micro-batches and loads them into `raw.events`, each event once by its id. The other hands what is
-loaded to the handlers, all that waits at once, and acknowledges it when all handlers returned. A handler that
+Two threads. One reads micro-batches and loads them into `raw.events`, each event once by its id. The other hands what
+is loaded to the handlers, all that waits at once, and acknowledges it when all handlers returned. A handler that
 fails is tried again with the same batch, while later batches go on into the warehouse. What is not acknowledged when
 the process dies is read again: `raw.events` has it once all the same, and handlers are idempotent by event_id.
 """

@@ -46,10 +46,12 @@ from warehouse.loads import load_events
 
 _log = logging.getLogger("mailhouse.triggers")
 
-QUEUE = 1_000
+QUEUE = 2_000
 """Firings that a lane holds at most; the others wait in the ledger."""
-WINDOW = 100
-"""Firings that a lane does together at most."""
+WINDOW = 1_000
+"""Firings that a lane judges together at most."""
+AT_ONCE = 100
+"""Firings of one trigger that are handed over together: so many messages may be in doubt after a crash."""
 FIRST_RETRY = timedelta(seconds=30)
 MOST_TRIES = 8
 """Tries of one firing, as of one message in the ledger."""
@@ -222,14 +224,18 @@ class Performer:
         for entries in by_trigger.values():
             spec = entries[0][1]
             act = getattr(self, f"_do_{spec.action}")
-            try:
-                outcomes |= act(spec, [(one, person) for one, _, person in entries], now)
-            except MailhouseError as error:
-                _log.error("trigger %s: %s", spec.name, error.message)
-                outcomes |= {
-                    one.row_id: Outcome("put_off", error.message, now + retry_wait(one.tries), is_try=True)
-                    for one, _, _ in entries
-                }
+            for start in range(0, len(entries), AT_ONCE):
+                part = [(one, person) for one, _, person in entries[start : start + AT_ONCE]]
+                try:
+                    outcomes |= act(spec, part, now)
+                except MailhouseError as error:
+                    _log.error("trigger %s: %s", spec.name, error.message)
+                    outcomes |= {
+                        one.row_id: Outcome(
+                            "put_off", error.message, now + retry_wait(one.tries), is_try=True
+                        )
+                        for one, _ in part
+                    }
         return outcomes, values
 
     def _settle(

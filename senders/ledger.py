@@ -360,10 +360,7 @@ class Ledger:
             ]
             variants = claim.variants or [""] * len(reasons)
             occurrences = claim.occurrences or [claim.plan.get("occurrence", "")] * len(reasons)
-            plan_ids = {
-                occurrence: self._plan_id(connection, {**claim.plan, "occurrence": occurrence})
-                for occurrence in dict.fromkeys(occurrences)
-            }
+            plan_ids = self._plan_ids(connection, claim.plan, dict.fromkeys(occurrences))
             rows = [
                 (message_id, contact_id, _storable(email), variant, details, "skipped" if reason else "claimed", reason,
                  1 if reason else 0, not reason, run.run_id, plan_ids[occurrence], at, at)
@@ -388,17 +385,24 @@ class Ledger:
         answer.already_claimed = len(claim.message_ids) - len(answer.rows) - answer.skipped.total()
         return answer
 
-    def _plan_id(self, connection: sa.Connection, plan: Mapping[str, str]) -> int:
-        """The plan's row, made if there is none; under the lock of claims."""
-        values = {name: plan.get(name, "") for name in PLAN_COLUMNS}
-        text = json.dumps(list(values.values()), ensure_ascii=False)
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        found = connection.execute(sa.select(plans.c.plan_id).where(plans.c.digest == digest)).scalar()
-        if found is not None:
-            return found
-        key = connection.execute(plans.insert().values(digest=digest, **values)).inserted_primary_key
-        assert key is not None
-        return key[0]
+    def _plan_ids(
+        self, connection: sa.Connection, plan: Mapping[str, str], occurrences: Iterable[str]
+    ) -> dict[str, int]:
+        """The row of the plan for each occurrence, made where there is none; under the lock of claims."""
+        rows: dict[str, tuple[str, ...]] = {}
+        for occurrence in occurrences:
+            values = {**plan, "occurrence": occurrence}
+            columns = [values.get(name, "") for name in PLAN_COLUMNS]
+            digest = hashlib.sha256(json.dumps(columns, ensure_ascii=False).encode()).hexdigest()
+            rows[occurrence] = (digest, *columns)
+        found: dict[str, int] = {}
+        for is_last in (False, True):
+            missing = [row for row in rows.values() if row[0] not in found]
+            if is_last and missing:
+                _insert(connection, plans, ("digest", *PLAN_COLUMNS), missing)
+            for digests in _chunks([row[0] for row in missing]):
+                found.update((one.digest, one.plan_id) for one in _with_ids(connection, _PLANS, digests))
+        return {occurrence: found[row[0]] for occurrence, row in rows.items()}
 
     def _recent(
         self, connection: sa.Connection, claim: Claim, now: datetime, cap: Cap | None
@@ -1013,6 +1017,7 @@ _TAKEN = (
     "select id, message_id, status, reason from messages where id in :ids and run_id = :run_id "
     "and status in ('claimed', 'skipped')"
 )
+_PLANS = "select plan_id, digest from plans where digest in :ids"
 _RECENT = (
     "select m.contact_id, count(*) as number from messages m join plans p on p.plan_id = m.plan_id "  # noqa: S608
     "where m.contact_id in :ids and m.claimed_at > :since "
