@@ -96,6 +96,7 @@ def test_suppression_counts_the_moment_it_is_stored(history: Models) -> None:
     assert history.rows(stop) == expected[2:]
 
 
+@pytest.mark.slow
 def test_machines_move_no_score_and_no_segment(history: Models) -> None:
     history.contact("1", "ann@example.com", "01-01")
     history.contact("2", "bob@example.com", "01-01")

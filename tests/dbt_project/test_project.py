@@ -97,6 +97,7 @@ def project_copy(tmp_path: Path) -> Path:
     )
 
 
+@pytest.mark.slow
 def test_a_new_segment_is_one_file(project_copy: Path, tmp_path: Path) -> None:
     from models import dbt
 

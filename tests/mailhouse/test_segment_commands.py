@@ -137,6 +137,7 @@ def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     return error
 
 
+@pytest.mark.slow
 def test_new_segments_of_every_kind_build(written: Place) -> None:
     names = [f"new_{kind}" for kind in KINDS]
     dbt_runs.invoke(

@@ -56,6 +56,7 @@ def test_processes_side_by_side_lose_no_event_and_the_stock_storage_reads_them(h
         assert kinds.count(dg.DagsterEventType.ASSET_MATERIALIZATION) == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_lives_long_keeps_only_so_many_databases_open(home: Path) -> None:
     @dg.asset
     def thing() -> None: ...
