@@ -20,12 +20,18 @@ LIVE = (
     "marts/segment_memberships",
     "marts/suppressions",
     "marts/consents",
+    # what recommenders learn from, and triggers and journeys listen to
+    "marts/contacts",
+    "marts/products",
+    "marts/order_items",
+    "marts/events",
+    "marts/segment_changes",
     "marts/recommendations",
     "marts/messages",
     "marts/campaign_performance",
     "marts/retention_cohorts",
 )
-"""What campaigns read, and how they and customers do: with everything upstream, built at the speed of `LIVE_CRON`."""
+"""What campaigns, journeys, triggers and recommenders read, and how they do: with everything upstream, built at the speed of `LIVE_CRON`."""
 
 
 def follows(cron: str) -> dg.AutomationCondition:
