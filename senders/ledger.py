@@ -381,7 +381,19 @@ class Ledger:
                 connection.execute(_SKIPPED_CHANGES, {"run_id": run.run_id, "mark": mark})
             if len(created) < len(positions):
                 missing = positions.keys() - {message_id for _, message_id, _, _ in created}
-                self._take_over(connection, run, missing, positions, rows, counts, cap, now, answer)
+                is_marketing = claim.plan.get("category") == "marketing"
+                self._take_over(
+                    connection,
+                    run,
+                    missing,
+                    positions,
+                    rows,
+                    counts,
+                    cap,
+                    now,
+                    answer,
+                    is_marketing=is_marketing,
+                )
         answer.already_claimed = len(claim.message_ids) - len(answer.rows) - answer.skipped.total()
         return answer
 
@@ -426,6 +438,8 @@ class Ledger:
         cap: Cap | None,
         now: datetime,
         answer: Claimed,
+        *,
+        is_marketing: bool,
     ) -> None:
         existing = [
             row for ids in _chunks(list(message_ids)) for row in _with_ids(connection, _EXISTING, ids)
@@ -442,8 +456,8 @@ class Ledger:
                 continue
             values = dict(zip(_COLUMNS, rows[positions[row.message_id]], strict=True))
             if cap and values["reason"] in ("", Reason.FREQUENCY_CAP):
-                # a claim that a dead run left was itself counted, if it is recent
-                is_counted = is_left and row.claimed_at > milliseconds(now - cap.within)
+                # a claim of advertising that a dead run left was itself counted, if it is recent
+                is_counted = is_marketing and is_left and row.claimed_at > milliseconds(now - cap.within)
                 used = counts.get(row.contact_id, 0) - is_counted
                 values["reason"] = Reason.FREQUENCY_CAP.value if used >= cap.messages else ""
                 values["status"] = "skipped" if values["reason"] else "claimed"

@@ -31,7 +31,8 @@ LIVE = (
     "marts/campaign_performance",
     "marts/retention_cohorts",
 )
-"""What campaigns, journeys, triggers and recommenders read, and how they do: with everything upstream, built at the speed of `LIVE_CRON`."""
+"""What campaigns, journeys, triggers and recommenders read, and how they do: with everything upstream, built at the
+speed of `LIVE_CRON`."""
 
 
 def follows(cron: str) -> dg.AutomationCondition:
