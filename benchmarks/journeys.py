@@ -63,7 +63,7 @@ JOURNEY = {
     "steps": [
         {"id": "first_wait", "wait": "3d"},
         {"id": "value", "branch": [
-            {"when": "revenue > 500 and country = 'C3'", "then": [{"id": "call", "task": {"title": "Call"}}]},
+            {"when": "revenue > 500 and country = 'C3'", "then": [{"id": "call", "crm_task": {"subject": "Call"}}]},
             {"when": "engagement_score < 20", "then": [{"id": "mark", "tag": {"add": ["cold"]}}]},
         ], "else": [{"id": "halves", "split": [
             {"name": "mail", "weight": 1, "then": [{"id": "offer", "send": MAIL}]}, {"name": "none", "weight": 1},
