@@ -17,13 +17,24 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
 from pydantic import Field, field_validator, model_validator
 
 from campaigns.predicates import Predicate, parse_predicate
-from campaigns.specs import Cap, CrmTask, Line, Name, QuietHours, Schedule, SendSpec, next_clock_time
-from warehouse.errors import InputError, SettingsError
+from campaigns.specs import (
+    Cap,
+    CrmTask,
+    Line,
+    Name,
+    QuietHours,
+    Schedule,
+    SendSpec,
+    TimeZone,
+    next_clock_time,
+    provider_refusal,
+)
+from warehouse.errors import InputError
 from warehouse.yaml_specs import (
     Duration,
     Location,
@@ -273,22 +284,13 @@ class JourneySpec(Spec):
     quiet_hours: QuietHours | None = Field(
         None, description="after and before: messages wait until they end where the contact lives"
     )
-    timezone: str = Field("UTC", description="time zone of contacts of whom none is known")
+    timezone: TimeZone = Field("UTC", description="time zone of contacts of whom none is known")
     steps: list[Step] = Field(min_length=1, description="a list of steps, each with an id")
 
     @property
     def name(self) -> str:
         """The journey's name."""
         return self.journey
-
-    @field_validator("timezone")
-    @classmethod
-    def _known_timezone(cls, value: str) -> str:
-        if value not in available_timezones():
-            raise ValueError(
-                f"is no time zone: {value!r}\n{nearest(value, sorted(available_timezones()), shown=3)}"
-            )
-        return value
 
     @field_validator("reentry")
     @classmethod
@@ -609,23 +611,11 @@ def _lost(
 
 
 def _provider_problems(spec: JourneySpec, node: Node, send: SendSpec, provider: str) -> list[Problem]:
-    # senders.pipeline knows campaigns, so this one way is left to the moment it is needed
-    from senders.providers import get_capabilities
-    from senders.providers.base import Needs, require_capabilities
-
-    name = send.provider or provider
-    if not name:
+    error = provider_refusal(send, provider)
+    if error is None:
         return []
-    needs = Needs(
-        channel=send.channel, category=send.category, has_attachments=bool(send.attachments),
-        is_tracked=send.provider_tracking, hold=send.hold or timedelta(0), is_cancellable=send.cancellable,
-    )  # fmt: skip
-    try:
-        require_capabilities(name, get_capabilities(name), needs)
-    except SettingsError as error:
-        location = (*node.location, "send", "provider") if send.provider else (*node.location, "send")
-        return [Problem(spec.place(*location), f"{shown_location(location)}: {error.message}", error.fix)]
-    return []
+    location = (*node.location, "send", "provider") if send.provider else (*node.location, "send")
+    return [Problem(spec.place(*location), f"{shown_location(location)}: {error.message}", error.fix)]
 
 
 def _condition_problems(spec: JourneySpec, columns: Collection[str] | None) -> list[Problem]:

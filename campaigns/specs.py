@@ -55,7 +55,16 @@ def _address(value: str) -> str:
     return value
 
 
+def _time_zone(value: str) -> str:
+    if value not in available_timezones():
+        raise ValueError(
+            f"is no time zone: {value!r}\n{nearest(value, sorted(available_timezones()), shown=3)}"
+        )
+    return value
+
+
 Name = Annotated[str, AfterValidator(_name)]
+TimeZone = Annotated[str, AfterValidator(_time_zone)]
 Line = Annotated[str, AfterValidator(_one_line)]
 Address = Annotated[str, AfterValidator(_address)]
 
@@ -77,16 +86,7 @@ class Schedule(Spec):
 
     at: datetime | None = Field(None, description="an instant such as 2026-06-27T09:00:00Z")
     cron: str | None = Field(None, description='five fields such as "0 9 * * mon"')
-    timezone: str = Field("UTC", description="an IANA time zone such as Europe/London")
-
-    @field_validator("timezone")
-    @classmethod
-    def _known_timezone(cls, value: str) -> str:
-        if value not in available_timezones():
-            raise ValueError(
-                f"is no time zone: {value!r}\n{nearest(value, sorted(available_timezones()), shown=3)}"
-            )
-        return value
+    timezone: TimeZone = Field("UTC", description="an IANA time zone such as Europe/London")
 
     @field_validator("cron")
     @classmethod
@@ -371,14 +371,26 @@ def check_references(
 
 
 def _provider_problems(spec: CampaignSpec, provider: str) -> list[Problem]:
+    error = provider_refusal(spec.send, provider)
+    if error is None:
+        return []
+    place = spec.place("send", "provider") if spec.send.provider else spec.place("send")
+    return [Problem(place, f"send: {error.message}", error.fix)]
+
+
+def provider_refusal(send: SendSpec, provider: str) -> SettingsError | None:
+    """Why the provider cannot send this; None if it can, or none is named.
+
+    Args:
+        provider: the one of the settings, if `send` names none.
+    """
     # senders.pipeline knows campaigns, so this one way is left to the moment it is needed
     from senders.providers import get_capabilities
     from senders.providers.base import Needs, require_capabilities
 
-    send = spec.send
     name = send.provider or provider
     if not name:
-        return []
+        return None
     needs = Needs(
         channel=send.channel, category=send.category, has_attachments=bool(send.attachments),
         is_tracked=send.provider_tracking, hold=send.hold or timedelta(0),
@@ -387,9 +399,8 @@ def _provider_problems(spec: CampaignSpec, provider: str) -> list[Problem]:
     try:
         require_capabilities(name, get_capabilities(name), needs)
     except SettingsError as error:
-        place = spec.place("send", "provider") if send.provider else spec.place("send")
-        return [Problem(place, f"send: {error.message}", error.fix)]
-    return []
+        return error
+    return None
 
 
 def _predicate_problems(spec: CampaignSpec, columns: Collection[str] | None) -> list[Problem]:

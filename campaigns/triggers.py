@@ -15,20 +15,29 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import available_timezones
 
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from campaigns.catalogue import record_rows
 from campaigns.predicates import Predicate, check_types, parse_predicate
-from campaigns.specs import Cap, CrmTask, Name, SendSpec, WaitingQuietHours, content_version
+from campaigns.specs import (
+    Cap,
+    CrmTask,
+    Name,
+    SendSpec,
+    TimeZone,
+    WaitingQuietHours,
+    content_version,
+    provider_refusal,
+)
 from warehouse.client import Warehouse
-from warehouse.errors import InputError, SettingsError
+from warehouse.errors import InputError
 from warehouse.loads import MAIL_EVENT_TYPES
 from warehouse.yaml_specs import (
     Duration,
@@ -90,7 +99,7 @@ class DateSpec(Spec):
     before: Duration | None = Field(None, description="so long before it, such as 7d")
     every: Literal["year"] | None = Field(None, description="year: an anniversary, or a birthday")
     at: str = Field("09:00", description='the time of day of an anniversary, such as "09:00"')
-    timezone: str = Field("UTC", description="an IANA time zone such as Europe/London")
+    timezone: TimeZone = Field("UTC", description="an IANA time zone such as Europe/London")
 
     @field_validator("at")
     @classmethod
@@ -98,11 +107,6 @@ class DateSpec(Spec):
         if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", value):
             raise ValueError(f"{value!r} is no time; write hours and minutes, such as 09:00")
         return value
-
-    @field_validator("timezone")
-    @classmethod
-    def _known_timezone(cls, value: str) -> str:
-        return _zone(value)
 
     @model_validator(mode="after")
     def _one_meaning(self) -> DateSpec:
@@ -114,27 +118,12 @@ class DateSpec(Spec):
 class TriggerQuietHours(WaitingQuietHours):
     """When the trigger does nothing, by the clock where the contact lives."""
 
-    timezone: str = Field("UTC", description="for contacts whose time zone is not known")
-
-    @field_validator("timezone")
-    @classmethod
-    def _known_timezone(cls, value: str) -> str:
-        return _zone(value)
+    timezone: TimeZone = Field("UTC", description="for contacts whose time zone is not known")
 
     def quiet_until(self, now: datetime, timezone: str | None) -> datetime | None:
         """When the quiet hours that are now end, UTC; None if it is not quiet where the contact lives."""
         zone = timezone if timezone in available_timezones() else self.timezone
-        assert zone is not None
-        if not self.is_quiet(now, zone):
-            return None
-        local = now.astimezone(ZoneInfo(zone))
-        hour, minute = (int(part) for part in self.before.split(":"))
-        end = local.replace(hour=hour, minute=minute, second=0, microsecond=0)
-        if end <= local:
-            end = (local.replace(tzinfo=None) + timedelta(days=1)).replace(
-                hour=hour, minute=minute, second=0, microsecond=0, tzinfo=ZoneInfo(zone)
-            )
-        return end.astimezone(UTC)
+        return self.end(now, zone) if self.is_quiet(now, zone) else None
 
 
 class WebhookSpec(Spec):
@@ -466,32 +455,11 @@ def _date_problems(spec: TriggerSpec, columns: Collection[str]) -> list[Problem]
 
 
 def _provider_problems(spec: TriggerSpec, provider: str) -> list[Problem]:
-    # as in campaigns.specs: left to the moment it is needed
-    from senders.providers import get_capabilities
-    from senders.providers.base import Needs, require_capabilities
-
-    send = spec.send
-    name = (send.provider or provider) if send else ""
-    if send is None or not name:
+    error = provider_refusal(spec.send, provider) if spec.send else None
+    if spec.send is None or error is None:
         return []
-    needs = Needs(
-        channel=send.channel, category=send.category, has_attachments=bool(send.attachments),
-        is_tracked=send.provider_tracking, hold=send.hold or timedelta(0), is_cancellable=send.cancellable,
-    )  # fmt: skip
-    try:
-        require_capabilities(name, get_capabilities(name), needs)
-    except SettingsError as error:
-        place = spec.place("send", "provider") if send.provider else spec.place("send")
-        return [Problem(place, f"send: {error.message}", error.fix)]
-    return []
-
-
-def _zone(value: str) -> str:
-    if value not in available_timezones():
-        raise ValueError(
-            f"is no time zone: {value!r}\n{nearest(value, sorted(available_timezones()), shown=3)}"
-        )
-    return value
+    place = spec.place("send", "provider") if spec.send.provider else spec.place("send")
+    return [Problem(place, f"send: {error.message}", error.fix)]
 
 
 def plain(value: Any) -> Any:

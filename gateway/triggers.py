@@ -32,7 +32,7 @@ from campaigns.deciding import Decider, Decision, DecisionLog, firing_rows
 from campaigns.live import MESSAGE_COLUMNS, SENT, SENT_COLUMNS, Live, Needs
 from campaigns.triggers import TriggerSpec, load_trigger, record_triggers
 from senders.firings import KIND, Firing, Firings
-from senders.ledger import Cap, Ledger, Run
+from senders.ledger import Ledger, Run
 from senders.loopback import is_loopback
 from senders.message import Reason, Status
 from senders.pipeline import SendPlan
@@ -74,16 +74,9 @@ def plan_of(spec: TriggerSpec) -> SendPlan:
     """What a trigger sends."""
     send = spec.send
     assert send is not None
-    return SendPlan(
-        kind=KIND, name=spec.name, version=spec.version, occurrence="", template=send.template,
-        subject=send.subject, preheader=send.preheader or "", place=spec.place("send", "subject"),
-        category=send.category, channel=send.channel, provider=send.provider or "",
-        from_email=send.from_email or "", from_name=send.from_name or "", reply_to=send.reply_to or "",
-        cap=Cap(spec.cap.messages, spec.cap.within) if spec.cap else None, attachments=tuple(send.attachments),
-        track_clicks=send.track.clicks if send.track else None,
-        track_opens=send.track.opens if send.track else None,
-        utm={"campaign": spec.name, **send.utm.model_dump(exclude_none=True)} if send.utm else None,
-        is_tracked=send.provider_tracking, hold=send.hold or timedelta(0), is_cancellable=send.cancellable,
+    return SendPlan.of(
+        send, spec.cap, kind=KIND, name=spec.name, version=spec.version, occurrence="",
+        place=spec.place("send", "subject"),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ through (`fired_at`) is not judged a second time, and the ledger's claim sees to
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -217,11 +217,6 @@ def _firing(row: Any) -> Firing:
         moment(row["due_at"]), row["id"], row["tries"], row["state"], row["reason"],
         moment(row["fired_at"]) if row["fired_at"] is not None else None, moment(row["created_at"]),
     )  # fmt: skip
-
-
-def names_of(firings: Iterable[Firing]) -> set[str]:
-    """Names of their triggers."""
-    return {one.name for one in firings}
 
 
 _COLUMNS = (

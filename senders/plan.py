@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from campaigns.identity import occurrence_key
 from senders.providers.base import Needs
 
 if TYPE_CHECKING:
-    from campaigns.specs import CampaignSpec
+    from campaigns.specs import CampaignSpec, SendSpec
+    from campaigns.specs import Cap as CapSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,31 +79,45 @@ class SendPlan:
         cls, spec: CampaignSpec, occurrence: datetime, *, segment_version: str = ""
     ) -> SendPlan:
         """The plan of one occurrence of a campaign."""
-        send = spec.send
-        return cls(
+        return cls.of(
+            spec.send,
+            spec.cap,
             kind="campaign",
             name=spec.campaign,
             version=spec.version,
             occurrence=occurrence_key(occurrence),
+            place=spec.place("send", "subject"),
+            segment=spec.audience.segment,
+            segment_version=segment_version,
+            waits_for_quiet=spec.quiet_hours is not None and spec.quiet_hours.then == "wait",
+        )
+
+    @classmethod
+    def of(cls, send: SendSpec, cap: CapSpec | None, *, name: str, occurrence: str, **more: Any) -> SendPlan:
+        """The plan of what a file says under `send`.
+
+        Args:
+            more: what the plan has besides: `kind`, `version`, `place`, `segment` and the like.
+        """
+        return cls(
+            name=name,
+            occurrence=occurrence,
             template=send.template,
             subject=send.subject,
             preheader=send.preheader or "",
-            place=spec.place("send", "subject"),
             category=send.category,
             channel=send.channel,
-            segment=spec.audience.segment,
-            segment_version=segment_version,
             provider=send.provider or "",
             from_email=send.from_email or "",
             from_name=send.from_name or "",
             reply_to=send.reply_to or "",
-            cap=Cap(spec.cap.messages, spec.cap.within) if spec.cap else None,
+            cap=Cap(cap.messages, cap.within) if cap else None,
             attachments=tuple(send.attachments),
             track_clicks=send.track.clicks if send.track else None,
             track_opens=send.track.opens if send.track else None,
-            utm={"campaign": spec.campaign, **send.utm.model_dump(exclude_none=True)} if send.utm else None,
-            waits_for_quiet=spec.quiet_hours is not None and spec.quiet_hours.then == "wait",
+            utm={"campaign": name, **send.utm.model_dump(exclude_none=True)} if send.utm else None,
             is_tracked=send.provider_tracking,
             hold=send.hold or timedelta(0),
             is_cancellable=send.cancellable,
+            **more,
         )

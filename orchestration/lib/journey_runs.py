@@ -35,7 +35,7 @@ from campaigns.journey_ticks import (
 from campaigns.journeys import KIND, JourneySpec, check_journeys, journey_named, load_journeys
 from orchestration.lib.campaign_runs import SEGMENTS_DIR, export_ledger
 from senders.leases import hold
-from senders.ledger import Cap, Ledger
+from senders.ledger import Ledger
 from senders.pipeline import SendPlan, SendSummary, send
 from senders.providers import get_provider
 from senders.rendering import TemplateLibrary
@@ -201,31 +201,16 @@ def send_plan(departure: Departure) -> SendPlan:
     step = node.step.send
     assert step is not None
     name = message_name(spec, node.id)
-    return SendPlan(
+    return SendPlan.of(
+        step,
+        spec.cap,
         kind=KIND,
         name=name,
         version=spec.version,
         occurrence=departure.occurrence,
-        template=step.template,
-        subject=step.subject,
-        preheader=step.preheader or "",
         place=spec.place(*node.location, "send", "subject"),
-        category=step.category,
-        channel=step.channel,
         segment=spec.entry.segment or "",
-        provider=step.provider or "",
-        from_email=step.from_email or "",
-        from_name=step.from_name or "",
-        reply_to=step.reply_to or "",
-        cap=Cap(spec.cap.messages, spec.cap.within) if spec.cap else None,
         experiment=spec.experiment(node.variant[0]) if node.variant else "",
-        attachments=tuple(step.attachments),
-        track_clicks=step.track.clicks if step.track else None,
-        track_opens=step.track.opens if step.track else None,
-        utm={"campaign": name, **step.utm.model_dump(exclude_none=True)} if step.utm else None,
-        is_tracked=step.provider_tracking,
-        hold=step.hold or SendPlan.hold,
-        is_cancellable=step.cancellable,
     )
 
 
