@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test docs dashboards lint format clean
+.PHONY: help demo up test explore docs dashboards lint format clean
 
 help:  ## what can be typed here
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,9 @@ up: $(READY)  ## the embedded warehouse and the Dagster UI
 
 test: $(READY)  ## every test that needs nothing but this folder
 	@$(VENV)/bin/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow and not service"
+
+explore: $(READY)  ## the property tests on examples that were never tried before
+	@HYPOTHESIS_PROFILE=explore $(VENV)/bin/pytest -n 2 --dist loadgroup --no-loadscope-reorder --timeout 1800 -m hypothesis
 
 docs: $(READY)  ## every model and column in words, as one page: .mailhouse/docs/index.html
 	@$(VENV)/bin/python -m orchestration.lib.docs_site

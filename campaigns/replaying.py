@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import polars as pl
@@ -22,6 +22,8 @@ from warehouse.errors import InputError
 from warehouse.loads import EVENT_COLUMNS
 
 _BATCH = 1_000
+_INSTANT = timedelta(milliseconds=1)
+"""The warehouse's times are so exact."""
 
 
 def replay(decider: Decider, spec: TriggerSpec, since: datetime, until: datetime) -> list[Decision]:
@@ -103,14 +105,19 @@ def _called_off(decider: Decider, spec: TriggerSpec, due: Sequence[Decision]) ->
     for start in range(0, len(due), _BATCH):
         part = due[start : start + _BATCH]
         keys = [(one.event_id, one.contact_id) for one in part]
-        ends = {place: one.due_at for place, one in enumerate(part) if one.due_at is not None}
+        # what happens in the very instant in which it is due has not reached the gateway by then
+        ends = {
+            place: max(one.due_at - _INSTANT, one.decided_at)
+            for place, one in enumerate(part)
+            if one.due_at is not None
+        }
         if types := spec.unless_events:
             rows = pl.DataFrame(
                 {
                     "row": range(len(part)),
                     "contact_id": [one.contact_id for one in part],
                     "since": [one.decided_at for one in part],
-                    "until": [one.due_at for one in part],
+                    "until": [ends.get(place) for place in range(len(part))],
                 }
             ).with_columns(pl.col("since", "until").cast(pl.Datetime("ms", "UTC")))
             for place, kind, event_id, occurred_at in decider.live.happened(rows, types).iter_rows():

@@ -24,13 +24,18 @@ from warehouse.embedded import launcher
 from warehouse.schema import migrate
 from warehouse.settings import MailhouseSettings
 
-# a busy machine is slow, and that is no finding
+# A busy machine is slow, and that is no finding. The suite tries the same examples each time, so that a change is judged
+# by what it changes; `make explore` looks for new ones.
 hypothesis_settings.register_profile(
     "mailhouse",
     deadline=None,
+    derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-hypothesis_settings.load_profile("mailhouse")
+hypothesis_settings.register_profile(
+    "explore", parent=hypothesis_settings.get_profile("mailhouse"), derandomize=False, print_blob=True
+)
+hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "mailhouse"))
 
 
 # before pytest-xdist reads the groups

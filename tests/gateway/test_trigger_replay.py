@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from trigger_world import (
@@ -72,6 +72,14 @@ def histories(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @hypothesis_settings(max_examples=12)
+@example(
+    # the order comes in the instant in which the cancellation's firing is due
+    history=[
+        {"id": "e0", "type": "order.cancelled", "person": 2, "at": 60, "order_id": "o3-2"},
+        order("e1", 2, 120, 7.25, order_id="o1-2"),
+    ],
+    cut=2,
+)
 @given(history=histories(), cut=st.integers(1, 4))
 def test_replay_decides_as_real_time_did(
     warehouse_server: MailhouseSettings,
