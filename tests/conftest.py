@@ -24,8 +24,8 @@ from warehouse.embedded import launcher
 from warehouse.schema import migrate
 from warehouse.settings import MailhouseSettings
 
-# A busy machine is slow, and that is no finding. The suite tries the same examples each time, so that a change is judged
-# by what it changes; `make explore` looks for new ones.
+# A busy machine is slow, and that is no finding. The suite tries the same examples each time, so that a change is
+# judged by what it changes; `make explore` looks for new ones.
 hypothesis_settings.register_profile(
     "mailhouse",
     deadline=None,
