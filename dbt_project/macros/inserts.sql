@@ -24,6 +24,8 @@
         {%- set names = clickhouse__get_columns_in_query(sql) -%}
     {%- elif has_contract -%}
         {%- set names = model.columns.values() | map(attribute='name') | list -%}
+    {%- elif is_incremental() -%}
+        {%- set names = kept_columns(this).keys() | list -%}
     {%- else -%}
         {%- set names = adapter.get_columns_in_relation(target_relation) | map(attribute='name') | list -%}
     {%- endif -%}
@@ -42,9 +44,13 @@
 {#-
     Replaces the adapter's macro of this name. The table of new rows is made like the one that they go to, not by asking what
     the SQL gives, and as its name is of this run alone, nothing has to be dropped before. A run that has nothing to write
-    replaces nothing.
+    replaces nothing, and one for which nothing is due asks nothing.
 -#}
 {% macro clickhouse__incremental_insert_overwrite(existing_relation, partition_by, is_distributed=False) %}
+    {%- if sql | trim == nothing_due() | trim -%}
+        {%- do store_raw_result(name='main', message='nothing due', code='OK', rows_affected='0') -%}
+        {{ return('') }}
+    {%- endif -%}
     {%- set new_rows = existing_relation.incorporate(path={"identifier": existing_relation.identifier
         ~ '__dbt_new_data_' ~ invocation_id.replace('-', '_')}) -%}
     {%- call statement('create_new_rows') -%}
