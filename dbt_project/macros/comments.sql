@@ -61,16 +61,26 @@
         {%- set models = graph.nodes.values() | selectattr('resource_type', 'equalto', 'model') -%}
         {%- set databases = models | map(attribute='schema') | unique | join("', '") -%}
         {%- set query -%}
-            select concat(database, '.', table) as relation, name as part, comment, position from system.columns
+            select concat(database, '.', table) as relation, name as part, comment, position::Int64 as position from system.columns
             where database in ('{{ databases }}')
             union all
             select concat(database, '.', name) as relation, '' as part, comment, 0 as position from system.tables
             where database in ('{{ databases }}') and comment != ''
+            union all
+            -- what a `create or replace table` (macros/tables.sql) leaves behind that was killed half way
+            select concat('`', database, '`.`', name, '`') as relation, '' as part, '' as comment, -1 as position
+            from system.tables
+            where
+                database in ('{{ databases }}')
+                and startsWith(name, '_tmp_replace_')
+                and metadata_modification_time < now() - toIntervalDay(1)
             order by relation, position
         {%- endset -%}
         {%- set kept = {'run': invocation_id, 'columns': {}, 'comments': {}} -%}
         {%- for row in run_query(query).rows -%}
-            {%- if row[1] -%}
+            {%- if row[3] == -1 -%}
+                {%- do run_query('drop table if exists ' ~ row[0]) -%}
+            {%- elif row[1] -%}
                 {%- do kept.columns.setdefault(row[0], {}).update({row[1]: row[2]}) -%}
             {%- else -%}
                 {%- do kept.comments.update({row[0]: row[2]}) -%}

@@ -44,7 +44,8 @@
 {#-
     Replaces the adapter's macro of this name. The table of new rows is made like the one that they go to, not by asking what
     the SQL gives, and as its name is of this run alone, nothing has to be dropped before. A run that has nothing to write
-    replaces nothing, and one for which nothing is due asks nothing.
+    replaces nothing, and one for which nothing is due asks nothing. A model that keeps no row for a partition without content
+    names those that are due (`due_partitions`): the ones for which it gives no row are emptied.
 -#}
 {% macro clickhouse__incremental_insert_overwrite(existing_relation, partition_by, is_distributed=False) %}
     {%- if sql | trim == nothing_due() | trim -%}
@@ -69,7 +70,8 @@
         select distinct partition_id from system.parts
         where active and database = '{{ new_rows.schema }}' and table = '{{ new_rows.identifier }}'
     {%- endset -%}
-    {%- set partitions = run_query(query).rows | map(attribute=0) | list -%}
+    {%- set partitions = (run_query(query).rows | map(attribute=0) | list + graph.get('due_partitions', {}).get(model.unique_id ~ invocation_id, []))
+        | unique | list -%}
     {%- if partitions -%}
         {%- call statement('replace_partitions') -%}
             alter table {{ existing_relation }}
@@ -82,3 +84,11 @@
     {%- endif -%}
     {%- do adapter.drop_relation(new_rows) -%}
 {% endmacro %}
+
+
+{#- Says which partitions (their ids) the model that is being compiled replaces, with or without new rows for them. -#}
+{% macro due_partitions(ids) -%}
+    {%- set due = graph.get('due_partitions', {}) -%}
+    {%- do due.update({model.unique_id ~ invocation_id: ids | map('string') | list}) -%}
+    {%- do graph.update({'due_partitions': due}) -%}
+{%- endmacro %}
