@@ -272,6 +272,17 @@
 
 
 {#-
+    For `int_messages__converted`: the newest change of a message's sending that it has seen. Messages are rebuilt after the
+    events of their run were recorded, so by the stamp of those each would be new once more in the next run, and all of them
+    after a full refresh.
+-#}
+{% macro note_sends_taken() -%}
+    insert into {{ ref('int_increments__taken') }} (model, taken_at)
+    select '{{ this.identifier }} sends', max(sent_changed_at) from {{ ref('int_messages__followed') }}
+{%- endmacro %}
+
+
+{#-
     Whether a load day may hold what happened since a moment: nothing is loaded before it happens. Load days are of the wall
     clock; in a rehearsal of days to come the clock of the settings runs ahead of it.
 -#}

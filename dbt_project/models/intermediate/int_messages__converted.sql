@@ -6,7 +6,7 @@
         engine=engine('ReplacingMergeTree', 'rebuilt_at'),
         order_by='message_hash',
         query_settings={'optimize_on_insert': 0},
-        post_hook="{{ note_taken() }}"
+        post_hook=["{{ note_taken() }}", "{{ note_sends_taken() }}"]
     )
 }}
 
@@ -30,7 +30,7 @@ new_sends as (
 
     select identity_id, least(coalesce(accepted_at, confirmed_at), coalesce(confirmed_at, accepted_at)) as sent_from
     from {{ ref('int_messages__followed') }}
-    where sent_changed_at >= {{ last_taken() }}
+    where sent_changed_at > {{ last_taken(this.identifier ~ ' sends') }}
 
 ),
 
