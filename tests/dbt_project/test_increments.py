@@ -34,6 +34,8 @@ CORE = (
     "+suppressions",
     "+funnels",
     "+consents",
+    "+conversions",
+    "+list_growth",
 )
 EVENTS = "+int_events__recorded"
 KEYS: dict[str, str] = {
@@ -46,6 +48,8 @@ KEYS: dict[str, str] = {
     "marts.contacts": "contact_id",
     "marts.consents": "contact_id, channel, purpose",
     "marts.suppressions": "email",
+    "marts.conversions": "conversion_id",
+    "marts.list_growth": "day, source",
     "marts.funnels": "funnel, entry_month, step",
     "marts.best_hours": "contact_id",
     "marts.cohort_members": "cohort, contact_id",
@@ -54,6 +58,7 @@ KEYS: dict[str, str] = {
     "intermediate.int_engagement__decayed": "contact_id, half_life_days",
     "intermediate.int_contacts__identified": "identity_id",
     "intermediate.int_contacts__profiled": "contact_id",
+    "intermediate.int_subscribers__changed": "contact_id, changed_at, change",
 }
 # stamps say when a row was built; what ages is of the moment of the run
 LEFT_OUT = {
@@ -109,6 +114,20 @@ class History:
         self.events += rows["events"]
         return {
             table: [{**row, "loaded_at": loaded_at} for row in of_table] for table, of_table in rows.items()
+        }
+
+    def deal(self, day: int) -> dict[str, Any]:
+        """A goal that is no order, reached further back each day; takes nothing from the dice."""
+        at = FIRST_DAY - timedelta(days=9 * day)
+        return {
+            "event_id": f"deal-{day}",
+            "type": "deal.closed",
+            "source": "shop",
+            "email": self.emails[day],
+            "occurred_at": at,
+            "received_at": self.clock,
+            "properties": json.dumps({"amount": f"{100 + day}.50"}),
+            "loaded_at": self.clock,
         }
 
     def _id(self) -> str:
@@ -304,6 +323,7 @@ def test_increments_equal_a_full_refresh(history: Models, seed: int) -> None:
     for day in range(5):
         for _ in range(told.dice.randrange(1, 3)):
             load(history.warehouse, told.batch(day, contacts))
+        load(history.warehouse, {"events": [told.deal(day)]})
         if day == 2:
             # a run that ended after some of its models; the next one has to make up for it
             build(history, EVENTS, "+int_orders__combined", minutes=day)
@@ -319,8 +339,14 @@ def test_increments_equal_a_full_refresh(history: Models, seed: int) -> None:
     assert history.value(folded)
     assert increments["marts.messages"].height > 3
     told_once = {event["event_id"] for event in told.events}
-    assert increments["marts.events"].height == len(told_once) < len(told.events), "some were loaded twice"
+    deals = increments["marts.events"].filter(pl.col("type") == "deal.closed").height
+    assert deals == 5
+    assert increments["marts.events"].height - deals == len(told_once) < len(told.events), (
+        "some were loaded twice"
+    )
     assert increments["marts.messages"]["orders_count"].sum() > 3
+    goals = increments["marts.conversions"]["goal"].value_counts()
+    assert dict(goals.iter_rows())["deal"] == 5
     assert increments["marts.funnels"].filter(pl.col("step") > 1)["passed_count"].sum() > 0
 
     build(history, minutes=5)
