@@ -7,9 +7,11 @@ contact, cancellations, providers that are quicker than the ledger, machines, an
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -402,3 +404,23 @@ def test_late_events_rebuild_their_load_day_alone(history: Models) -> None:
         )
         == "2011-06-22"
     )
+
+
+@pytest.mark.slow
+def test_what_a_killed_run_left_behind_is_dropped_when_it_is_a_day_old(history: Models) -> None:
+    """`create or replace table` fills a table of a name of its own; killed half way, the engine keeps that."""
+    model = "int_consents__latest"
+    build(history, f"+{model}", minutes=0)
+    names = ("_tmp_replace_old", "_tmp_replace_new")
+    for name in names:
+        history.warehouse.execute(
+            f"create table {PREFIX}intermediate.{name} (a Int64) engine = MergeTree order by a"
+        )
+    left = f"select name from system.tables where database = '{PREFIX}intermediate' and startsWith(name, '_tmp_')"
+    path = history.value(
+        f"select metadata_path from system.tables where database = '{PREFIX}intermediate' and name = '{names[0]}'"
+    )
+    [file] = Path(history.settings.home).rglob(path)
+    os.utime(file, (file.stat().st_atime, file.stat().st_mtime - 2 * 86_400))
+    build(history, f"+{model}", minutes=1)
+    assert history.rows(left) == [(names[1],)]
