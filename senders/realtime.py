@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 import polars as pl
 
 from campaigns.identity import message_id
+from campaigns.permissions import ADDRESS_COLUMNS
 from senders.composing import Envelope
 from senders.ledger import Claim, Ledger, Outcome, Run
 from senders.limits import CircuitBreaker, DailyAllowance, LimitsSpec, Throttle
@@ -135,6 +136,11 @@ class RealtimeSender:
             message_id(plan.kind, plan.name, one, key) for one, key in zip(contacts, occurrences, strict=True)
         ]
         cap = self._cap(plan)
+        if column := ADDRESS_COLUMNS.get(plan.channel):
+            details = [
+                {**one, "address": address}
+                for one, address in zip(details, texts(people, column), strict=True)
+            ]
         claimed = self.ledger.claim(
             self.run,
             Claim(
@@ -273,7 +279,7 @@ class RealtimeSender:
             attachments=plan.attachments,
         )  # fmt: skip
         if plan.category == "marketing":
-            template.require_marketing(plan.template)
+            template.require_marketing(plan.template, channel=plan.channel)
         if any(one.attachments for one in (template.source, *template.source.translations)):
             needs = replace(plan.needs(), has_attachments=True)
             require_capabilities(

@@ -171,7 +171,7 @@ def _send_problems(settings: SenderSettings, spec: CampaignSpec, templates: Temp
             attachments=spec.send.attachments,
         )
         if spec.send.category == "marketing":
-            template.require_marketing(spec.send.template)
+            template.require_marketing(spec.send.template, channel=spec.send.channel)
         require_identity(settings, category=spec.send.category, from_email=spec.send.from_email or "")
     except MailhouseError as error:
         return [f"{error.message} {error.fix}"]

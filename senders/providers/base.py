@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from campaigns.permissions import MAIL_CHANNELS, MARKETING_CHANNELS
 from senders.message import Delivery, Message
 from warehouse.errors import MailhouseError, SettingsError
 
@@ -47,13 +48,6 @@ class ProviderRefusedError(ProviderError):
 
 class NotSupportedError(ProviderError):
     """The provider cannot do this; `capabilities` says so too."""
-
-
-#: Channels that reach people by mail, so that consent to marketing mail covers them.
-CHANNELS_BY_MAIL = ("email", "journey", "video")
-#: Channel -> the profile's column that says where a message goes, where that is not the mail address. Messages of
-#: `chat` and `webhook` go where the settings say.
-ADDRESS_COLUMNS = {"sms": "phone", "push": "push_token"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +104,13 @@ def unmet_needs(capabilities: Capabilities, needs: Needs) -> list[str]:
     unmet: list[str] = []
     if needs.channel != capabilities.channel:
         unmet.append(f"sends {capabilities.channel}, not {needs.channel}")
-    if needs.category == "marketing" and needs.channel not in CHANNELS_BY_MAIL:
-        unmet.append(f"may not send marketing: consent for {needs.channel} is not kept, only for email")
-    elif needs.category == "marketing" and not capabilities.has_list_unsubscribe:
+    if needs.category == "marketing" and needs.channel not in MARKETING_CHANNELS:
+        unmet.append(f"may not send marketing: consent for {needs.channel} is not kept")
+    elif (
+        needs.category == "marketing"
+        and needs.channel in MAIL_CHANNELS
+        and not capabilities.has_list_unsubscribe
+    ):
         unmet.append("cannot send marketing: its mail carries no List-Unsubscribe (RFC 8058)")
     if needs.has_attachments and not capabilities.can_attach:
         unmet.append("takes no attachments")

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sending import audience, people, plan, sender_settings, write_content
 
+from campaigns.permissions import ADDRESS_COLUMNS
 from campaigns.specs import check_references, load_campaigns
 from senders.ledger import Ledger
 from senders.message import Address, Message
 from senders.pipeline import send
 from senders.providers import PROVIDERS, get_capabilities, get_provider
-from senders.providers.base import ADDRESS_COLUMNS, Capabilities, Needs, require_capabilities, unmet_needs
+from senders.providers.base import Capabilities, Needs, require_capabilities, unmet_needs
 from senders.providers.batching import share
 from senders.providers.maildir import MaildirProvider
 from warehouse.errors import InputError, SettingsError
@@ -44,7 +45,7 @@ NEEDS = Needs(
         ({"longest_hold": timedelta(minutes=5)}, NEEDS, "0:05:00 at most, not 1:00:00"),
         ({"can_cancel": False}, NEEDS, "cannot cancel"),
         ({}, replace(NEEDS, hold=timedelta(0)), "no hold is given"),
-        ({"channel": "sms"}, replace(NEEDS, channel="sms"), "consent for sms is not kept"),
+        ({"channel": "chat"}, replace(NEEDS, channel="chat"), "consent for chat is not kept"),
     ],
 )
 def test_each_thing_that_is_lacking_is_named(change: dict[str, object], needs: Needs, words: str) -> None:
@@ -103,7 +104,10 @@ send:
         ("  provider: sendgird\n", 8, "There is no provider 'sendgird'"),
         ("  provider: bombbomb\n", 8, "Provider bombbomb sends video, not email"),
         ("  channel: video\n  provider: bombbomb\n", 9, "cannot send marketing"),
-        ("  channel: sms\n  provider: twilio\n", 9, "consent for sms is not kept"),
+        ("  channel: chat\n  provider: slack\n", 9, "consent for chat is not kept"),
+        ("  channel: sms\n  provider: twilio\n", 0, ""),
+        ("  channel: push\n  provider: fcm\n", 0, ""),
+        ("  channel: sms\n  provider: fcm\n", 9, "Provider fcm sends push, not sms"),
         ("  provider: sendgrid\n  hold: 96h\n", 8, "holds messages back for 3 days"),
         ("  provider: mandrill\n  attachments: [terms.pdf]\n", 8, "Provider mandrill takes no attachments"),
         ("  provider: sendgrid\n  cancellable: true\n", 8, "no hold is given"),
