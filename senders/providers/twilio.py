@@ -138,7 +138,7 @@ class TwilioProvider(HttpProvider):
         callback = f"{base}/webhooks/twilio" if urlsplit(base).scheme == "https" else ""
         return cls(
             settings.twilio_account, token, sender=settings.twilio_from, callback=callback,
-            connections=settings.http_connections,
+            base_url=settings.twilio_url, connections=settings.http_connections,
         )  # fmt: skip
 
     def problem(self, message: Message) -> str:
