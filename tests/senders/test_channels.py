@@ -70,7 +70,9 @@ send:
   category: {category}
   subject: "Flash sale, {{{{ contact.first_name | default('you') }}}}"
 """
-TEXT = "{{ contact.first_name | default('Hello') }}: everything 20 % off till midnight. Reply STOP to opt out.\n"
+TEXT = (
+    "{{ contact.first_name | default('Hello') }}: everything 20 % off till midnight. Reply STOP to opt out.\n"
+)
 
 
 @pytest.fixture
@@ -91,7 +93,8 @@ def world(
     account = tmp_path / "account.json"
     account.write_text("{}")
     values = {
-        "home": tmp_path, "content_dir": content, "warehouse_port": warehouse_server.warehouse_port,
+        "home": tmp_path, "content_dir": content, 
+        "warehouse_url": f"http://127.0.0.1:{warehouse_server.warehouse_port}",
         "from_email": "shop@example.com", "company_name": "Shop Ltd", "postal_address": "1 High Street, York",
         "twilio_account": "AC1", "twilio_token": "the-secret-key", "twilio_from": "+447700900000",
         "base_url": "https://m.example", "fcm_credentials": account,
@@ -121,7 +124,9 @@ def person(warehouse: Warehouse, contact_id: int, **more: Any) -> None:
         )
 
 
-def stop(warehouse: Warehouse, *, email: str = "", phone: str = "", reason: str = "unsubscribed", **more: Any) -> None:
+def stop(
+    warehouse: Warehouse, *, email: str = "", phone: str = "", reason: str = "unsubscribed", **more: Any
+) -> None:
     """One suppression."""
     row = {
         "event_id": f"stop:{email}{phone}", "channel": "sms" if phone else "email", "email": email, "phone": phone,
@@ -131,7 +136,9 @@ def stop(warehouse: Warehouse, *, email: str = "", phone: str = "", reason: str 
     warehouse.insert("marts.suppressions", pl.DataFrame([row]))
 
 
-def prepared(world: tuple[Warehouse, SenderSettings], channel: str, provider: str, category: str = "marketing") -> Prepared:
+def prepared(
+    world: tuple[Warehouse, SenderSettings], channel: str, provider: str, category: str = "marketing"
+) -> Prepared:
     warehouse, settings = world
     path = settings.content_dir / "campaigns/flash.yaml"
     path.write_text(CAMPAIGN.format(channel=channel, provider=provider, category=category))
@@ -169,6 +176,7 @@ def twilio(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[VendorServer, Twil
         yield server, vendor
 
 
+@pytest.mark.slow
 def test_a_campaign_by_text_message(
     twilio: tuple[VendorServer, Twilio], world: tuple[Warehouse, SenderSettings], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -222,13 +230,17 @@ def test_a_campaign_by_text_message(
 
     messages = dict(warehouse.frame("select distinct contact_id, message_id from raw.messages").iter_rows())
     with Ledger.open(world[1]) as ledger:
-        got, withdrew, stopped = ("\n".join(why(messages[one], ledger, warehouse).lines()) for one in (1, 10, 4))
+        got, withdrew, stopped = (
+            "\n".join(why(messages[one], ledger, warehouse).lines()) for one in (1, 10, 4)
+        )
     assert "to +447700900001 (contact 1)" in got and "(consent sms-1 to marketing by sms)" in got
     assert "no consent to marketing by sms" in withdrew and "withdrawn" in withdrew
     assert "stop:+447700900004" in stopped
 
 
-def test_an_operational_text_message(twilio: tuple[VendorServer, Twilio], world: tuple[Warehouse, SenderSettings]) -> None:
+def test_an_operational_text_message(
+    twilio: tuple[VendorServer, Twilio], world: tuple[Warehouse, SenderSettings]
+) -> None:
     warehouse = world[0]
     for contact in range(1, 5):
         person(warehouse, contact, phone=f"+44770090000{contact}")
@@ -270,6 +282,7 @@ class Push(Fcm):
         return answer
 
 
+@pytest.mark.slow
 def test_a_campaign_by_push(
     world: tuple[Warehouse, SenderSettings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -293,7 +306,10 @@ def test_a_campaign_by_push(
         assert campaign.summary.unconsented == 0
         deliver(campaign)
         export_ledger(settings, warehouse)
-    assert vendor.bodies["t-1"] == ("Flash sale, Ann", TEXT.replace("{{ contact.first_name | default('Hello') }}", "Ann"))
+    assert vendor.bodies["t-1"] == (
+        "Flash sale, Ann",
+        TEXT.replace("{{ contact.first_name | default('Hello') }}", "Ann"),
+    )
     assert {one: status for one, (status, _) in decided(warehouse).items()} == {
         1: "sent", 2: "sent", 3: "skipped", 4: "skipped", 5: "skipped", 6: "sent", 7: "rejected", 8: "rejected",
     }  # fmt: skip
@@ -369,14 +385,22 @@ def test_the_warehouse_and_a_looked_up_profile_say_the_same(
         )
         # ClickHouse gives 0 as an id to what it does not find, and no contact has it
         expected = {
-            one["contact_id"]: refusal(channel, category, one, lambda one=one: one["dead"][CHANNELS[channel].consent])
+            one["contact_id"]: refusal(
+                channel, category, one, lambda one=one: one["dead"][CHANNELS[channel].consent]
+            )
             for one in profiles
             if one["contact_id"]
         }
         found.pop(0)
         assert found == expected, channel
         reasons |= set(expected.values())
-    assert reasons == {"", "deleted", "invalid", "suppressed", *(["no_consent"] if category == "marketing" else [])}
+    assert reasons == {
+        "",
+        "deleted",
+        "invalid",
+        "suppressed",
+        *(["no_consent"] if category == "marketing" else []),
+    }
 
 
 def test_a_profile_without_the_column_is_an_error(world: tuple[Warehouse, SenderSettings]) -> None:
