@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -200,6 +200,16 @@ class Recipients:
                 {more_columns}
             from {source}
         """
+
+    def judge(self, contact_ids: Collection[int]) -> pl.DataFrame:
+        """`contact_id`, `email`, `skip_reason`, `consent_id`, `suppression_event_id` of some contacts, read live."""
+        return self.warehouse.frame(
+            f"{self.judged('select contact_id from asked')} settings join_use_nulls = 0",
+            self.parameters(),
+            external={
+                "asked": pl.DataFrame({"contact_id": sorted(contact_ids)}, schema={"contact_id": pl.Int64})
+            },
+        )
 
     def _quiet(self, columns: Sequence[str]) -> str:
         """SQL: whether it is quiet where a contact lives; without a time zone that is known, where `timezone` is."""

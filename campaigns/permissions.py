@@ -1,18 +1,18 @@
 # ruff: noqa: S608  (queries are put together from names of this module)
 """Whether a person may get something on a channel: one definition for campaigns, journeys and triggers.
 
-A person can be reached on a channel if the profile has an address of it, and may be written to if no stop stands against
-that address, none against the person on all channels, and, for marketing, consent to that channel is on record:
+A person can be reached on a channel if the profile has an address of it, and may be written to if no stop stands
+against that address, none against the person on all channels, and, for marketing, consent to it is on record:
 
 | channel | address | a stop is | consent |
 | --- | --- | --- | --- |
 | email, journey, video, chat, webhook | `email` | unsubscribed, complained, bounced hard | to `email` |
 | sms | `phone` | STOP, no such number | to `sms` |
-| push | `push_token` | the token is taken away | to `push`; the platform's opt-in, which the token is, unless withdrawn |
+| push | `push_token` | the token is taken away | to `push`; unless withdrawn, the platform's opt-in: the token |
 
-A stop by mail silences no other channel unless the person said so (`is_global` in `marts.suppressions`). Who gets something
-operational needs no consent, and only what cannot arrive stands against it: a dead mailbox, a number that does not exist or
-replied STOP, after which the provider refuses everything.
+A stop by mail silences no other channel unless the person said so (`is_global` in `marts.suppressions`). What is
+operational needs no consent, and only what cannot arrive stands against it: a dead mailbox, a number that does not
+exist or replied STOP, after which the provider refuses everything.
 
 `reach_sql` judges a query of contacts by the warehouse; `refusal` judges one person who has been looked up.
 """
@@ -100,8 +100,8 @@ MAIL_CHANNELS: Final = ("email", "journey", "video")
 ADDRESS_COLUMNS: Final[Mapping[str, str]] = MappingProxyType(
     {name: reach.address for name, reach in CHANNELS.items() if not reach.is_mail}
 )
-"""Channel -> the profile's column that says where a message goes, where that is not the mail address. Messages of `chat` and
-`webhook` go where the settings say."""
+"""Channel -> the profile's column that says where a message goes, where that is not the mail address. Messages of
+`chat` and `webhook` go where the settings say."""
 
 
 def refusal(
@@ -135,8 +135,8 @@ def reach_sql(channel: str, category: str, members: str, *, has_deleted: bool) -
         has_deleted: whether profiles have `is_deleted`.
 
     Returns:
-        The cases of a `multiIf` that give the reason, up to consent; columns `consent_id` (the change that decided, granted
-        or withdrawn) and `suppression_event_id`; and the joins, of `member` with `profile` and what else is needed.
+        The cases of a `multiIf` that give the reason, up to consent; columns `consent_id` (the change that decided,
+        granted or withdrawn) and `suppression_event_id`; and the joins, of `member` with `profile` and what else.
     """
     reach = CHANNELS[channel]
     is_marketing = category == "marketing"
@@ -201,7 +201,7 @@ def reach_sql(channel: str, category: str, members: str, *, has_deleted: bool) -
 
 
 def unconsented_sql(channel: str) -> str:
-    """SQL: whether somebody lacks consent or is suppressed, counted a second way; over `contact_id`, `email`, the address."""
+    """SQL: whether somebody lacks consent or is suppressed, counted a second way, over contact, email and address."""
     reach = CHANNELS[channel]
     decided = """(
         select contact_id from marts.consents

@@ -50,7 +50,7 @@ button:focus-visible,input:focus-visible,a:focus-visible{outline:3px solid var(-
 """
 
 _SUPPRESSED = {
-    "everything": "You are unsubscribed from everything and get no marketing messages. Choose below what you want again.",
+    "everything": "You are unsubscribed from everything, so no marketing comes. Choose below what you want again.",
     "unsubscribed": "This address is unsubscribed and gets no marketing emails. Choose below what you want again.",
     "complained": "A message to this address was reported as unwanted, so we send it no marketing emails any more.",
     "bounced": "Messages to this address came back, so we send nothing to it any more.",
@@ -139,7 +139,8 @@ def preferences_page(recipient: Recipient, company: str, preferences: Preference
 def _fieldset(title: str, description: str, choices: Sequence[Choice]) -> str:
     text = f'<p class="soft">{html.escape(description)}</p>' if description else ""
     boxes = "".join(
-        f'<label class="choice"><span>{html.escape(one.channel)}{_STOPPED_NUMBER if one.stopped_by == "stop" else ""}</span>'
+        f'<label class="choice"><span>{html.escape(one.channel)}'
+        f"{_STOPPED_NUMBER if one.stopped_by == 'stop' else ''}</span>"
         f'<input type="checkbox" name="want" value="{html.escape(":".join(one.pair))}"'
         f"{' checked' if one.is_granted else ''}{' disabled' if one.is_final else ''}></label>"
         for one in choices

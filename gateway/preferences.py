@@ -4,9 +4,9 @@ Consent is what `marts.consents` says, and a suppression what `marts.suppression
 `campaigns.audience` asks before a send. A change appends rows to `raw.consents`; nothing is overwritten. Three things
 follow from how these are read:
 
-- An unsubscribe by a link suppresses the address for mail, whatever consents say, and one from everything for all channels.
-  Who then chooses something of that again gets a `subscribed` event, which lifts it, and rows that withdraw what was not
-  chosen, so that nothing else comes back. A number that replied STOP is lifted by the reply START alone.
+- An unsubscribe by a link suppresses the address for mail, whatever consents say, and one from everything for all
+  channels. Who then chooses something of that again gets a `subscribed` event, which lifts it, and rows that withdraw
+  what was not chosen, so that nothing else comes back. A number that replied STOP is lifted by the reply START alone.
 - A complaint or a mailbox that does not exist is not lifted by anybody's choice.
 - A pause is one row that withdraws and says `paused_until`; from then on it grants again, unless a later row decides.
 """
@@ -387,7 +387,8 @@ class PreferenceCentre:
                     """
                     select count() from marts.suppressions where phone != '' and phone in (
                         {phone:String},
-                        (select any(ifNull(phone, '')) from marts.contact_profiles where contact_id = {contact_id:Int64})
+                        (select any(ifNull(phone, '')) from marts.contact_profiles
+                            where contact_id = {contact_id:Int64})
                     )
                     """,
                     {"phone": recipient.phone, "contact_id": recipient.contact_id},

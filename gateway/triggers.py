@@ -314,15 +314,8 @@ class Performer:
     ) -> list[tuple[Firing, dict[str, Any]]]:
         """Consent and stops of channels that live state does not follow, as campaigns read them."""
         recipients = Recipients(self.engine.warehouse, send, clock=self.engine.clock)
-        people = pl.DataFrame({"contact_id": sorted({one.contact_id for one, _ in entries})})
-        found = {
-            row["contact_id"]: row
-            for row in self.engine.warehouse.frame(
-                recipients.judged("select contact_id from fired") + " settings join_use_nulls = 0",
-                recipients.parameters(),
-                external={"fired": people},
-            ).to_dicts()
-        }
+        rows = recipients.judge({one.contact_id for one, _ in entries})
+        found = {row["contact_id"]: row for row in rows.to_dicts()}
         kept = ("skip_reason", "consent_id", "suppression_event_id")
         judged: list[tuple[Firing, dict[str, Any]]] = []
         for one, person in entries:

@@ -81,7 +81,8 @@ class Unsubscribes:
                 return Recipient(message_id, known["email"], known["contact_id"], phone)
             rows = self.warehouse.frame(
                 """
-                select email, contact_id, if(channel = 'sms', ifNull(details.address::Nullable(String), ''), '') as phone
+                select email, contact_id,
+                    if(channel = 'sms', ifNull(details.address::Nullable(String), ''), '') as phone
                 from raw.messages where message_id = {id:String} limit 1
                 """,
                 {"id": message_id},

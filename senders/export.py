@@ -3,8 +3,8 @@
 The ledger marks a change as exported after the warehouse has it. A crash between the two leaves rows that the
 warehouse has and the ledger thinks it has not; so every batch leaves out what is there already, by message and number
 of the change. One export runs at a time: a second one finds the first at work and leaves it the job. What a provider's
-refusal tells of an address becomes an event on the way: a mailbox or number that does not exist has bounced, a number that
-opted out has unsubscribed, a device that is no more has lost its token.
+refusal tells of an address becomes an event on the way: a mailbox or number that does not exist has bounced, a number
+that opted out has unsubscribed, a device that is no more has lost its token.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def _load_refusals(warehouse: Warehouse, changes: list[dict[str, Any]]) -> None:
 def _told_by_refusal(change: dict[str, Any]) -> dict[str, Any] | None:
     """Type, properties and whom it is about; None if a refusal says nothing of the address.
 
-    A recipient that a mail server refused at once has bounced; HTTP providers of mail tell of theirs by events of their own.
-    A number that has opted out or does not exist, and a token of a device that is no more, nobody tells of later.
+    A recipient that a mail server refused at once has bounced; HTTP providers of mail tell of theirs by events of their
+    own. A number that has opted out or does not exist, and a token of a device that is no more, nobody tells of later.
     """
     reason, reply = change["reason"], change["provider_reply"]
     about: dict[str, Any] = {"reject_reason": reason, "diagnostic": reply}

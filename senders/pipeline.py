@@ -33,6 +33,7 @@ from senders.links import Links
 from senders.message import Delivery, Reason, Status
 from senders.plan import Cap, SendPlan
 from senders.providers.base import (
+    Capabilities,
     Provider,
     ProviderError,
     ProviderUnavailableError,
@@ -162,10 +163,7 @@ def send(
     )  # fmt: skip
     if plan.category == "marketing":
         template.require_marketing(plan.template, channel=plan.channel)
-    if any(one.attachments for one in (template.source, *template.source.translations)):
-        # the template's own are known only now
-        needs = dataclasses.replace(plan.needs(), has_attachments=True)
-        require_capabilities(provider.name, provider.capabilities, needs, place=plan.place or plan.template)
+    require_attachable(plan, template, provider.name, provider.capabilities)
     stop = stop or threading.Event()
     journals = Journals(settings.home / _JOURNALS, ledger.place, provider.capabilities.dispatch_window)
     with _signals(stop), _workers(plan, settings, template, provider, workers, journals) as lanes:
@@ -182,6 +180,18 @@ def send(
             is_part=is_part,
         )
         return sender.run(itertools.chain([] if first is None else [first], frames))
+
+
+def require_attachable(plan: SendPlan, template: Template, provider: str, capabilities: Capabilities) -> None:
+    """Refuse what the provider cannot do of a template's own attachments, which are known once it is loaded.
+
+    Raises:
+        SettingsError: names the provider and what it cannot do.
+    """
+    if template.attachments:
+        is_invitation = any(one.is_invitation for one in template.attachments)
+        needs = dataclasses.replace(plan.needs(), has_attachments=True, has_invitation=is_invitation)
+        require_capabilities(provider, capabilities, needs, place=plan.place or plan.template)
 
 
 def _workers(

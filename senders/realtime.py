@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import polars as pl
@@ -21,7 +21,7 @@ from senders.ledger import Claim, Ledger, Outcome, Run
 from senders.limits import CircuitBreaker, DailyAllowance, LimitsSpec, Throttle
 from senders.links import Links
 from senders.message import Delivery, Reason, Status
-from senders.pipeline import rows_of, texts
+from senders.pipeline import require_attachable, rows_of, texts
 from senders.plan import Cap, SendPlan
 from senders.providers import get_provider
 from senders.providers.base import Provider, ProviderError, ProviderUnavailableError, require_capabilities
@@ -280,11 +280,7 @@ class RealtimeSender:
         )  # fmt: skip
         if plan.category == "marketing":
             template.require_marketing(plan.template, channel=plan.channel)
-        if any(one.attachments for one in (template.source, *template.source.translations)):
-            needs = replace(plan.needs(), has_attachments=True)
-            require_capabilities(
-                provider.name, provider.capabilities, needs, place=plan.place or plan.template
-            )
+        require_attachable(plan, template, provider.name, provider.capabilities)
         made = (
             Worker(
                 plan,

@@ -262,13 +262,22 @@ class Template:
         except RENDER_ERRORS as error:
             raise render_error(error) from error
 
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """All that goes with it, in one locale or another."""
+        return tuple(
+            dict.fromkeys(
+                one for source in (self.source, *self.source.translations) for one in source.attachments
+            )
+        )
+
     def require_marketing(self, place: str = "", *, channel: str = "email") -> None:
         """Check what the law asks of advertising, as far as a template can tell.
 
         By mail: HTML and text say how to unsubscribe and the sender's postal address, to everybody (CAN-SPAM, 15 U.S.C.
         7704(a)(3) and (5); GDPR, article 21(4)), and the subject is not made to look like an answer or a forwarded
-        message (7704(a)(2)). By text message: it says how to stop them (ePrivacy directive 2002/58/EC, article 13(4)). Push
-        messages are stopped on the device.
+        message (7704(a)(2)). By text message: it says how to stop them (ePrivacy directive 2002/58/EC, article 13(4)).
+        Push messages are stopped on the device.
 
         Raises:
             TemplateError: names what is missing.

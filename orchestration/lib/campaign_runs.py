@@ -26,9 +26,9 @@ from orchestration.lib.dbt_runs import PROJECT_DIR
 from orchestration.lib.preflights import judge_message
 from senders.export import export_messages, settle_from_events
 from senders.ledger import Ledger
-from senders.pipeline import Progress, SendSummary, send
+from senders.pipeline import Progress, SendSummary, require_attachable, send
 from senders.plan import SendPlan
-from senders.providers import get_provider
+from senders.providers import get_capabilities, get_provider
 from senders.rendering import TemplateLibrary
 from senders.settings import SenderSettings, require_identity
 from warehouse.client import Warehouse
@@ -172,6 +172,9 @@ def _send_problems(settings: SenderSettings, spec: CampaignSpec, templates: Temp
         )
         if spec.send.category == "marketing":
             template.require_marketing(spec.send.template, channel=spec.send.channel)
+        provider = spec.send.provider or settings.provider
+        plan = SendPlan.from_campaign(spec, settings.now())
+        require_attachable(plan, template, provider, get_capabilities(provider))
         require_identity(settings, category=spec.send.category, from_email=spec.send.from_email or "")
     except MailhouseError as error:
         return [f"{error.message} {error.fix}"]

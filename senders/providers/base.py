@@ -63,6 +63,7 @@ class Capabilities:
         wants_raw: takes the message as RFC 5322 bytes, so the pipeline makes those beforehand.
         has_list_unsubscribe: its mail carries List-Unsubscribe, ours or its own; marketing mail must.
         can_attach: takes attachments.
+        can_invite: takes calendar files that ask for an answer, whose content type has a parameter.
         can_track: counts opens and clicks itself.
         longest_hold: how long it holds messages back before delivery; zero where it cannot.
         can_cancel: `cancel` stops messages that it still holds back.
@@ -78,6 +79,7 @@ class Capabilities:
     wants_raw: bool = True
     has_list_unsubscribe: bool = True
     can_attach: bool = False
+    can_invite: bool = False
     can_track: bool = False
     longest_hold: timedelta = timedelta(0)
     can_cancel: bool = False
@@ -94,6 +96,7 @@ class Needs:
     channel: str = "email"
     category: str = "transactional"
     has_attachments: bool = False
+    has_invitation: bool = False
     is_tracked: bool = False
     hold: timedelta = timedelta(0)
     is_cancellable: bool = False
@@ -114,6 +117,8 @@ def unmet_needs(capabilities: Capabilities, needs: Needs) -> list[str]:
         unmet.append("cannot send marketing: its mail carries no List-Unsubscribe (RFC 8058)")
     if needs.has_attachments and not capabilities.can_attach:
         unmet.append("takes no attachments")
+    elif needs.has_invitation and not capabilities.can_invite:
+        unmet.append("takes no calendar files that ask for an answer (METHOD:REQUEST and the like)")
     if needs.is_tracked and not capabilities.can_track:
         unmet.append("counts no opens and clicks (provider_tracking)")
     if needs.hold and not capabilities.longest_hold:

@@ -202,7 +202,7 @@ def test_text_messages_are_judged_as_campaigns_judge_them(shop: Shop) -> None:
     texts: list[str] = []
 
     class Twilio(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             form = dict(parse_qsl(self.rfile.read(int(self.headers["content-length"])).decode()))
             texts.append(form["To"])
             body = json.dumps({"sid": f"SM{len(texts)}", "status": "queued", "error_code": None}).encode()
@@ -243,8 +243,8 @@ def test_text_messages_are_judged_as_campaigns_judge_them(shop: Shop) -> None:
                 "twilio_account": "AC1", "twilio_token": SecretStr("t"), "twilio_from": "+447700900999",
                 "twilio_url": f"http://127.0.0.1:{server.server_address[1]}",
             },
-            text="event: cart.updated\nsend: {template: reminder, category: marketing, subject: Your cart, channel: sms,"
-            " provider: twilio}\n",
+            text="event: cart.updated\nsend: {template: reminder, category: marketing, subject: Your cart,"
+            " channel: sms, provider: twilio}\n",
         )  # fmt: skip
         templates = shop.home / "content/templates"
         (templates / "reminder.txt").write_text("Your cart waits. Reply STOP to opt out.")

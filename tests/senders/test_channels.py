@@ -93,7 +93,7 @@ def world(
     account = tmp_path / "account.json"
     account.write_text("{}")
     values = {
-        "home": tmp_path, "content_dir": content, 
+        "home": tmp_path, "content_dir": content,
         "warehouse_url": f"http://127.0.0.1:{warehouse_server.warehouse_port}",
         "from_email": "shop@example.com", "company_name": "Shop Ltd", "postal_address": "1 High Street, York",
         "twilio_account": "AC1", "twilio_token": "the-secret-key", "twilio_from": "+447700900000",
@@ -116,7 +116,8 @@ def person(warehouse: Warehouse, contact_id: int, **more: Any) -> None:
         channel, is_granted = name.removeprefix("-"), not name.startswith("-")
         identifier = f"{channel}-{contact_id}"
         warehouse.execute(
-            f"insert into marts.consents values ({contact_id}, '{identifier}', '{channel}', 'marketing', {is_granted}, {NOW})"
+            f"insert into marts.consents values ({contact_id}, '{identifier}', '{channel}', 'marketing', {is_granted},"
+            f" {NOW})"
         )
         warehouse.execute(
             "insert into raw.consents (consent_id, source, channel, purpose, is_granted, basis, occurred_at) values"
@@ -386,7 +387,10 @@ def test_the_warehouse_and_a_looked_up_profile_say_the_same(
         # ClickHouse gives 0 as an id to what it does not find, and no contact has it
         expected = {
             one["contact_id"]: refusal(
-                channel, category, one, lambda one=one: one["dead"][CHANNELS[channel].consent]
+                channel,
+                category,
+                one,
+                lambda one=one, channel=channel: one["dead"][CHANNELS[channel].consent],
             )
             for one in profiles
             if one["contact_id"]
