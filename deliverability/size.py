@@ -68,7 +68,8 @@ def check_text_size(channel: str, samples: Sequence[Sample]) -> CheckResult:
         metadata: dict[str, int | float | str] = {"characters": number, "segments": segments}
     else:
         number = max(len((sample.subject + sample.text).encode()) for sample in samples)
-        unit, more, metadata = "bytes", "", {"bytes": number}
+        unit, more = "bytes", ""
+        metadata = {"bytes": number}
     metadata |= {"limit": _MOST[channel], "samples": len(samples)}
     message = f"The longest text has {number:,} {unit} of {_MOST[channel]:,}{more}"
     if number <= _MOST[channel]:

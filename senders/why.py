@@ -75,7 +75,7 @@ class Explanation:
         """One sentence: sent or not, and why."""
         status, reason = Status(self.message["status"]), self.message["reason"]
         if status == Status.SKIPPED:
-            because = _SKIPPED.get(reason, reason).format(channel=self.message["channel"])
+            because = str(_SKIPPED.get(reason, reason)).format(channel=self.message["channel"])
             return f"It was not sent, on purpose: {because}."
         if status == Status.FAILED and reason == Reason.QUIET_HOURS:
             return "It has not been sent yet: it was night where the contact lives, and it waits for the morning."

@@ -301,7 +301,9 @@ def test_a_campaign_by_push(
     vendor = Push()
     with serve(vendor.answer, fcm_checks) as server:
         (tmp_path / "account.json").write_text(json.dumps(fcm_account(f"{server.url}/token")))
-        monkeypatch.setitem(FcmProvider.__init__.__kwdefaults__, "base_url", server.url)
+        defaults = FcmProvider.__init__.__kwdefaults__
+        assert defaults is not None
+        monkeypatch.setitem(defaults, "base_url", server.url)
         campaign = prepared(world, "push", "fcm")
         assert campaign.summary.skipped == {"invalid": 1, "no_consent": 1, "suppressed": 1}
         assert campaign.summary.unconsented == 0
