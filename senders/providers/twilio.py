@@ -87,6 +87,14 @@ _EVENTS = {
     "received": EventType.INBOUND,
 }
 _OPT_OUTS = {"STOP": EventType.UNSUBSCRIBED, "START": EventType.SUBSCRIBED}
+#: Replies that Twilio acts on where Advanced Opt-Out, which says what a reply meant, is not set up.
+_REPLIES = {
+    **dict.fromkeys(
+        ("STOP", "STOPALL", "UNSUBSCRIBE", "CANCEL", "END", "QUIT", "REVOKE", "OPTOUT"),
+        EventType.UNSUBSCRIBED,
+    ),
+    **dict.fromkeys(("START", "UNSTOP", "YES"), EventType.SUBSCRIBED),
+}
 
 
 class TwilioProvider(HttpProvider):
@@ -213,6 +221,8 @@ class TwilioProvider(HttpProvider):
         word = fields.get("MessageStatus") or fields.get("SmsStatus", "")
         kind = event_type(_EVENTS, word)
         opt_out = fields.get("OptOutType", "").upper()
+        if kind is EventType.INBOUND and not opt_out:
+            kind = _REPLIES.get(fields.get("Body", "").strip().upper(), kind)
         kind = _OPT_OUTS.get(opt_out, kind)
         code = int(fields["ErrorCode"]) if fields.get("ErrorCode", "").isdecimal() else 0
         reason = _REASONS.get(code, RejectReason.OTHER) if code else None
