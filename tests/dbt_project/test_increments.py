@@ -45,7 +45,7 @@ KEYS: dict[str, str] = {
     "marts.messages": "message_id",
     "marts.contacts": "contact_id",
     "marts.consents": "contact_id, channel, purpose",
-    "marts.suppressions": "email",
+    "marts.suppressions": "email, phone",
     "marts.funnels": "funnel, entry_month, step",
     "marts.best_hours": "contact_id",
     "marts.cohort_members": "cohort, contact_id",
