@@ -46,6 +46,7 @@ from campaigns.journey_state import (
 )
 from campaigns.journeys import END, KIND, JourneySpec, Node
 from campaigns.predicates import Predicate, check_types
+from campaigns.reasons import RETRYABLE, listed
 from warehouse.client import Warehouse
 
 GIVEN_UP_AFTER = timedelta(days=3)
@@ -60,7 +61,6 @@ MOST_PASSES = 50
 LATE_EVENTS = {"marts": timedelta(minutes=60), "live": timedelta(minutes=1)}
 """Rows may become visible so much later than `loaded_at` says."""
 _MAIL_EVENTS = frozenset(("opened", "clicked"))
-_RETRYABLE = ("deferred", "not_rendered", "sender_refused", "revived", "warm_up")
 _EVENT_COLUMNS = {
     # what the SQL of a condition reads of an event (campaigns.predicates): the column of events, and what stands for none
     "event_type": ("toString(type)", "''"),
@@ -551,7 +551,7 @@ class JourneyTick:
                 where message_occurrence = {self._occurrence(spec, node.id)}
                     and message_status not in ('claimed', 'dispatching')
                     and (
-                        message_status != 'failed' or message_reason not in {_RETRYABLE}
+                        message_status != 'failed' or message_reason not in {listed(RETRYABLE)}
                         or state__entered_at < {given_up}
                     )
                 """,

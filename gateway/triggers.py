@@ -28,8 +28,11 @@ import httpx
 import polars as pl
 
 from campaigns import journey_requests
+from campaigns.audience import Recipients
 from campaigns.deciding import Decider, Decision, DecisionLog, firing_rows
 from campaigns.live import MESSAGE_COLUMNS, SENT, SENT_COLUMNS, Live, Needs
+from campaigns.permissions import CHANNELS, refusal
+from campaigns.specs import SendSpec
 from campaigns.triggers import TriggerSpec, load_trigger, record_triggers
 from senders.firings import KIND, Firing, Firings
 from senders.ledger import Ledger, Run
@@ -277,10 +280,14 @@ class Performer:
             return {one.row_id: Outcome("put_off", "the provider is away", again) for one, _ in entries}
         plan = plan_of(spec)
         templates = self._templates()
+        if not CHANNELS[send.channel].is_mail:
+            entries = self._judged_by_warehouse(send, entries)
         rows = [
             {
                 **{name: value for name, value in person.items() if not name.startswith("unless ")},
-                "skip_reason": self._skip_reason(send.category, person),
+                "skip_reason": person["skip_reason"]
+                if "skip_reason" in person
+                else self._skip_reason(send, person),
             }
             for _, person in entries
         ]
@@ -302,16 +309,33 @@ class Performer:
             for (one, _), answer in zip(entries, answers, strict=True)
         }
 
-    def _skip_reason(self, category: str, person: Mapping[str, Any]) -> str:
-        if "@" not in (person["email"] or ""):
-            return Reason.INVALID
-        if category == "marketing":
-            if person["is_suppressed"]:
-                return Reason.SUPPRESSED
-            return "" if person["has_marketing_consent"] else Reason.NO_CONSENT
-        # an operational message may go to somebody who unsubscribed, never to a mailbox that does not exist
-        is_dead = person["is_live_bounced"] or (person["is_suppressed"] and self._is_bounced(person["email"]))
-        return Reason.SUPPRESSED if is_dead else ""
+    def _judged_by_warehouse(
+        self, send: SendSpec, entries: Sequence[tuple[Firing, dict[str, Any]]]
+    ) -> list[tuple[Firing, dict[str, Any]]]:
+        """Consent and stops of channels that live state does not follow, as campaigns read them."""
+        recipients = Recipients(self.engine.warehouse, send, clock=self.engine.clock)
+        rows = recipients.judge({one.contact_id for one, _ in entries})
+        found = {row["contact_id"]: row for row in rows.to_dicts()}
+        kept = ("skip_reason", "consent_id", "suppression_event_id")
+        judged: list[tuple[Firing, dict[str, Any]]] = []
+        for one, person in entries:
+            said = {name: found[one.contact_id][name] for name in kept}
+            if not person["is_known"]:
+                # whom marts do not have yet has no address of this channel
+                said["skip_reason"] = Reason.INVALID
+            judged.append((one, {**person, **said}))
+        return judged
+
+    def _skip_reason(self, send: SendSpec, person: Mapping[str, Any]) -> str:
+        return refusal(
+            send.channel,
+            send.category,
+            person,
+            # an operational message may go to somebody who unsubscribed, never to a mailbox that does not exist
+            lambda: (
+                person["is_live_bounced"] or (person["is_suppressed"] and self._is_bounced(person["email"]))
+            ),
+        )
 
     def _is_bounced(self, email: str) -> bool:
         known = self._bounced.get(email)

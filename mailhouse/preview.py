@@ -7,6 +7,7 @@ from pathlib import Path
 from campaigns.specs import load_campaigns
 from deliverability.litmus import LitmusScreenshots
 from deliverability.screenshots import ChromiumScreenshots, Screenshots
+from deliverability.size import TEXT_CHANNELS, segments_of
 from mailhouse.console import console
 from mailhouse.engine import open_warehouse
 from orchestration.lib.previews import render_preview
@@ -22,7 +23,8 @@ def run(
     screenshots: Screenshots | bool = False,
     litmus: bool = False,
 ) -> None:
-    """Render a campaign, or a template alone, for a contact and write `<name>-<contact>.html` and `.txt`.
+    """Render a campaign, or a template alone, for a contact and write `<name>-<contact>.html` and `.txt` (of a text or
+    push message, `.txt` alone).
 
     Args:
         screenshots: whether to take pictures too, `<name>-<contact>-<view>.png`, or what takes them; by itself
@@ -44,15 +46,22 @@ def run(
         rendered = render_preview(settings, warehouse, contact_id, spec=spec, template=name)
     folder = output or settings.home / "output" / "previews"
     folder.mkdir(parents=True, exist_ok=True)
-    for suffix, content in ((".html", rendered.html), (".txt", rendered.text)):
+    # of a text or push message the text is all that goes out
+    is_text = spec is not None and spec.send.channel in TEXT_CHANNELS
+    parts = ((".txt", rendered.text),) if is_text else ((".html", rendered.html), (".txt", rendered.text))
+    for suffix, content in parts:
         path = folder / f"{name}-{contact_id}{suffix}"
         path.write_text(content)
         console.print(str(path), soft_wrap=True)
-    for taker in takers:
+    for taker in [] if is_text else takers:
         for view, picture in taker.take(rendered.html).items():
             path = folder / f"{name}-{contact_id}-{view}.png"
             path.write_bytes(picture)
             console.print(str(path), soft_wrap=True)
+    if spec is not None and spec.send.channel == "sms":
+        text = rendered.text.strip()
+        console.print(f"Text message: {len(text)} characters, sent and paid as {segments_of(text)}.")
+        return
     console.print(f"Subject: {rendered.subject}", markup=False)
 
 

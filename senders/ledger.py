@@ -38,6 +38,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
+from campaigns.reasons import AWAITED, SCHEDULED, listed
 from senders.liveness import own_process, process_started_at
 from senders.message import DELIVERABLE, RETRYABLE, Delivery, Reason, Status
 from senders.plan import Cap
@@ -1119,7 +1120,7 @@ _DEAD = sa.text(
     "from messages m join plans p on p.plan_id = m.plan_id "
     "left join message_changes c on c.message_row = m.id and c.sequence = m.sequence "
     "where (m.status = 'failed' or m.status = 'rejected' or m.status = 'invalid') and (m.status <> 'failed' "
-    "or m.reason not in ('deferred', 'revived', 'warm_up', 'quiet_hours') "
+    f"or m.reason not in {listed((Reason.DEFERRED, *SCHEDULED))} "
     f"or (m.reason = 'deferred' and {_TRIED} >= :tries)) "
     "and (:name = '' or p.name = :name) order by m.changed_at desc, m.id desc limit :limit"
 )
@@ -1129,11 +1130,11 @@ _REVIVE = (
 )
 _DEFERRED = sa.text(
     "select p.kind, p.name, p.occurrence, "  # noqa: S608
-    "case when m.reason in ('warm_up', 'quiet_hours') then m.reason else '' end as waits_for, "
+    f"case when m.reason in {listed(AWAITED)} then m.reason else '' end as waits_for, "
     "count(*) as number, max(m.changed_at) as newest "
     "from messages m join plans p on p.plan_id = m.plan_id "
     "where (m.status = 'failed' or m.status = 'rejected' or m.status = 'invalid') and m.status = 'failed' "
-    f"and (m.reason in ('revived', 'warm_up', 'quiet_hours') or (m.reason = 'deferred' and {_TRIED} < :tries)) "
+    f"and (m.reason in {listed(SCHEDULED)} or (m.reason = 'deferred' and {_TRIED} < :tries)) "
     "group by 1, 2, 3, 4 order by newest"
 )
 _EXPORTED = "update message_changes set is_exported = true where id in :ids"

@@ -17,11 +17,13 @@ from warehouse.errors import InputError
 
 #: Columns of `marts.contact_profiles`, used where the warehouse is not asked.
 PROFILE_COLUMNS = (
-    "contact_id", "email", "first_name", "last_name", "country", "city", "timezone", "locale", "created_at",
+    "contact_id", "email", "first_name", "last_name", "country", "city", "timezone", "locale", "phone", "push_token",
+    "created_at",
     "first_order_at", "last_order_at", "orders_count", "items_count", "revenue", "average_order_value",
     "days_since_last_order", "recency_score", "frequency_score", "monetary_score", "rfm_segment",
     "engagement_score", "messages_sent_count", "messages_opened_count", "messages_clicked_count",
-    "last_opened_at", "last_clicked_at", "is_suppressed", "has_marketing_consent", "segments",
+    "last_opened_at", "last_clicked_at", "is_suppressed", "is_sms_suppressed", "is_push_suppressed",
+    "has_marketing_consent", "has_sms_consent", "has_push_consent", "has_unusable_phone", "segments",
 )  # fmt: skip
 
 RECOMMENDATION_FIELDS = ("product_id", "name", "price", "image_url", "url", "reason")

@@ -13,6 +13,8 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from campaigns.reasons import RETRYABLE, Reason
+
 if TYPE_CHECKING:
     from senders.attachments import Attachment
     from senders.dkim import DkimSigner
@@ -72,31 +74,6 @@ class RejectReason(StrEnum):
     SPAM = "spam"
     UNSUBSCRIBED = "unsubscribed"
     OTHER = "other"
-
-
-class Reason(StrEnum):
-    """Reasons beside a status that Mailhouse gives itself; provider refusals use `RejectReason`."""
-
-    SUPPRESSED = "suppressed"
-    NO_CONSENT = "no_consent"
-    DELETED = "deleted"
-    INVALID = "invalid"
-    HOLDOUT = "holdout"
-    QUIET_HOURS = "quiet_hours"
-    FREQUENCY_CAP = "frequency_cap"
-    LEFT_AUDIENCE = "left_audience"
-    DEFERRED = "deferred"
-    NOT_RENDERED = "not_rendered"
-    SENDER_REFUSED = "sender_refused"
-    CRASHED = "crashed"
-    REVIVED = "revived"
-    WARM_UP = "warm_up"
-
-
-#: Reasons of a `failed` message that certainly never reached the provider's queue: a rerun may claim it again.
-RETRYABLE = (
-    Reason.DEFERRED, Reason.NOT_RENDERED, Reason.SENDER_REFUSED, Reason.REVIVED, Reason.WARM_UP, Reason.QUIET_HOURS,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,3 +167,8 @@ class Delivery(NamedTuple):
     reply: str = ""
     is_transient: bool = False
     retry_after: float | None = None
+
+
+__all__ = [
+    "DELIVERABLE", "RETRYABLE", "Address", "Delivery", "EventType", "Message", "Reason", "RejectReason", "Status",
+]  # fmt: skip

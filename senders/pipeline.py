@@ -24,6 +24,7 @@ from typing import Any
 import polars as pl
 
 from campaigns.identity import message_ids
+from campaigns.permissions import ADDRESS_COLUMNS
 from senders.composing import Envelope
 from senders.journal import Journals, delete, left_behind
 from senders.ledger import Claim, Ledger, LedgerError, Outcome, Run
@@ -32,7 +33,7 @@ from senders.links import Links
 from senders.message import Delivery, Reason, Status
 from senders.plan import Cap, SendPlan
 from senders.providers.base import (
-    ADDRESS_COLUMNS,
+    Capabilities,
     Provider,
     ProviderError,
     ProviderUnavailableError,
@@ -161,11 +162,8 @@ def send(
         attachments=plan.attachments,
     )  # fmt: skip
     if plan.category == "marketing":
-        template.require_marketing(plan.template)
-    if any(one.attachments for one in (template.source, *template.source.translations)):
-        # the template's own are known only now
-        needs = dataclasses.replace(plan.needs(), has_attachments=True)
-        require_capabilities(provider.name, provider.capabilities, needs, place=plan.place or plan.template)
+        template.require_marketing(plan.template, channel=plan.channel)
+    require_attachable(plan, template, provider.name, provider.capabilities)
     stop = stop or threading.Event()
     journals = Journals(settings.home / _JOURNALS, ledger.place, provider.capabilities.dispatch_window)
     with _signals(stop), _workers(plan, settings, template, provider, workers, journals) as lanes:
@@ -182,6 +180,18 @@ def send(
             is_part=is_part,
         )
         return sender.run(itertools.chain([] if first is None else [first], frames))
+
+
+def require_attachable(plan: SendPlan, template: Template, provider: str, capabilities: Capabilities) -> None:
+    """Refuse what the provider cannot do of a template's own attachments, which are known once it is loaded.
+
+    Raises:
+        SettingsError: names the provider and what it cannot do.
+    """
+    if template.attachments:
+        is_invitation = any(one.is_invitation for one in template.attachments)
+        needs = dataclasses.replace(plan.needs(), has_attachments=True, has_invitation=is_invitation)
+        require_capabilities(provider, capabilities, needs, place=plan.place or plan.template)
 
 
 def _workers(
@@ -370,9 +380,12 @@ class _Sender:
         if self.cap is not None:
             cap = {"messages": self.cap.messages, "seconds": int(self.cap.within.total_seconds())}
             shared.append(f'"cap": {json.dumps(cap)}')
+        found = {name: name for name in ("consent_id", "suppression_event_id", "recommendation_version")}
+        if column := ADDRESS_COLUMNS.get(self.plan.channel):
+            found["address"] = column
         columns = [
-            [f'"{name}": {encode_basestring_ascii(value)}' if value else "" for value in texts(frame, name)]
-            for name in ("consent_id", "suppression_event_id", "recommendation_version")
+            [f'"{name}": {encode_basestring_ascii(value)}' if value else "" for value in texts(frame, column)]
+            for name, column in found.items()
         ]
         return [f"{{{', '.join([*shared, *filter(None, row)])}}}" for row in zip(*columns, strict=True)]
 

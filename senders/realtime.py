@@ -9,18 +9,19 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import polars as pl
 
 from campaigns.identity import message_id
+from campaigns.permissions import ADDRESS_COLUMNS
 from senders.composing import Envelope
 from senders.ledger import Claim, Ledger, Outcome, Run
 from senders.limits import CircuitBreaker, DailyAllowance, LimitsSpec, Throttle
 from senders.links import Links
 from senders.message import Delivery, Reason, Status
-from senders.pipeline import rows_of, texts
+from senders.pipeline import require_attachable, rows_of, texts
 from senders.plan import Cap, SendPlan
 from senders.providers import get_provider
 from senders.providers.base import Provider, ProviderError, ProviderUnavailableError, require_capabilities
@@ -135,6 +136,11 @@ class RealtimeSender:
             message_id(plan.kind, plan.name, one, key) for one, key in zip(contacts, occurrences, strict=True)
         ]
         cap = self._cap(plan)
+        if column := ADDRESS_COLUMNS.get(plan.channel):
+            details = [
+                {**one, "address": address}
+                for one, address in zip(details, texts(people, column), strict=True)
+            ]
         claimed = self.ledger.claim(
             self.run,
             Claim(
@@ -273,12 +279,8 @@ class RealtimeSender:
             attachments=plan.attachments,
         )  # fmt: skip
         if plan.category == "marketing":
-            template.require_marketing(plan.template)
-        if any(one.attachments for one in (template.source, *template.source.translations)):
-            needs = replace(plan.needs(), has_attachments=True)
-            require_capabilities(
-                provider.name, provider.capabilities, needs, place=plan.place or plan.template
-            )
+            template.require_marketing(plan.template, channel=plan.channel)
+        require_attachable(plan, template, provider.name, provider.capabilities)
         made = (
             Worker(
                 plan,

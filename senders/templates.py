@@ -18,6 +18,7 @@ from jinja2.exceptions import TemplateError as JinjaError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from campaigns.permissions import MAIL_CHANNELS
 from senders.filters import FILTERS, FilterError
 from senders.links import Tracking
 from senders.localisation import fallbacks
@@ -30,6 +31,8 @@ from senders.wire import WirePart, wire_environment
 if TYPE_CHECKING:
     from senders.attachments import Attachment
 
+# the word that carriers and providers understand
+_STOP = re.compile(r"\bSTOP\b")
 # the prefixes of mail programs in English, German, French, Spanish, Italian, Dutch and the Nordic languages
 _PRETENDS = re.compile(
     r"\s*(re|aw|antw|antwort|sv|vs|rif|fwd?|wg|tr|rv|doorst|vb)\s*(\[\d+\])?\s*:", re.IGNORECASE
@@ -259,17 +262,39 @@ class Template:
         except RENDER_ERRORS as error:
             raise render_error(error) from error
 
-    def require_marketing(self, place: str = "") -> None:
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """All that goes with it, in one locale or another."""
+        return tuple(
+            dict.fromkeys(
+                one for source in (self.source, *self.source.translations) for one in source.attachments
+            )
+        )
+
+    def require_marketing(self, place: str = "", *, channel: str = "email") -> None:
         """Check what the law asks of advertising, as far as a template can tell.
 
-        HTML and text say how to unsubscribe and the sender's postal address, to everybody (CAN-SPAM, 15 U.S.C.
+        By mail: HTML and text say how to unsubscribe and the sender's postal address, to everybody (CAN-SPAM, 15 U.S.C.
         7704(a)(3) and (5); GDPR, article 21(4)), and the subject is not made to look like an answer or a forwarded
-        message (7704(a)(2)).
+        message (7704(a)(2)). By text message: it says how to stop them (ePrivacy directive 2002/58/EC, article 13(4)).
+        Push messages are stopped on the device.
 
         Raises:
             TemplateError: names what is missing.
         """
         label = f"{place or self.name}{f' in {self.source.locale}' if self.source.locale else ''}"
+        if channel == "sms" and not (
+            _STOP.search(self.source.text)
+            or {"unsubscribe_url", "preferences_url"} & self.source.text_certain
+        ):
+            raise TemplateError(
+                f"{label}: an advertising text message says how to stop them, and its text part does not.",
+                fix="Write 'Reply STOP to opt out', or put {{ preferences_url }} where everybody gets it.",
+            )
+        for translation in self._translations.values():
+            translation.require_marketing(place, channel=channel)
+        if channel not in MAIL_CHANNELS:
+            return
         for kind, names in (("HTML", self.source.html_certain), ("text", self.source.text_certain)):
             for name in ("unsubscribe_url", "postal_address"):
                 if name not in names:
@@ -284,8 +309,6 @@ class Template:
                 " forbids in advertising.",
                 fix="Begin it with what the message is about.",
             )
-        for translation in self._translations.values():
-            translation.require_marketing(place)
 
 
 def _function(environment: Environment, source: str, place: str) -> Callable[[Mapping[str, Any]], str]:

@@ -28,12 +28,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from campaigns.permissions import ADDRESS_COLUMNS
 from senders import mime
 from senders.composing import Composer, Envelope, RecipientError, keep_heap, render_rows
 from senders.journal import Journal, Journals, Marks
 from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
 from senders.providers import provider_class
-from senders.providers.base import ADDRESS_COLUMNS, Provider, ProviderError
+from senders.providers.base import Provider, ProviderError
 from senders.rows import Rows
 from senders.templates import RenderError, Template
 from warehouse.errors import MailhouseError

@@ -26,9 +26,9 @@ from orchestration.lib.dbt_runs import PROJECT_DIR
 from orchestration.lib.preflights import judge_message
 from senders.export import export_messages, settle_from_events
 from senders.ledger import Ledger
-from senders.pipeline import Progress, SendSummary, send
+from senders.pipeline import Progress, SendSummary, require_attachable, send
 from senders.plan import SendPlan
-from senders.providers import get_provider
+from senders.providers import get_capabilities, get_provider
 from senders.rendering import TemplateLibrary
 from senders.settings import SenderSettings, require_identity
 from warehouse.client import Warehouse
@@ -152,7 +152,7 @@ def prepare(
         place=spec.place("send", "subject"),
     )
     summary = audience.summary()
-    said = [str(problem) for problem in problems] or _send_problems(settings, spec, templates)
+    said = [str(problem) for problem in problems] or _send_problems(settings, spec, moment, templates)
     checks = [
         *run_checks(spec, summary, said),
         *judge_message(settings, spec, moment, audience, templates, has_problems=bool(said)),
@@ -160,7 +160,9 @@ def prepare(
     return Prepared(settings, spec, moment, audience, templates, version, summary, tuple(checks))
 
 
-def _send_problems(settings: SenderSettings, spec: CampaignSpec, templates: TemplateLibrary) -> list[str]:
+def _send_problems(
+    settings: SenderSettings, spec: CampaignSpec, moment: datetime, templates: TemplateLibrary
+) -> list[str]:
     """What a template that compiles may lack: its attachments, and in advertising what the law asks for."""
     try:
         template = templates.template(
@@ -171,7 +173,10 @@ def _send_problems(settings: SenderSettings, spec: CampaignSpec, templates: Temp
             attachments=spec.send.attachments,
         )
         if spec.send.category == "marketing":
-            template.require_marketing(spec.send.template)
+            template.require_marketing(spec.send.template, channel=spec.send.channel)
+        provider = spec.send.provider or settings.provider
+        plan = SendPlan.from_campaign(spec, moment)
+        require_attachable(plan, template, provider, get_capabilities(provider))
         require_identity(settings, category=spec.send.category, from_email=spec.send.from_email or "")
     except MailhouseError as error:
         return [f"{error.message} {error.fix}"]

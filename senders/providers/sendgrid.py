@@ -18,6 +18,7 @@ import httpx
 import orjson
 from pydantic import SecretStr
 
+from senders.attachments import base64_of
 from senders.message import Address, Delivery, EventType, Message, RejectReason, Status
 from senders.mime import mailbox
 from senders.providers.base import Capabilities, ProviderRefusedError
@@ -103,8 +104,8 @@ class SendGridProvider(HttpProvider):
     name = "sendgrid"
     signed_headers = ("x-twilio-email-event-webhook-timestamp",)
     capabilities = Capabilities(
-        most_per_call=MOST_PERSONALIZATIONS, wants_raw=False, can_track=True, longest_hold=timedelta(hours=72),
-        can_cancel=True, has_webhooks=True,
+        most_per_call=MOST_PERSONALIZATIONS, wants_raw=False, can_attach=True, can_track=True,
+        longest_hold=timedelta(hours=72), can_cancel=True, has_webhooks=True,
     )  # fmt: skip
 
     def __init__(
@@ -151,7 +152,10 @@ class SendGridProvider(HttpProvider):
         """One call for up to 1,000 messages of one shape, sender and tracking."""
         alike: dict[tuple[Any, ...], list[Message]] = {}
         for message in batch:
-            key = (message.sender, message.reply_to, message.is_tracked, message.deliver_at is None)
+            key = (
+                message.sender, message.reply_to, message.is_tracked, message.deliver_at is None,
+                message.attachments,
+            )  # fmt: skip
             alike.setdefault(key, []).append(message)
         for messages in alike.values():
             for group in unique_recipients(messages, MOST_PERSONALIZATIONS):
@@ -181,6 +185,14 @@ class SendGridProvider(HttpProvider):
                 "subscription_tracking": {"enable": False},
             },
         }
+        if first.attachments:
+            payload["attachments"] = [
+                {
+                    "content": base64_of(one), "filename": one.name, "type": one.media_type,
+                    "disposition": "attachment",
+                }
+                for one in first.attachments
+            ]  # fmt: skip
         if first.reply_to is not None:
             payload["reply_to"] = _address(first.reply_to)
         if batch_id:

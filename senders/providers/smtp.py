@@ -324,7 +324,7 @@ class SmtpProvider(Provider):
     """
 
     name = "smtp"
-    capabilities = Capabilities(dispatch_window=_WINDOW, can_attach=True, marks_each=True)
+    capabilities = Capabilities(dispatch_window=_WINDOW, can_attach=True, can_invite=True, marks_each=True)
 
     @classmethod
     def from_settings(cls, settings: SenderSettings) -> SmtpProvider:

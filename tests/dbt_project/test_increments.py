@@ -49,7 +49,7 @@ KEYS: dict[str, str] = {
     "marts.messages": "message_id",
     "marts.contacts": "contact_id",
     "marts.consents": "contact_id, channel, purpose",
-    "marts.suppressions": "email",
+    "marts.suppressions": "email, phone",
     "marts.conversions": "conversion_id",
     "marts.list_growth": "day, source",
     "marts.funnels": "funnel, entry_month, step",
