@@ -43,7 +43,8 @@ class Judgement:
         day: that day.
         contacts: how many were judged.
         loss: what promotion goes by, lower is better: log loss, or the mean Poisson deviance of orders.
-        baseline_loss: the same of somebody who knows nothing of the single contact.
+        baseline_loss: the same of the better baseline for probabilities (the base rate, and recency alone), and of the
+            same number for everybody for lifetime values.
         evaluation: model, metric, value: the predictor under its own name, and the baselines.
         deciles: `ml.predictions.evaluation.DECILE_SCHEMA`; for lifetime values mean orders instead of shares.
         is_calibrated: whether forecasts and what came agree.
@@ -193,7 +194,9 @@ class PropensityPredictor(Predictor):
             day=people["as_of"][0],
             contacts=people.height,
             loss=_value(evaluation, self.name, "log_loss"),
-            baseline_loss=_value(evaluation, "base_rate", "log_loss") if baselines else float("inf"),
+            baseline_loss=min(_value(evaluation, name, "log_loss") for name in ("base_rate", "recency"))
+            if baselines
+            else float("inf"),
             evaluation=evaluation,
             deciles=calibration_table(outcome, scores),
             is_calibrated=abs(bias) <= MAX_BIAS + chance,
@@ -360,7 +363,8 @@ class LifetimePredictor(Predictor):
             "BG/NBD": ", ".join(f"{name} {value:.4g}" for name, value in bought.items()),
             "Gamma-Gamma": ", ".join(f"{name} {value:.4g}" for name, value in worth.items()),
             "frequency and value": f"correlation {self.values.correlation_:.2f}; the model takes it for 0",
-            "limits": "knows no seasons; forecasts too little of long futures (12 % of CDNOW's 39 weeks)",
+            "limits": "knows no seasons; forecasts too little of long futures (12 % of CDNOW's 39 weeks)"
+            + ("; saw nobody leave, so everybody counts as still there" if bought["a"] < 1e-3 * bought["b"] else ""),
         }
 
 

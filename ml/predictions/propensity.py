@@ -57,6 +57,8 @@ MIN_OF_EACH = 30
 ISOTONIC_FROM = 1_000
 """Rows of the rarer outcome from which calibration may take any rising shape; with fewer it would fit chance."""
 
+_LEAST = 0.01
+"""Probability below which no event is called: nobody is that certain of a person."""
 _THREADS_FROM = 4_000_000
 """Numbers in a matrix from which several threads are worth their while."""
 
@@ -187,7 +189,10 @@ class PropensityModel(ClassifierMixin, BaseEstimator):
             return np.empty((0, 2))
         x = feature_matrix(features)
         with threadpool_limits(1 if x.size < _THREADS_FROM else None):
-            return self.calibrated_.predict_proba(x)
+            happens = self.calibrated_.predict_proba(x)[:, 1]
+        # isotonic calibration says 0 and 1 where all of a few rows went one way
+        happens = np.clip(happens, _LEAST, 1 - _LEAST)
+        return np.column_stack([1 - happens, happens])
 
     def predict(self, features: pl.DataFrame) -> np.ndarray:
         """(n,) 1 where it is likelier than not."""
