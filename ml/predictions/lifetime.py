@@ -29,7 +29,7 @@ from scipy.special import betaln, expit, gammaln, hyp2f1
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from ml.predictions.base import NotEnoughData, log_hyp2f1
+from ml.predictions.base import NotEnoughData, hyp2f1_series, log_hyp2f1
 
 SUMMARY_COLUMNS = ("frequency", "recency", "age")
 MIN_REPEATERS = 10
@@ -93,6 +93,10 @@ def _checked(summaries: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return x, recency, np.maximum(age, recency)
 
 
+def _loss(found: OptimizeResult) -> float:
+    return float(found.fun)
+
+
 class _PurchaseModel(BaseEstimator, ABC):
     """Fitting that both models of purchases share.
 
@@ -137,19 +141,14 @@ class _PurchaseModel(BaseEstimator, ABC):
             total = float(weights @ values)
             return -total / weights.sum() if np.isfinite(total) else 1e10
 
-        best: OptimizeResult | None = None
-        for start in self._starts(x, age, weights):
-            found = minimize(
-                loss, start, method="L-BFGS-B", bounds=[(-_BOUND, _BOUND)] * 4, options={"maxiter": 500}
-            )
-            # the last digits: the simplex does not mind a flat valley
-            found = min(
-                (found, minimize(loss, found.x, method="Nelder-Mead", options={"xatol": 1e-5, "fatol": 1e-10})),
-                key=lambda one: one.fun,
-            )
-            if best is None or found.fun < best.fun:
-                best = found
-        assert best is not None
+        found: list[OptimizeResult] = [
+            minimize(loss, start, method="L-BFGS-B", bounds=[(-_BOUND, _BOUND)] * 4, options={"maxiter": 500})
+            for start in self._starts(x, age, weights)
+        ]
+        best = min(found, key=_loss)
+        # the last digits: the simplex does not mind a flat valley
+        polished = minimize(loss, best.x, method="Nelder-Mead", options={"xatol": 1e-5, "fatol": 1e-10})
+        best = min(best, polished, key=_loss)
         values = np.exp(best.x)
         values[list(self._times)] *= scale
         self.parameters_ = dict(zip(self._names, values.tolist(), strict=True))
@@ -273,39 +272,37 @@ class BetaGeoModel(_PurchaseModel):
     def expected_purchases(self, summaries: pl.DataFrame, time: float | ArrayLike) -> np.ndarray:
         x, recency, age = _checked(summaries)
         times = _checked_time(time, len(x))
-        _, _, a, b = self._values()
         alive = expit(-self._log_odds_gone(x, recency, age))
-        return (a + b + x - 1) * self._share(x, age, times) * alive
+        return self._purchases_of_alive(x, age, times) * alive
 
     def expected_purchases_of_new(self, time: float | ArrayLike) -> np.ndarray:
         times = _checked_time(time, np.size(time))
-        _, _, a, b = self._values()
         none = np.zeros(len(times))
-        return (a + b - 1) * self._share(none, none, times)
+        return self._purchases_of_alive(none, none, times)
 
-    def _share(self, x: np.ndarray, age: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """(1 - q^(r + x) 2F1(r + x, b + x; a + b + x - 1; z)) / (a - 1), with q = 1 - z = (alpha + T) / (alpha + T + t).
+    def _purchases_of_alive(self, x: np.ndarray, age: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """c (1 - q^(r + x) 2F1(r + x, b + x; c; z)) / (a - 1), with c = a + b + x - 1, q = 1 - z = (alpha + T) / (alpha + T + t).
 
-        Euler's transformation makes that (1 - q^(a - 1) 2F1(a - 1, a + b - 1 - r; a + b + x - 1; z)) / (a - 1), whose
+        Euler's transformation makes that c (1 - q^(a - 1) 2F1(a - 1, a + b - 1 - r; c; z)) / (a - 1), whose first two
         parameters stay small however often a customer came. At a = 1 it is a limit, taken as the mean of both sides.
         """
-        r, alpha, a, b = self._values()
+        a = self.parameters_["a"]
         if abs(a - 1) < 1e-5:
-            return (self._share_at(1 - 1e-5, r, alpha, b, x, age, times) + self._share_at(
-                1 + 1e-5, r, alpha, b, x, age, times
-            )) / 2  # fmt: skip
-        return self._share_at(a, r, alpha, b, x, age, times)
+            return (self._at(1 - 1e-5, x, age, times) + self._at(1 + 1e-5, x, age, times)) / 2
+        return self._at(a, x, age, times)
 
-    @staticmethod
-    def _share_at(
-        a: float, r: float, alpha: float, b: float, x: np.ndarray, age: np.ndarray, times: np.ndarray
-    ) -> np.ndarray:
+    def _at(self, a: float, x: np.ndarray, age: np.ndarray, times: np.ndarray) -> np.ndarray:
+        r, alpha, _, b = self._values()
         c = a + b + x - 1
+        # at c = 0, of who never came back, it is a limit too; just beside it is near enough
+        c = np.where(np.abs(c) < 1e-7, 1e-7, c)
         z = times / (alpha + age + times)
-        log_q = np.log1p(-z)
-        # new customers with a + b < 1 have c < 0, which the function can do as long as it is no whole number
-        inner = hyp2f1(a - 1, a + b - 1 - r, c, z)
-        return (1 - np.exp((a - 1) * log_q) * inner) / (a - 1)
+        with np.errstate(all="ignore"):
+            inner = hyp2f1(a - 1, a + b - 1 - r, c, z)
+        if (broken := ~np.isfinite(inner)).any():
+            inner[broken] = hyp2f1_series(a - 1, a + b - 1 - r, c[broken], z[broken])
+        left = np.exp((a - 1) * np.log1p(-z)) * inner
+        return c * (1 - left) / (a - 1)
 
     def simulate(self, ages: ArrayLike, seed: int) -> pl.DataFrame:
         r, alpha, a, b = self._values()
@@ -465,7 +462,7 @@ class GammaGammaModel(BaseEstimator):
                 )
                 for start in np.log([[2.0, 3.0, 1.0], [6.0, 4.0, 0.5]])
             ),
-            key=lambda one: one.fun,
+            key=_loss,
         )
         p, q, gamma = np.exp(found.x)
         self.parameters_ = {"p": float(p), "q": float(q), "gamma": float(gamma * scale)}
