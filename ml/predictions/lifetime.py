@@ -137,7 +137,9 @@ class _PurchaseModel(BaseEstimator, ABC):
         x, recency, age = rows[:, 0], rows[:, 1] / scale, rows[:, 2] / scale
 
         def loss(logs: np.ndarray) -> float:
-            values = self._log_likelihood(np.exp(logs), x, recency, age)
+            # at the bounds differences of infinities arise, which are no solution
+            with np.errstate(invalid="ignore", over="ignore"):
+                values = self._log_likelihood(np.exp(logs), x, recency, age)
             total = float(weights @ values)
             return -total / weights.sum() if np.isfinite(total) else 1e10
 
