@@ -34,7 +34,10 @@ from ml.predictions.base import NotEnoughData, hyp2f1_series, log_hyp2f1
 SUMMARY_COLUMNS = ("frequency", "recency", "age")
 MIN_REPEATERS = 10
 """Customers who came back that a fit needs at least: four parameters from fewer are chance."""
-_BOUND = 15.0  # of the logarithm of a parameter in scaled units: e^15 is for ever
+_BOUND = 15.0
+"""Of the logarithm of a time or an amount in scaled units, to both sides: that is for ever."""
+_SHAPE_BOUND = 6.0
+"""Of the logarithm of a shape: people of whom it is 400 are all alike, and the functions below are true up to there."""
 
 
 def purchase_summaries(orders: pl.DataFrame, as_of: ArrayLike | pl.Expr, *, unit_days: float = 1.0) -> pl.DataFrame:
@@ -143,13 +146,17 @@ class _PurchaseModel(BaseEstimator, ABC):
             total = float(weights @ values)
             return -total / weights.sum() if np.isfinite(total) else 1e10
 
+        limits = [_BOUND if place in self._times else _SHAPE_BOUND for place in range(4)]
+        bounds = [(-_BOUND, limit) for limit in limits]
         found: list[OptimizeResult] = [
-            minimize(loss, start, method="L-BFGS-B", bounds=[(-_BOUND, _BOUND)] * 4, options={"maxiter": 500})
+            minimize(loss, start, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
             for start in self._starts(x, age, weights)
         ]
         best = min(found, key=_loss)
         # the last digits: the simplex does not mind a flat valley
-        polished = minimize(loss, best.x, method="Nelder-Mead", options={"xatol": 1e-5, "fatol": 1e-10})
+        polished = minimize(
+            loss, best.x, method="Nelder-Mead", bounds=bounds, options={"xatol": 1e-5, "fatol": 1e-10}
+        )
         best = min(best, polished, key=_loss)
         values = np.exp(best.x)
         values[list(self._times)] *= scale
@@ -299,11 +306,15 @@ class BetaGeoModel(_PurchaseModel):
         # at c = 0, of who never came back, it is a limit too; just beside it is near enough
         c = np.where(np.abs(c) < 1e-7, 1e-7, c)
         z = times / (alpha + age + times)
-        with np.errstate(all="ignore"):
-            inner = hyp2f1(a - 1, a + b - 1 - r, c, z)
-        if (broken := ~np.isfinite(inner)).any():
-            inner[broken] = hyp2f1_series(a - 1, a + b - 1 - r, c[broken], z[broken])
-        left = np.exp((a - 1) * np.log1p(-z)) * inner
+        log_q = np.log1p(-z)
+        if a > 1 and a + b - 1 > r:
+            left = np.exp((a - 1) * log_q + log_hyp2f1(a - 1, a + b - 1 - r, c, z))
+        else:
+            with np.errstate(all="ignore"):
+                inner = hyp2f1(a - 1, a + b - 1 - r, c, z)
+            if (broken := ~np.isfinite(inner)).any():
+                inner[broken] = hyp2f1_series(a - 1, a + b - 1 - r, c[broken], z[broken])
+            left = np.exp((a - 1) * log_q) * inner
         return c * (1 - left) / (a - 1)
 
     def simulate(self, ages: ArrayLike, seed: int) -> pl.DataFrame:
@@ -454,12 +465,14 @@ class GammaGammaModel(BaseEstimator):
             total = float(self._log_likelihood(np.exp(logs), x, scaled).mean())
             return -total if np.isfinite(total) else 1e10
 
+        bounds = [(-_BOUND, _SHAPE_BOUND), (-_BOUND, _SHAPE_BOUND), (-_BOUND, _BOUND)]
         found = min(
             (
                 minimize(
                     loss,
-                    minimize(loss, start, method="L-BFGS-B", bounds=[(-_BOUND, _BOUND)] * 3).x,
+                    minimize(loss, start, method="L-BFGS-B", bounds=bounds).x,
                     method="Nelder-Mead",
+                    bounds=bounds,
                     options={"xatol": 1e-6, "fatol": 1e-11, "maxiter": 2_000},
                 )
                 for start in np.log([[2.0, 3.0, 1.0], [6.0, 4.0, 0.5]])

@@ -262,7 +262,7 @@ def test_the_hypergeometric_function_where_scipy_gives_up() -> None:
         log_hyp2f1(1.0, 1.0, 2.0, 1.0)
 
 
-parameters = st.tuples(*[st.floats(-4, 4).map(np.exp)] * 4)
+parameters = st.tuples(*[st.floats(-5, 6).map(np.exp)] * 4)
 customers = st.lists(
     st.tuples(st.integers(0, 400), st.floats(0, 1), st.floats(0, 2_000)), min_size=1, max_size=6
 ).map(
@@ -302,6 +302,18 @@ def test_who_never_came_back_where_the_closed_form_divides_by_nothing() -> None:
         model.parameters_ = {"r": 0.5, "alpha": 5.0, "a": 0.4, "b": b}
         forecasts.append(model.expected_purchases(people, 20.0)[0])
     assert forecasts[1] == pytest.approx((forecasts[0] + forecasts[2]) / 2, rel=1e-4)
+
+
+def test_customers_who_are_all_alike_are_forecast_too() -> None:
+    """Everybody leaves with the same probability: the best a and b are as large as they may be."""
+    origin = BetaGeoModel()
+    origin.parameters_ = {"r": 2.0, "alpha": 20.0, "a": 400.0, "b": 3_600.0}
+    people = origin.simulate(np.full(1_500, 60.0), seed=5).with_columns(pl.col("recency").round())
+    model = BetaGeoModel().fit(people)
+    assert model.parameters_["a"] / (model.parameters_["a"] + model.parameters_["b"]) == pytest.approx(0.1, abs=0.03)
+    forecast = model.expected_purchases(people, 30.0)
+    assert np.isfinite(forecast).all() and (forecast >= 0).all()
+    assert model.expected_purchases_of_new(60.0)[0] == pytest.approx(people["frequency"].mean(), rel=0.05)
 
 
 def test_where_leaving_is_about_as_likely_as_not_forecasts_are_smooth() -> None:

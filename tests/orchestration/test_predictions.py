@@ -134,6 +134,7 @@ def world(warehouse: Warehouse, store: ModelStore) -> Iterator[World]:
         warehouse.execute(f"drop database if exists {database}")
 
 
+@pytest.mark.slow
 def test_models_are_promoted_scored_anew_and_replaced_only_by_better_ones(world: World) -> None:
     world.fill(sales(1_200))
     first = world.refresh()
