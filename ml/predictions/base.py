@@ -12,11 +12,13 @@ class NotEnoughData(ValueError):  # noqa: N818 - says what is the matter
 
 
 def log_hyp2f1(a: ArrayLike, b: ArrayLike, c: ArrayLike, z: ArrayLike) -> np.ndarray:
-    """ln 2F1(a, b; c; z) of Gauss, for c > a > 0, c > b > 0 and 0 <= z < 1, where all terms of the series are positive.
+    """ln 2F1(a, b; c; z) of Gauss, for c > a > 0, c > b > 0 and 0 <= z < 1, where all terms of the series are
+    positive.
 
-    Euler's transformation 2F1(a, b; c; z) = (1 - z)^(c - a - b) 2F1(c - a, c - b; c; z) (DLMF 15.8.1) takes the growth out,
-    so that large a and b do not overflow. Where `scipy` still gives up, the series is added up in log space. With c below
-    a or b there is no such transformation, and `scipy` is wrong there without saying so: such arguments are refused.
+    Euler's transformation 2F1(a, b; c; z) = (1 - z)^(c - a - b) 2F1(c - a, c - b; c; z) (DLMF 15.8.1) takes
+    the growth out, so that large a and b do not overflow. Where `scipy` still gives up, the series is added up
+    in log space. With c below a or b there is no such transformation, and `scipy` is wrong there without
+    saying so: such arguments are refused.
 
     Args:
         a, b, c, z: numbers that broadcast to one shape (n,).
@@ -44,7 +46,8 @@ def log_hyp2f1(a: ArrayLike, b: ArrayLike, c: ArrayLike, z: ArrayLike) -> np.nda
 
 
 def hyp2f1_series(a: float, b: float, c: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """(n,) 2F1(a, b; c; z) by its series, for small a and b and 0 <= z < 1, where `scipy` gives up without a reason.
+    """(n,) 2F1(a, b; c; z) by its series, for small a and b and 0 <= z < 1, where `scipy` gives up without a
+    reason.
 
     At most a million terms: enough for z up to 0.9999 and beyond wherever c is large.
     """
@@ -76,7 +79,7 @@ def _log_series(a: np.ndarray, b: np.ndarray, c: np.ndarray, z: np.ndarray) -> n
         )
         terms = last[:, None] + np.cumsum(steps, axis=1)
         before = total
-        total = logsumexp(np.column_stack([total, terms]), axis=1)
+        total = np.asarray(logsumexp(np.column_stack([total, terms]), axis=1))
         last = terms[:, -1]
         start += 1_024
         if (total - before < 1e-13).all() and (steps[:, -1] < 0).all():

@@ -1,4 +1,5 @@
-"""Model cards: what a model predicts, what it was learnt from, how it did and what it cannot do, as Markdown with its plot.
+"""Model cards: what a model predicts, what it was learnt from, how it did and what it cannot do, as Markdown
+with its plot.
 
 After Mitchell and others, Model cards for model reporting, FAT* 2019.
 """
@@ -47,7 +48,11 @@ def model_card(
         cells = [values.get((model, metric)) for model in models]
         lines.append(f"| {metric} | " + " | ".join("" if x is None else f"{x:.4f}" for x in cells) + " |")
     if drift.height:
-        lines += ["", f"Population stability (below {MODERATE} stable, from {LARGE} large), furthest first:", ""]
+        lines += [
+            "",
+            f"Population stability (below {MODERATE} stable, from {LARGE} large), furthest first:",
+            "",
+        ]
         lines += ["| feature | index | chance | verdict |", "| --- | ---: | ---: | --- |"]
         lines += [
             f"| {row['feature']} | {row['psi']:.3f} | {row['chance']:.3f} | {row['verdict']} |"
@@ -65,7 +70,9 @@ def _plot(deciles: pl.DataFrame, *, is_share: bool) -> str:
     below, above = y - deciles["low"].to_numpy(), deciles["high"].to_numpy() - y
     end = 1.0 if is_share else float(max(x.max(), deciles["high"].max(), 1e-9)) * 1.05  # pyright: ignore
     axes.plot([0, end], [0, end], color=_SOFT, linewidth=1)
-    axes.errorbar(x, y, yerr=[below.clip(0), above.clip(0)], fmt="o", color=_ACCENT, ecolor=_SOFT, markersize=4)
+    axes.errorbar(
+        x, y, yerr=[below.clip(0), above.clip(0)], fmt="o", color=_ACCENT, ecolor=_SOFT, markersize=4
+    )
     axes.set_xlim(0, end)
     axes.set_ylim(0, end)
     axes.set_xlabel("mean score" if is_share else "days with an order, forecast", color=_INK)

@@ -1,9 +1,10 @@
 """Whether the people that are scored are still like those that were learnt from.
 
-The population stability index of a number is sum_b (a_b - e_b) ln(a_b / e_b), over bins b, with e_b the share of the training
-data and a_b that of today; a symmetric Kullback-Leibler divergence. Below 0.1 little has changed, above 0.25 much has: rules of
-thumb of credit scoring (Siddiqi, Credit Risk Scorecards, 2006). With few rows it is not small by itself: if nothing
-changed, it is about (1 / n + 1 / m) times chi-squared with bins - 1 degrees of freedom (Yurdakul, Statistical properties
+The population stability index of a number is sum_b (a_b - e_b) ln(a_b / e_b), over bins b, with e_b the share
+of the training data and a_b that of today; a symmetric Kullback-Leibler divergence. Below 0.1 little has
+changed, above 0.25 much has: rules of thumb of credit scoring (Siddiqi, Credit Risk Scorecards, 2006). With
+few rows it is not small by itself: if nothing changed, it is about (1 / n + 1 / m) times chi-squared with bins
+    - 1 degrees of freedom (Yurdakul, Statistical properties
 of the population stability index, 2018), and what chance alone would give once in a hundred is no drift here.
 """
 
@@ -54,9 +55,13 @@ class Bins:
         if not len(numbers):
             raise ValueError("no rows to take bins of")
         known = numbers[~np.isnan(numbers)]
-        edges = np.unique(np.quantile(known, np.arange(1, bins) / bins, method="higher")) if len(known) else known
+        edges = (
+            np.unique(np.quantile(known, np.arange(1, bins) / bins, method="higher")) if len(known) else known
+        )
         edges = edges[edges > known.min()] if len(known) else edges
-        return cls(tuple(edges.tolist()), tuple((_counts(numbers, edges) / len(numbers)).tolist()), len(numbers))
+        return cls(
+            tuple(edges.tolist()), tuple((_counts(numbers, edges) / len(numbers)).tolist()), len(numbers)
+        )
 
     def stability(self, values: pl.Series | np.ndarray) -> tuple[float, float]:
         """The index of other rows, and what chance alone would reach once in a hundred.
@@ -89,8 +94,8 @@ def drift_table(reference: dict[str, Bins], frame: pl.DataFrame) -> pl.DataFrame
         frame: rows of today, at least one.
 
     Returns:
-        A frame of `DRIFT_SCHEMA`; verdict is `stable`, `moderate` (from 0.1) or `large` (from 0.25), the last two only
-        where `chance` does not explain them.
+        A frame of `DRIFT_SCHEMA`; verdict is `stable`, `moderate` (from 0.1) or `large` (from 0.25), the last
+        two only where `chance` does not explain them.
 
     Raises:
         ValueError: a column is missing, or there are no rows.

@@ -1,10 +1,11 @@
 """How good probabilities are, on people and times that the model has not seen.
 
 - log loss: mean of -ln of the probability given to what happened; 0 is perfect, lower is better
-- Brier score: mean squared difference of probability and outcome (Brier, Verification of forecasts expressed in terms of
-  probability, Monthly Weather Review 78, 1950)
+- Brier score: mean squared difference of probability and outcome (Brier, Verification of forecasts expressed
+  in terms of probability, Monthly Weather Review 78, 1950)
 - AUC: probability that somebody to whom it happened has the higher score than somebody to whom it did not
-- calibration error: mean over tenths of the scores, by rows, of |mean probability - share to whom it happened| (ECE)
+- calibration error: mean over tenths of the scores, by rows, of |mean probability - share to whom it happened|
+  (ECE)
 - lift: share to whom it happened in the tenth with the highest scores, over that of all
 """
 
@@ -65,8 +66,9 @@ def probability_metrics(outcome: ArrayLike, probability: ArrayLike) -> dict[str,
 def calibration_table(outcome: ArrayLike, probability: ArrayLike, *, groups: int = 10) -> pl.DataFrame:
     """Scores beside what happened, by tenths of the scores, lowest first.
 
-    Equal scores stay together, so there may be fewer than ten groups. `low` and `high` are Wilson's 95 % interval of the
-    share to whom it happened; `lift` is that share over that of all, null if it happened to nobody.
+    Equal scores stay together, so there may be fewer than ten groups. `low` and `high` are Wilson's 95 %
+    interval of the share to whom it happened; `lift` is that share over that of all, null if it happened to
+    nobody.
 
     Returns:
         A frame of `DECILE_SCHEMA`.
@@ -112,8 +114,8 @@ def count_metrics(actual: ArrayLike, expected: ArrayLike) -> dict[str, float]:
     """Forecasts of counts or sums beside what came.
 
     Returns:
-        `total_ratio`, all that was forecast over all that came (NaN if nothing came); `mean_absolute_error`; and
-        `rank_correlation`, Spearman's (NaN if nothing differs).
+        `total_ratio`, all that was forecast over all that came (NaN if nothing came); `mean_absolute_error`;
+        and `rank_correlation`, Spearman's (NaN if nothing differs).
 
     Raises:
         ValueError: nothing to judge, lengths differ, or a number is not finite.

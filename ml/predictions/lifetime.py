@@ -2,19 +2,21 @@
 
 Two models of purchases of customers who leave without saying so, and one of what a purchase is worth:
 
-- `BetaGeoModel`, BG/NBD: Fader, Hardie and Lee, "Counting your customers" the easy way: an alternative to the Pareto/NBD
-  model, Marketing Science 24(2), 2005. Purchases are Poisson with rate lambda ~ Gamma(r, alpha); after each purchase
-  the customer leaves with probability p ~ Beta(a, b).
-- `ParetoModel`, Pareto/NBD: Schmittlein, Morrison and Colombo, Counting your customers: who are they and what will they
-  do next?, Management Science 33(1), 1987. The same purchases; customers leave at a rate mu ~ Gamma(s, beta).
-- `GammaGammaModel`: Fader, Hardie and Lee, RFM and CLV, Journal of Marketing Research 42(4), 2005; Fader and Hardie, The
-  gamma-gamma model of monetary value, 2013. A customer's purchases are worth z ~ Gamma(p, nu), nu ~ Gamma(q, gamma).
+- `BetaGeoModel`, BG/NBD: Fader, Hardie and Lee, "Counting your customers" the easy way: an alternative to the
+  Pareto/NBD model, Marketing Science 24(2), 2005. Purchases are Poisson with rate lambda ~ Gamma(r, alpha);
+  after each purchase the customer leaves with probability p ~ Beta(a, b).
+- `ParetoModel`, Pareto/NBD: Schmittlein, Morrison and Colombo, Counting your customers: who are they and what
+  will they do next?, Management Science 33(1), 1987. The same purchases; customers leave at a rate mu ~
+  Gamma(s, beta).
+- `GammaGammaModel`: Fader, Hardie and Lee, RFM and CLV, Journal of Marketing Research 42(4), 2005; Fader and
+  Hardie, The gamma-gamma model of monetary value, 2013. A customer's purchases are worth z ~ Gamma(p, nu), nu
+  ~ Gamma(q, gamma).
 
-All learn by maximum likelihood from **summaries**, a row a customer (`SUMMARY_COLUMNS`): `frequency` x, days with a
-purchase after the first one; `recency` t_x, from the first purchase to the last; `age` T, from the first purchase until now;
-`monetary_value`, the mean worth of those x days. Times are in one unit, and so are the parameters and what is asked.
-BG/NBD expects too little of long futures (of CDNOW's 1,882 holdout purchases it forecasts 1,653): nobody who has not
-come back can have left, but whoever has may have, at once.
+All learn by maximum likelihood from **summaries**, a row a customer (`SUMMARY_COLUMNS`): `frequency` x, days
+with a purchase after the first one; `recency` t_x, from the first purchase to the last; `age` T, from the
+first purchase until now; `monetary_value`, the mean worth of those x days. Times are in one unit, and so are
+the parameters and what is asked. BG/NBD expects too little of long futures (of CDNOW's 1,882 holdout purchases
+it forecasts 1,653): nobody who has not come back can have left, but whoever has may have, at once.
 """
 
 from __future__ import annotations
@@ -37,10 +39,14 @@ MIN_REPEATERS = 10
 _BOUND = 15.0
 """Of the logarithm of a time or an amount in scaled units, to both sides: that is for ever."""
 _SHAPE_BOUND = 6.0
-"""Of the logarithm of a shape: people of whom it is 400 are all alike, and the functions below are true up to there."""
+"""Of the logarithm of a shape: people of whom it is 400 are all alike, and the functions below are true up to
+there.
+"""
 
 
-def purchase_summaries(orders: pl.DataFrame, as_of: ArrayLike | pl.Expr, *, unit_days: float = 1.0) -> pl.DataFrame:
+def purchase_summaries(
+    orders: pl.DataFrame, as_of: ArrayLike | pl.Expr, *, unit_days: float = 1.0
+) -> pl.DataFrame:
     """Summaries of who bought before a day; all purchases of one day are one.
 
     Args:
@@ -49,8 +55,8 @@ def purchase_summaries(orders: pl.DataFrame, as_of: ArrayLike | pl.Expr, *, unit
         unit_days: days of a unit of time, 7 for weeks.
 
     Returns:
-        contact_id, frequency (Int64), recency, age and monetary_value (Float64), in order of contact_id; monetary_value
-        is 0 for who came once.
+        contact_id, frequency (Int64), recency, age and monetary_value (Float64), in order of contact_id;
+        monetary_value is 0 for who came once.
     """
     end = as_of if isinstance(as_of, pl.Expr) else pl.lit(as_of)
     days = (
@@ -116,8 +122,8 @@ class _PurchaseModel(BaseEstimator, ABC):
     def fit(self, summaries: pl.DataFrame, y: None = None):  # noqa: ARG002
         """Find the parameters under which the summaries are likeliest.
 
-        Equal customers are taken together, times are scaled to a mean age of one, and the search goes over logarithms of
-        the parameters, from several starts.
+        Equal customers are taken together, times are scaled to a mean age of one, and the search goes over
+        logarithms of the parameters, from several starts.
 
         Args:
             summaries: frequency, recency and age, a row a customer.
@@ -219,8 +225,8 @@ class _PurchaseModel(BaseEstimator, ABC):
         """(n,) probability of at least one purchase within a time from now.
 
         The next purchase of who is still there comes with rate lambda ~ Gamma(r + x, alpha + T), so that
-        P(order) = P(alive) (1 - ((alpha + T) / (alpha + T + time))^(r + x)). Exact for BG/NBD, in which nobody leaves
-        between purchases; for Pareto/NBD an upper bound.
+        P(order) = P(alive) (1 - ((alpha + T) / (alpha + T + time))^(r + x)). Exact for BG/NBD, in which nobody
+        leaves between purchases; for Pareto/NBD an upper bound.
         """
         x, _, age = _checked(summaries)
         r, alpha = self.parameters_["r"], self.parameters_["alpha"]
@@ -228,7 +234,8 @@ class _PurchaseModel(BaseEstimator, ABC):
         return self.alive_probability(summaries) * -np.expm1(silent)
 
     def next_purchase(self, summaries: pl.DataFrame, quantile: float = 0.5) -> np.ndarray:
-        """(n,) time from now within which the next purchase comes with this probability, if the customer is still there.
+        """(n,) time from now within which the next purchase comes with this probability, if the customer is
+        still there.
 
         Lomax: (alpha + T) ((1 - quantile)^(-1 / (r + x)) - 1).
 
@@ -245,7 +252,9 @@ class _PurchaseModel(BaseEstimator, ABC):
 
 
 class BetaGeoModel(_PurchaseModel):
-    """BG/NBD. Parameters r and alpha (a time) of the rates, a and b of the probability to leave after a purchase."""
+    """BG/NBD. Parameters r and alpha (a time) of the rates, a and b of the probability to leave after a
+    purchase.
+    """
 
     _names = ("r", "alpha", "a", "b")
     _times = (1,)
@@ -290,10 +299,12 @@ class BetaGeoModel(_PurchaseModel):
         return self._purchases_of_alive(none, none, times)
 
     def _purchases_of_alive(self, x: np.ndarray, age: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """c (1 - q^(r + x) 2F1(r + x, b + x; c; z)) / (a - 1), with c = a + b + x - 1, q = 1 - z = (alpha + T) / (alpha + T + t).
+        """c (1 - q^(r + x) 2F1(r + x, b + x; c; z)) / (a - 1), with c = a + b + x - 1, q = 1 - z = (alpha + T)
+        / (alpha + T + t).
 
-        Euler's transformation makes that c (1 - q^(a - 1) 2F1(a - 1, a + b - 1 - r; c; z)) / (a - 1), whose first two
-        parameters stay small however often a customer came. At a = 1 it is a limit, taken as the mean of both sides.
+        Euler's transformation makes that c (1 - q^(a - 1) 2F1(a - 1, a + b - 1 - r; c; z)) / (a - 1), whose
+        first two parameters stay small however often a customer came. At a = 1 it is a limit, taken as the
+        mean of both sides.
         """
         a = self.parameters_["a"]
         if abs(a - 1) < 1e-5:
@@ -339,7 +350,9 @@ class BetaGeoModel(_PurchaseModel):
 
 
 class ParetoModel(_PurchaseModel):
-    """Pareto/NBD. Parameters r and alpha (a time) of the rates of purchase, s and beta (a time) of those of leaving."""
+    """Pareto/NBD. Parameters r and alpha (a time) of the rates of purchase, s and beta (a time) of those of
+    leaving.
+    """
 
     _names = ("r", "alpha", "s", "beta")
     _times = (1, 3)
@@ -357,9 +370,7 @@ class ParetoModel(_PurchaseModel):
         return shared + np.logaddexp(stayed, self._log_left(parameters, x, recency, age))
 
     @staticmethod
-    def _log_left(
-        parameters: np.ndarray, x: np.ndarray, recency: np.ndarray, age: np.ndarray
-    ) -> np.ndarray:
+    def _log_left(parameters: np.ndarray, x: np.ndarray, recency: np.ndarray, age: np.ndarray) -> np.ndarray:
         """ln of s times the integral from t_x to T of (alpha + y)^-(r + x) (beta + y)^-(s + 1) dy."""
         r, alpha, s, beta = parameters
         total = r + s + x
@@ -367,7 +378,9 @@ class ParetoModel(_PurchaseModel):
         gap = abs(alpha - beta)
 
         def at(time: np.ndarray) -> np.ndarray:
-            return log_hyp2f1(total, other, total + 1, gap / (greater + time)) - total * np.log(greater + time)
+            return log_hyp2f1(total, other, total + 1, gap / (greater + time)) - total * np.log(
+                greater + time
+            )
 
         early, late = at(recency), at(age)
         # who bought today cannot have left since
@@ -379,7 +392,9 @@ class ParetoModel(_PurchaseModel):
         x, recency, age = _checked(summaries)
         values = self._values()
         r, alpha, s, beta = values
-        odds = self._log_left(values, x, recency, age) + (r + x) * np.log(alpha + age) + s * np.log(beta + age)
+        odds = (
+            self._log_left(values, x, recency, age) + (r + x) * np.log(alpha + age) + s * np.log(beta + age)
+        )
         return expit(-odds)
 
     def expected_purchases(self, summaries: pl.DataFrame, time: float | ArrayLike) -> np.ndarray:
@@ -430,12 +445,14 @@ def _checked_time(time: float | ArrayLike, n: int) -> np.ndarray:
 
 
 class GammaGammaModel(BaseEstimator):
-    """What a purchase is worth on average, for each customer; it takes for granted that it does not go with how often they buy.
+    """What a purchase is worth on average, for each customer; it takes for granted that it does not go with
+    how often they buy.
 
     Attributes:
         parameters_: p, q and gamma (in units of money).
         log_likelihood_: of the customers learnt from.
-        correlation_: of frequency and mean value among them (Pearson); far from 0, the model's premise does not hold.
+        correlation_: of frequency and mean value among them (Pearson); far from 0, the model's premise does
+            not hold.
     """
 
     def fit(self, summaries: pl.DataFrame, y: None = None) -> GammaGammaModel:  # noqa: ARG002
@@ -508,8 +525,8 @@ class GammaGammaModel(BaseEstimator):
     def expected_value(self, summaries: pl.DataFrame) -> np.ndarray:
         """(n,) expected mean value of a purchase: the customer's own, drawn towards everybody's.
 
-        p (gamma + x m) / (p x + q - 1). Where q <= 1 the mean of everybody is not finite, and neither is that of who
-        never came back.
+        p (gamma + x m) / (p x + q - 1). Where q <= 1 the mean of everybody is not finite, and neither is that
+        of who never came back.
         """
         check_is_fitted(self, "parameters_")
         x, mean = _checked_values(summaries)
@@ -569,7 +586,9 @@ def discounted_value(
         ValueError: an argument is out of its range.
     """
     if not (horizon > 0 and steps >= 1 and yearly_discount > -1 and units_a_year > 0 and margin > 0):
-        raise ValueError("horizon, units_a_year and margin must be above 0, steps at least 1, the discount above -1")
+        raise ValueError(
+            "horizon, units_a_year and margin must be above 0, steps at least 1, the discount above -1"
+        )
     total = np.zeros(summaries.height)
     before = np.zeros(summaries.height)
     for step in range(1, steps + 1):

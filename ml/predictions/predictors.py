@@ -1,7 +1,10 @@
-"""What is trained, judged and stored as one thing: a predictor, with all that is needed to score and to watch it.
+"""What is trained, judged and stored as one thing: a predictor, with all that is needed to score and to watch
+it.
 
-A predictor is trained on days whose horizon was over by the day it is judged by, and is used as it was judged: nothing is
-learnt from the judged day, so that it can be compared fairly with the one in place, which has not seen that day either.
+A predictor is trained on days whose horizon was over by the day it is judged by, and is used as it was judged:
+    nothing is
+learnt from the judged day, so that it can be compared fairly with the one in place, which has not seen that
+day either.
 """
 
 from __future__ import annotations
@@ -43,8 +46,8 @@ class Judgement:
         day: that day.
         contacts: how many were judged.
         loss: what promotion goes by, lower is better: log loss, or the mean Poisson deviance of orders.
-        baseline_loss: the same of the better baseline for probabilities (the base rate, and recency alone), and of the
-            same number for everybody for lifetime values.
+        baseline_loss: the same of the better baseline for probabilities (the base rate, and recency alone),
+            and of the same number for everybody for lifetime values.
         evaluation: model, metric, value: the predictor under its own name, and the baselines.
         deciles: `ml.predictions.evaluation.DECILE_SCHEMA`; for lifetime values mean orders instead of shares.
         is_calibrated: whether forecasts and what came agree.
@@ -163,7 +166,9 @@ class PropensityPredictor(Predictor):
                 {
                     "contact_id": people["contact_id"].cast(pl.Int64),
                     "score": self.probabilities(people),
-                    "properties": pl.repeat(f'{{"horizon_days": {self.horizon_days}}}', people.height, eager=True),
+                    "properties": pl.repeat(
+                        f'{{"horizon_days": {self.horizon_days}}}', people.height, eager=True
+                    ),
                 },
                 schema=SCORE_SCHEMA,
             )
@@ -291,7 +296,7 @@ class LifetimePredictor(Predictor):
     def baselines(self, rows: pl.DataFrame) -> Mapping[str, Any]:
         people = self._summaries(self.population(rows))
         # orders a day: of all together, and for each their own, drawn towards it by one horizon of it
-        return {"rate": float(people["frequency"].sum() / max(people["age"].sum(), 1.0))}
+        return {"rate": float(people["frequency"].sum()) / max(float(people["age"].sum()), 1.0)}
 
     def judge(self, rows: pl.DataFrame, baselines: Mapping[str, Any]) -> Judgement:
         assert self.purchases is not None
@@ -313,7 +318,9 @@ class LifetimePredictor(Predictor):
         if baselines:
             everybody = baselines["rate"] * self.horizon_days
             own = (
-                (summaries["frequency"] + everybody) / (summaries["age"] + self.horizon_days) * self.horizon_days
+                (summaries["frequency"] + everybody)
+                / (summaries["age"] + self.horizon_days)
+                * self.horizon_days
             ).to_numpy()
             forecasts |= {"own_rate": own, "everybody_alike": np.full(len(actual), everybody)}
         records = []
@@ -325,7 +332,9 @@ class LifetimePredictor(Predictor):
                 measured |= {f"revenue_{k}": v for k, v in count_metrics(revenue, spent).items()}
                 measured |= self._next_order_metrics(people, summaries)
             records += [{"model": model, "metric": k, "value": v} for k, v in measured.items()]
-        evaluation = pl.DataFrame(records, schema={"model": pl.String, "metric": pl.String, "value": pl.Float64})
+        evaluation = pl.DataFrame(
+            records, schema={"model": pl.String, "metric": pl.String, "value": pl.Float64}
+        )
         self.score_reference = {"score": Bins.of(self.score(people)[LIFETIME]["score"])}
         ratio = _value(evaluation, self.name, "orders_total_ratio")
         low, high = FORECAST_RANGE
@@ -333,7 +342,9 @@ class LifetimePredictor(Predictor):
             day=people["as_of"][0],
             contacts=people.height,
             loss=_value(evaluation, self.name, "orders_deviance"),
-            baseline_loss=_value(evaluation, "everybody_alike", "orders_deviance") if baselines else float("inf"),
+            baseline_loss=_value(evaluation, "everybody_alike", "orders_deviance")
+            if baselines
+            else float("inf"),
             evaluation=evaluation,
             deciles=_count_deciles(actual, expected),
             # nothing came: then a ratio says nothing, and a forecast of next to nothing is right
@@ -348,15 +359,16 @@ class LifetimePredictor(Predictor):
         likely = np.clip(self.purchases.order_probability(summaries, self.horizon_days), 0, 1)
         found = compare_probabilities(returned, {"x": likely})
         return {
-            f"next_order_{name}": _value(found, "x", name) for name in ("log_loss", "auc", "calibration_error")
+            f"next_order_{name}": _value(found, "x", name)
+            for name in ("log_loss", "auc", "calibration_error")
         } | {"next_order_expected": float(likely.mean()), "next_order_came": float(returned.mean())}
 
     def describe(self) -> dict[str, str]:
         assert self.purchases is not None and self.values is not None
         bought, worth = self.purchases.parameters_, self.values.parameters_
         return {
-            "predicts": f"what customers will buy within {LIFETIME_DAYS} days, discounted by {YEARLY_DISCOUNT:.0%} a year; "
-            "and when they order next, if they are still there",
+            "predicts": f"what customers will buy within {LIFETIME_DAYS} days, discounted by "
+            f"{YEARLY_DISCOUNT:.0%} a year; and when they order next, if they are still there",
             "for": "customers",
             "method": "BG/NBD and Gamma-Gamma, maximum likelihood, in days",
             "learnt from": f"{self.rows:,} customers as of {', '.join(map(str, self.days))}",
@@ -364,7 +376,11 @@ class LifetimePredictor(Predictor):
             "Gamma-Gamma": ", ".join(f"{name} {value:.4g}" for name, value in worth.items()),
             "frequency and value": f"correlation {self.values.correlation_:.2f}; the model takes it for 0",
             "limits": "knows no seasons; forecasts too little of long futures (12 % of CDNOW's 39 weeks)"
-            + ("; saw nobody leave, so everybody counts as still there" if bought["a"] < 1e-3 * bought["b"] else ""),
+            + (
+                "; saw nobody leave, so everybody counts as still there"
+                if bought["a"] < 1e-3 * bought["b"]
+                else ""
+            ),
         }
 
 
@@ -377,11 +393,16 @@ def poisson_deviance(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _count_deciles(actual: np.ndarray, expected: np.ndarray) -> pl.DataFrame:
-    """Mean forecast and mean of what came by tenths of the forecast, with the interval of the mean's two standard errors."""
+    """Mean forecast and mean of what came by tenths of the forecast, with the interval of the mean's two
+    standard errors.
+    """
     frame = pl.DataFrame({"score": expected, "actual": actual}).with_columns(
         decile=((pl.col("score").rank("average") - 0.5) / len(actual) * 10).cast(pl.Int64).clip(0, 9) + 1
     )
-    mean, error = pl.col("actual").mean(), (pl.col("actual").std().fill_null(0.0) / pl.len().sqrt()).fill_nan(0.0)
+    mean, error = (
+        pl.col("actual").mean(),
+        (pl.col("actual").std().fill_null(0.0) / pl.len().sqrt()).fill_nan(0.0),
+    )
     overall = float(actual.mean())
     return (
         frame.group_by("decile")

@@ -1,9 +1,10 @@
 """How likely a contact is to do something within a horizon: buy, or, for churn, not buy.
 
-Both come from `contact_features`: rows of contacts as of past days, each with what happened in the horizon after it.
-**Churn is no order within a fixed horizon**, the same for everybody, so that a score is the probability of one plain event,
-can be checked against what happened, and 0.7 means the same of two people. A contact's own rhythm is not in the definition
-but among the features (`silence`: days since the last order in multiples of the usual gap).
+Both come from `contact_features`: rows of contacts as of past days, each with what happened in the horizon
+after it. **Churn is no order within a fixed horizon**, the same for everybody, so that a score is the
+probability of one plain event, can be checked against what happened, and 0.7 means the same of two people. A
+contact's own rhythm is not in the definition but among the features (`silence`: days since the last order in
+multiples of the usual gap).
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ MIN_ROWS = 200
 MIN_OF_EACH = 30
 """Rows a fit needs in all, and of each outcome: less, and its probabilities are guesses."""
 ISOTONIC_FROM = 1_000
-"""Rows of the rarer outcome from which calibration may take any rising shape; with fewer it would fit chance."""
+"""Rows of the rarer outcome from which calibration may take any rising shape; with fewer it would fit
+chance.
+"""
 
 _LEAST = 0.01
 """Probability below which no event is called: nobody is that certain of a person."""
@@ -78,13 +81,15 @@ class TemporalPlan(NamedTuple):
 def temporal_plan(
     days: Sequence[date], *, today: date, horizon: timedelta, first: date, most: int = 4, step: int = 14
 ) -> TemporalPlan:
-    """Choose the days to learn from and the one to judge by, so that the judged model could have been made on that day.
+    """Choose the days to learn from and the one to judge by, so that the judged model could have been made on
+    that day.
 
     Args:
         days: as of which features are to be had.
         today: the first day that is not over.
         horizon: how long after a day outcomes are looked at.
-        first: the first day with anything in it; no model learns from days less than a horizon's third after it.
+        first: the first day with anything in it; no model learns from days less than a horizon's third after
+            it.
         most: how many days to learn from.
         step: days that lie between two of them, at least.
 
@@ -123,9 +128,9 @@ def feature_matrix(features: pl.DataFrame) -> np.ndarray:
 class PropensityModel(ClassifierMixin, BaseEstimator):
     """Gradient-boosted trees (scikit-learn's, histograms) whose scores are made probabilities.
 
-    Scores are calibrated on contacts that the scoring trees had not seen: three folds by contact, so that the same person as
-    of another day is never on both sides. The shape is isotonic from 1,000 rows of the rarer outcome on, a sigmoid (Platt)
-    below.
+    Scores are calibrated on contacts that the scoring trees had not seen: three folds by contact, so that the
+    same person as of another day is never on both sides. The shape is isotonic from 1,000 rows of the rarer outcome on, a
+    sigmoid (Platt) below.
 
     Args:
         max_iter: trees.
@@ -163,7 +168,9 @@ class PropensityModel(ClassifierMixin, BaseEstimator):
         fold = (spread % np.uint64(3)).astype(int)
         splits = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(3)]
         if any(len(test) == 0 or len(np.unique(y[train])) < 2 for train, test in splits):
-            raise NotEnoughData("not enough data: too few contacts to calibrate on others than were learnt from")
+            raise NotEnoughData(
+                "not enough data: too few contacts to calibrate on others than were learnt from"
+            )
         trees = HistGradientBoostingClassifier(
             max_iter=self.max_iter,
             learning_rate=0.08,
@@ -171,12 +178,17 @@ class PropensityModel(ClassifierMixin, BaseEstimator):
             min_samples_leaf=max(20, min(200, len(y) // 100)),
             l2_regularization=1.0,
             max_bins=63,
-            early_stopping=False,
+            early_stopping=False,  # pyright: ignore[reportArgumentType]
             random_state=self.seed,
         )
         # on little data threads wait for each other, at twenty times the work, most of all on a busy machine
         with threadpool_limits(1 if x.size < _THREADS_FROM else None):
-            self.calibrated_ = CalibratedClassifierCV(trees, method=self.method_, cv=splits, ensemble=False).fit(x, y)
+            self.calibrated_ = CalibratedClassifierCV(
+                trees,
+                method=self.method_,
+                cv=splits,
+                ensemble=False,  # pyright: ignore[reportArgumentType]
+            ).fit(x, y)
         self.classes_ = np.array([0, 1])
         self.base_rate_ = float(y.mean())
         self.n_rows_ = len(y)
@@ -200,7 +212,9 @@ class PropensityModel(ClassifierMixin, BaseEstimator):
 
 
 class RecencyModel(ClassifierMixin, BaseEstimator):
-    """The baseline that a model has to beat: logistic in the logarithm of days since the last order, nothing else."""
+    """The baseline that a model has to beat: logistic in the logarithm of days since the last order, nothing
+    else.
+    """
 
     def fit(self, features: pl.DataFrame, outcome: Sequence[int] | np.ndarray) -> RecencyModel:
         """Learn; arguments and errors as for `PropensityModel`."""
@@ -220,7 +234,9 @@ class RecencyModel(ClassifierMixin, BaseEstimator):
     @staticmethod
     def _matrix(features: pl.DataFrame) -> np.ndarray:
         days = pl.col("days_since_order").cast(pl.Float64)
-        return features.select(days.log1p().fill_null(0.0), days.is_null().cast(pl.Float64).alias("never")).to_numpy()
+        return features.select(
+            days.log1p().fill_null(0.0), days.is_null().cast(pl.Float64).alias("never")
+        ).to_numpy()
 
 
 def checked_outcome(outcome: Sequence[int] | np.ndarray, n: int) -> np.ndarray:

@@ -9,7 +9,9 @@ from orchestration.lib.dbt_specs import load_specs
 from warehouse.settings import MailhouseSettings
 
 ingestion = dg.AssetSelection.groups("ingestion")
-models = dg.AssetSelection.groups("staging", "features", "marts", "segments", "bi") - dg.AssetSelection.assets(
+models = dg.AssetSelection.groups(
+    "staging", "features", "marts", "segments", "bi"
+) - dg.AssetSelection.assets(
     # partitions are for backfills; what is due is built without naming days
     dg.AssetKey(["intermediate", "load_days"])
 )

@@ -1,8 +1,11 @@
-"""Fitted models as files, one a version: what was promoted can be used again tomorrow, and looked into next year.
+"""Fitted models as files, one a version: what was promoted can be used again tomorrow, and looked into next
+year.
 
-A file is one line of JSON, which says what the file is, and the pickled model after it. Nothing is unpickled before that line
-has been understood, the bytes have the hash it names, and the libraries are those that wrote them: scikit-learn makes no
-promise that another version reads them alike. Classes from outside of the few packages that models are made of are refused.
+A file is one line of JSON, which says what the file is, and the pickled model after it. Nothing is unpickled
+before that line has been understood, the bytes have the hash it names, and the libraries are those that wrote
+    them: scikit-learn makes no
+promise that another version reads them alike. Classes from outside of the few packages that models are made of
+are refused.
 """
 
 from __future__ import annotations
@@ -70,7 +73,9 @@ class ModelStore:
             ModelStoreError: a name holds other than letters, digits and underscores.
         """
         if not _NAME.match(model) or not _NAME.match(version):
-            raise ModelStoreError(f"{model!r}, {version!r}: names of models and versions are letters, digits and _.")
+            raise ModelStoreError(
+                f"{model!r}, {version!r}: names of models and versions are letters, digits and _."
+            )
         return self.folder / model / f"{version}.model"
 
     def save(
@@ -116,8 +121,9 @@ class ModelStore:
             sha256: the hash it must have, as noted elsewhere; None takes the file's word.
 
         Raises:
-            ModelStoreError: the file is missing, is no model, has another format, other bytes than its hash says, was written
-                with other versions of the libraries, or holds what does not belong into a model.
+            ModelStoreError: the file is missing, is no model, has another format, other bytes than its hash
+                says, was written with other versions of the libraries, or holds what does not belong into a
+                model.
         """
         path = self.path(model, version)
         try:
@@ -144,7 +150,7 @@ class ModelStore:
             return StoredModel(header, _Unpickler(io.BytesIO(body)).load())
         except ModelStoreError as error:
             raise ModelStoreError(f"{path}: {error.message}", fix=error.fix) from error
-        except Exception as error:  # noqa: BLE001 - whatever a pickle of an older class raises, it means the same
+        except Exception as error:
             raise ModelStoreError(f"{path}: this version of Mailhouse cannot read it: {error!r}.") from error
 
     def prune(self, model: str, keep: set[str]) -> list[str]:
@@ -169,7 +175,8 @@ def _header(line: bytes, path: Path) -> dict[str, Any]:
         raise ModelStoreError(f"{path}: this is no file of a model.")
     if header.get("format_version") != FORMAT_VERSION:
         raise ModelStoreError(
-            f"{path}: format {header.get('format_version')!r} is not known; this version of Mailhouse reads {FORMAT_VERSION}.",
+            f"{path}: format {header.get('format_version')!r} is not known; this version of Mailhouse reads "
+            f"{FORMAT_VERSION}.",
             fix="Use the version of Mailhouse that wrote it, or let raw/predictions learn anew.",
         )
     return header

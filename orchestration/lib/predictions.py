@@ -1,9 +1,10 @@
 """Predictions from the warehouse and back: train, judge, promote if better, score, watch.
 
-For each model the same steps: read features as of past days and what came after them; train on days whose horizon was over by
-the day to judge by; judge it on that day beside baselines and the version in place; **promote it only if its loss there is
-lower**; score everybody of today with the version that is then in place. Where there is too little data, nothing is predicted
-and the report says why.
+For each model the same steps: read features as of past days and what came after them; train on days whose
+    horizon was over by
+the day to judge by; judge it on that day beside baselines and the version in place; **promote it only if its
+loss there is lower**; score everybody of today with the version that is then in place. Where there is too
+little data, nothing is predicted and the report says why.
 """
 
 from __future__ import annotations
@@ -96,7 +97,10 @@ class _Data:
             """,
             {"today": today.isoformat()},
         ).row(0, named=True)
-        days = warehouse.frame("select as_of from features.feature_dates where as_of <= {today:Date}", {"today": today.isoformat()})
+        days = warehouse.frame(
+            "select as_of from features.feature_dates where as_of <= {today:Date}",
+            {"today": today.isoformat()},
+        )
         return cls(
             warehouse,
             today,
@@ -134,7 +138,8 @@ class _Data:
         came = self.warehouse.frame(
             f"""
             select assumeNotNull(contact_id) as contact_id, as_of,
-                uniqExact(toDate(ordered_at, 'UTC'))::UInt32 as orders_within, sum(revenue)::Float64 as revenue_within
+                uniqExact(toDate(ordered_at, 'UTC'))::UInt32 as orders_within, sum(revenue)::Float64 as
+                revenue_within
             from marts.orders
             cross join (select arrayJoin([{_dates(days)}]) as as_of) as dates
             where
@@ -156,7 +161,8 @@ class _Data:
         frame = self.warehouse.frame(
             """
             select * from features.contact_features
-            where as_of = {today:Date} and contact_id in (select contact_id from marts.contacts where not is_deleted)
+            where as_of = {today:Date} and contact_id in (select contact_id from marts.contacts where not
+            is_deleted)
             """,
             {"today": self.today.isoformat()},
         )
@@ -222,8 +228,10 @@ def _refresh(
         judged = challenger.judge(fold, baselines)
     except NotEnoughData as error:
         if place is None:
-            return Report(model, statement=f"{str(error).capitalize()}. Nothing is predicted. {trouble}".strip())
-        return _score(data, now, today, place, None, f"{str(error).capitalize()}. {_kept(place)}")
+            return Report(
+                model, statement=f"{str(error).capitalize()}. Nothing is predicted. {trouble}".strip()
+            )
+        return _score(data, today, place, None, f"{str(error).capitalize()}. {_kept(place)}")
     version = now.strftime("%Y%m%dT%H%M%SZ")
     place_judged = place.model.judge(fold, {}) if place is not None else None
     bar = place_judged.loss if place_judged is not None else judged.baseline_loss
@@ -243,7 +251,7 @@ def _refresh(
         assert place_judged is not None
         # shown with the baselines that the challenger was compared with
         shown = _beside(place_judged, judged, model)
-        return _score(data, now, today, place, shown, f"{_kept(place)} The challenger: {words}.")
+        return _score(data, today, place, shown, f"{_kept(place)} The challenger: {words}.")
     metadata = {
         "trained_as_of": [str(day) for day in challenger.days],
         "rows": challenger.rows,
@@ -253,7 +261,7 @@ def _refresh(
     }
     sha256 = store.save(model, version, challenger, created_at=now, metadata=metadata)
     promoted = StoredModel({"version": version, "sha256": sha256}, challenger)
-    report = _score(data, now, today, promoted, judged, f"Promoted: {words}. {trouble}".strip(), is_new=True)
+    report = _score(data, today, promoted, judged, f"Promoted: {words}. {trouble}".strip(), is_new=True)
     # scores first: whoever reads sees the old version whole, or the new one
     _note(data.warehouse, model, version, now, None, is_promoted=True, sha256=sha256)
     left = store.prune(model, {version})
@@ -308,7 +316,6 @@ def _in_place(warehouse: Warehouse, store: ModelStore, model: str) -> tuple[Stor
 
 def _score(
     data: _Data,
-    now: datetime,
     today: pl.DataFrame,
     place: StoredModel,
     judged: Judgement | None,
@@ -372,7 +379,9 @@ def _note(
             if row["value"] is not None and row["value"] == row["value"]:
                 rows.append((model, prefix + row["metric"], row["value"], about))
     if is_promoted is not None:
-        rows += [(one, "promoted", float(is_promoted), json.dumps({"sha256": sha256})) for one in models_of(model)]
+        rows += [
+            (one, "promoted", float(is_promoted), json.dumps({"sha256": sha256})) for one in models_of(model)
+        ]
     metrics = sorted({row[1] for row in rows})
     if not rows:
         return
@@ -395,7 +404,8 @@ def _card(
 ) -> str:
     facts = {
         **predictor.describe(),
-        "judged": f"on {judged.contacts:,} contacts as of {judged.day}, by what they did in {predictor.horizon_days} days",
+        "judged": f"on {judged.contacts:,} contacts as of {judged.day}, by what they did in "
+        f"{predictor.horizon_days} days",
         "calibration": judged.statement,
     }
     return model_card(
@@ -415,4 +425,3 @@ def _dates(days: Sequence[date]) -> str:
 def _unique(frame: pl.DataFrame) -> None:
     if frame.select("contact_id", "as_of").is_duplicated().any():
         raise ValueError("features.contact_features has a contact twice on one day")
-

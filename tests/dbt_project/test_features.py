@@ -1,4 +1,6 @@
-"""Features as of a day: nothing that happens later changes a row, and orders are counted as plain Python counts them."""
+"""Features as of a day: nothing that happens later changes a row, and orders are counted as plain Python
+counts them.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def at(day: int, hour: int = 12) -> datetime:
 
 
 def happenings(seed: int, first: int, last: int) -> list[dict]:
-    """Orders, cancellations, orders told anew, visits, carts, opens and clicks, from `first` to `last` days before today."""
+    """Orders, cancellations, orders told anew, visits, carts, opens and clicks, from `first` to `last` days
+    before today.
+    """
     dice = random.Random(seed)
     events: list[dict] = []
     orders: list[str] = []
@@ -35,7 +39,17 @@ def happenings(seed: int, first: int, last: int) -> list[dict]:
         who = {"external_id": str(dice.randrange(PEOPLE))}
         when = at(day, dice.randrange(24))
         kind = dice.choice(
-            ["order", "order", "order", "cancel", "again", "product.viewed", "cart.updated", "opened", "clicked"]
+            [
+                "order",
+                "order",
+                "order",
+                "cancel",
+                "again",
+                "product.viewed",
+                "cart.updated",
+                "opened",
+                "clicked",
+            ]
         )
         if kind in ("cancel", "again") and not orders:
             kind = "order"
@@ -91,7 +105,9 @@ def rows(models: Models) -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def history(models: Models) -> Iterator[tuple[Models, list[dict], pl.DataFrame]]:
-    """A year of a small shop, its features, and then forty days more: their events come in, and models are built again."""
+    """A year of a small shop, its features, and then forty days more: their events come in, and models are
+    built again.
+    """
     models.now = TODAY + timedelta(hours=9)
     for number in range(PEOPLE):
         models.contact(str(number), f"p{number}@example.com", at(400))
@@ -105,8 +121,13 @@ def history(models: Models) -> Iterator[tuple[Models, list[dict], pl.DataFrame]]
     for number in range(30):
         message(models, number, contact_of[number % PEOPLE], at(3 + 7 * number, 9))
     build(models)
-    yield models, events, rows(models).join(
-        pl.DataFrame({"contact_id": list(contact_of.values()), "number": list(contact_of)}), on="contact_id"
+    yield (
+        models,
+        events,
+        rows(models).join(
+            pl.DataFrame({"contact_id": list(contact_of.values()), "number": list(contact_of)}),
+            on="contact_id",
+        ),
     )
 
 
@@ -120,10 +141,12 @@ def test_the_key_is_one(history: tuple[Models, list[dict], pl.DataFrame]) -> Non
 
 
 def test_orders_are_counted_as_they_stood(history: tuple[Models, list[dict], pl.DataFrame]) -> None:
-    """The same from the events, a day at a time: the last content told before it, unless cancelled before it."""
+    """The same from the events, a day at a time: the last content told before it, unless cancelled before
+    it.
+    """
     _, events, before = history
     checked = 0
-    for day in sorted(before["as_of"].unique())[::7] + [date(2011, 6, 27)]:
+    for day in [*sorted(before["as_of"].unique())[::7], date(2011, 6, 27)]:
         midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
         known: dict[str, dict] = {}
         for event in sorted(events, key=lambda one: (one["at"], one["id"])):
@@ -184,7 +207,9 @@ def test_visits_and_mail_are_counted_up_to_the_day(history: tuple[Models, list[d
 
 
 def test_what_happens_later_changes_no_row(history: tuple[Models, list[dict], pl.DataFrame]) -> None:
-    """Later orders, cancellations and corrections of earlier orders, visits, reads and messages; built again, later."""
+    """Later orders, cancellations and corrections of earlier orders, visits, reads and messages; built again,
+    later.
+    """
     models, events, before = history
     later = happenings(2, first=0, last=-39)
     placed = [event["properties"]["order_id"] for event in events if event["type"] == "order.placed"]

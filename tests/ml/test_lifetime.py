@@ -33,7 +33,9 @@ def cdnow() -> pl.DataFrame:
     if not path.is_file():
         pytest.skip(f"{path} is not on this machine; name the folder of its folder in MAILHOUSE_DATA_DIR")
     lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
-    return pl.DataFrame(lines, schema=["master", "customer", "day", "pieces", "dollars"], orient="row").select(
+    return pl.DataFrame(
+        lines, schema=["master", "customer", "day", "pieces", "dollars"], orient="row"
+    ).select(
         contact_id=pl.col("customer").cast(pl.Int64),
         ordered_on=pl.col("day").str.to_date("%Y%m%d"),
         revenue=pl.col("dollars").cast(pl.Float64),
@@ -228,7 +230,9 @@ def test_discounting() -> None:
     plain = discounted_value(model, values, people, horizon=52.0, yearly_discount=0.0, units_a_year=52.0)
     expected = model.expected_purchases(people, 52.0) * values.expected_value(people)
     assert plain == pytest.approx(expected)
-    now = discounted_value(model, values, people, horizon=52.0, yearly_discount=0.1, units_a_year=52.0, margin=0.5)
+    now = discounted_value(
+        model, values, people, horizon=52.0, yearly_discount=0.1, units_a_year=52.0, margin=0.5
+    )
     assert 0.5 * plain / 1.1 < now < 0.5 * plain
     with pytest.raises(ValueError, match="horizon"):
         discounted_value(model, values, people, horizon=0)
@@ -310,7 +314,9 @@ def test_customers_who_are_all_alike_are_forecast_too() -> None:
     origin.parameters_ = {"r": 2.0, "alpha": 20.0, "a": 400.0, "b": 3_600.0}
     people = origin.simulate(np.full(1_500, 60.0), seed=5).with_columns(pl.col("recency").round())
     model = BetaGeoModel().fit(people)
-    assert model.parameters_["a"] / (model.parameters_["a"] + model.parameters_["b"]) == pytest.approx(0.1, abs=0.03)
+    assert model.parameters_["a"] / (model.parameters_["a"] + model.parameters_["b"]) == pytest.approx(
+        0.1, abs=0.03
+    )
     forecast = model.expected_purchases(people, 30.0)
     assert np.isfinite(forecast).all() and (forecast >= 0).all()
     assert model.expected_purchases_of_new(60.0)[0] == pytest.approx(people["frequency"].mean(), rel=0.05)

@@ -1,4 +1,6 @@
-"""Predictions from the warehouse and back: promoted if better, scored anew each day, and a plain word where data lack."""
+"""Predictions from the warehouse and back: promoted if better, scored anew each day, and a plain word where
+data lack.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +23,8 @@ from warehouse.client import Warehouse
 
 NOW = datetime(2011, 6, 27, 3, 30, tzinfo=UTC)
 MODELS = ("churn", "purchase", "lifetime_value")
+LONG_AGO = pl.lit(date(2010, 12, 1))
+CHECKS = ("is_calibrated", "has_not_drifted")
 
 
 def sales(n: int, seed: int = 0) -> pl.DataFrame:
@@ -81,7 +85,11 @@ class World:
 
     def fill(self, orders: pl.DataFrame, now: datetime = NOW) -> None:
         today = now.date()
-        days = [today - timedelta(days=k) for k in range(371) if k == 0 or (today - timedelta(days=k)).weekday() == 0]
+        days = [
+            today - timedelta(days=k)
+            for k in range(371)
+            if k == 0 or (today - timedelta(days=k)).weekday() == 0
+        ]
         for database in ("features", "marts"):
             self.warehouse.execute(f"drop database if exists {database}")
             self.warehouse.execute(f"create database {database}")
@@ -90,7 +98,9 @@ class World:
             "features.feature_dates": "as_of Date",
             "features.contact_features": f"contact_id Int64, as_of Date, {columns}",
             "marts.contacts": "contact_id Int64, is_deleted Bool",
-            "marts.orders": "contact_id Nullable(Int64), ordered_at DateTime64(3, 'UTC'), revenue Decimal(18, 2), is_sale Bool",
+            "marts.orders": (
+                "contact_id Nullable(Int64), ordered_at DateTime64(3, 'UTC'), revenue Decimal(18, 2), is_sale Bool"
+            ),
         }.items():
             self.warehouse.execute(f"create table {table} ({types}) engine = MergeTree order by tuple()")
         self.warehouse.insert("features.feature_dates", pl.DataFrame({"as_of": days}))
@@ -176,19 +186,29 @@ def test_models_are_promoted_scored_anew_and_replaced_only_by_better_ones(world:
         (sales(0), "there are no orders"),
         (sales(1, seed=4), "not enough data"),
         # everybody bought once, long ago, and never again
-        (pl.DataFrame({"contact_id": range(1, 301), "ordered_on": [date(2010, 12, 1)] * 300, "revenue": [9.99] * 300}), "it happened"),
+        (
+            pl.DataFrame({"contact_id": range(1, 301), "revenue": [9.99] * 300}).with_columns(
+                ordered_on=LONG_AGO
+            ),
+            "it happened",
+        ),
         # everybody buys every week, for the same
         (
             pl.DataFrame({"contact_id": list(range(1, 61)) * 30, "revenue": [5.0] * 1_800}).with_columns(
-                ordered_on=pl.lit(date(2010, 12, 1)) + pl.duration(days=7) * (pl.int_range(0, 1_800) // 60)
+                ordered_on=LONG_AGO + pl.duration(days=7) * (pl.int_range(0, 1_800) // 60)
             ),
             "it happened",
         ),
         # there since a week
-        (pl.DataFrame({"contact_id": [1, 2], "ordered_on": [date(2011, 6, 20)] * 2, "revenue": [1.0, 2.0]}), "days of history"),
+        (
+            pl.DataFrame(
+                {"contact_id": [1, 2], "revenue": [1.0, 2.0], "ordered_on": [date(2011, 6, 20)] * 2}
+            ),
+            "days of history",
+        ),
     ],
     ids=["nobody", "one", "all_gone", "all_alike", "new_shop"],
-)  # fmt: skip
+)
 def test_where_data_lack_it_is_said_and_nothing_is_predicted(
     world: World, orders: pl.DataFrame, said: str
 ) -> None:
@@ -270,7 +290,9 @@ def test_old_versions_go_and_the_one_in_place_stays(store: ModelStore) -> None:
 
 
 def test_the_demo_is_predicted(location: Location) -> None:
-    """Through Dagster: cards and checks in the UI, scores in the warehouse, segments and a mart that read them."""
+    """Through Dagster: cards and checks in the UI, scores in the warehouse, segments and a mart that read
+    them.
+    """
     key = dg.AssetKey(["raw", "predictions"])
     event = location.instance.get_latest_materialization_event(key)
     assert event is not None and event.asset_materialization is not None
@@ -280,13 +302,14 @@ def test_the_demo_is_predicted(location: Location) -> None:
         assert metadata[f"{model}_contacts"].value == 2_931
         assert "data:image/png" in metadata[f"{model}_card"].value
     records = location.instance.event_log_storage.get_asset_check_summary_records(
-        [dg.AssetCheckKey(key, f"{model}_{check}") for model in MODELS for check in ("is_calibrated", "has_not_drifted")]
+        [dg.AssetCheckKey(key, f"{model}_{check}") for model in MODELS for check in CHECKS]
     )  # fmt: skip
     assert len(records) == 6
     assert all(record.last_check_execution_record is not None for record in records.values())
     found = location.warehouse.frame(
         """
-        select count() as n, countIf(churn_probability is null or lifetime_value <= 0 or next_order_on <= '2011-06-26') as odd,
+        select count() as n,
+            countIf(churn_probability is null or lifetime_value <= 0 or next_order_on <= '2011-06-26') as odd,
             sum(expected_orders) as orders
         from marts.contact_predictions
         """

@@ -1,4 +1,6 @@
-"""Predictions: churn, the next purchase and lifetime value, judged on the last weeks, promoted if better, scored for everybody."""
+"""Predictions: churn, the next purchase and lifetime value, judged on the last weeks, promoted if better,
+scored for everybody.
+"""
 
 import dagster as dg
 
@@ -25,7 +27,10 @@ CALIBRATION, DRIFT = "is_calibrated", "has_not_drifted"
         for model in MODELS
         for check, description in (
             (CALIBRATION, f"On the last fold, {model} forecast about what came."),
-            (DRIFT, f"Those whom {model} scores today are like those it was learnt from, and so are its scores."),
+            (
+                DRIFT,
+                f"Those whom {model} scores today are like those it was learnt from, and so are its scores.",
+            ),
         )
     ],
     description=(
@@ -62,14 +67,18 @@ def predictions(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
                 check_name=f"{report.model}_{CALIBRATION}",
                 asset_key=KEY,
                 severity=dg.AssetCheckSeverity.WARN,
-                description=report.statement if judged is None else f"As of {judged.day}: {judged.statement}.",
+                description=report.statement
+                if judged is None
+                else f"As of {judged.day}: {judged.statement}.",
             ),
             dg.AssetCheckResult(
                 passed=not report.drifted,
                 check_name=f"{report.model}_{DRIFT}",
                 asset_key=KEY,
                 severity=dg.AssetCheckSeverity.WARN,
-                description=f"Moved far: {', '.join(report.drifted)}." if report.drifted else "Nothing moved far.",
+                description=f"Moved far: {', '.join(report.drifted)}."
+                if report.drifted
+                else "Nothing moved far.",
                 metadata={"stability": table_metadata(drift)} if drift is not None else {},
             ),
         ]
