@@ -129,8 +129,8 @@ class PropensityModel(ClassifierMixin, BaseEstimator):
     """Gradient-boosted trees (scikit-learn's, histograms) whose scores are made probabilities.
 
     Scores are calibrated on contacts that the scoring trees had not seen: three folds by contact, so that the
-    same person as of another day is never on both sides. The shape is isotonic from 1,000 rows of the rarer outcome on, a
-    sigmoid (Platt) below.
+    same person as of another day is never on both sides. The shape is isotonic from 1,000 rows of the
+    rarer outcome on, a sigmoid (Platt) below.
 
     Args:
         max_iter: trees.

@@ -83,3 +83,24 @@ def predictions(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
             ),
         ]
     return dg.MaterializeResult(metadata=metadata, check_results=checks)
+
+
+@dg.asset(
+    group_name=GROUP,
+    deps=[dg.AssetKey(["marts", "messages"])],
+    description="What went with more opens: traits of subject lines within one send, and messages in the week before.",
+    kinds={"python"},
+    pool="clickhouse",
+)
+def mail_response(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    """Compare, or say that there is too little mail to compare."""
+    from orchestration.lib import mail_response as lib
+
+    with open_warehouse(context.run.run_id) as warehouse:
+        found = lib.mail_response(warehouse, MailhouseSettings.load().now())
+    metadata: dict[str, dg.MetadataValue] = {}
+    for response in found:
+        metadata[f"{response.name}_statement"] = dg.MetadataValue.text(response.statement)
+        if response.table is not None:
+            metadata[response.name] = table_metadata(response.table)
+    return dg.MaterializeResult(metadata=metadata)
