@@ -94,7 +94,7 @@ def read(warehouse: Warehouse, why: list[str]) -> Report:
         recommender=warehouse.frame(
             """
             select model, metric, argMax(value, as_of) as value from raw.model_evaluations
-            where model in (select distinct model from raw.recommendations) or model = 'popularity'
+            where model not in ('churn', 'purchase', 'lifetime_value', 'next_order')
             group by model, metric order by model, metric
             """
         ),

@@ -33,7 +33,7 @@ CLOCKS = ("age_days", "recency_days")
 MAX_BIAS = 0.05
 """How far the mean probability may be from what happened, beyond chance, before a calibration check warns."""
 FORECAST_RANGE = (0.7, 1.4)
-"""Orders forecast over orders that came: outside of it, the check of lifetime values warns."""
+"""Orders or revenue forecast over what came: outside of it, the check of lifetime values warns."""
 YEARLY_DISCOUNT = 0.1
 LIFETIME_DAYS = 365
 
@@ -66,13 +66,15 @@ class Judgement:
 
 @dataclass
 class Predictor(ABC):
-    """Attributes:
-    name: what is predicted.
-    horizon_days: how far ahead.
-    days: as of which it was trained, newest first.
-    rows: how many rows it was trained on.
-    reference: how features were spread in training.
-    score_reference: how its scores were spread on the day it was judged by; empty before `judge`.
+    """A model with what it needs to be scored, judged, compared and watched.
+
+    Attributes:
+        name: what is predicted.
+        horizon_days: how far ahead.
+        days: as of which it was trained, newest first.
+        rows: how many rows it was trained on.
+        reference: how features were spread in training.
+        score_reference: how its scores were spread on the day it was judged by; empty before `judge`.
     """
 
     name: str
@@ -336,7 +338,7 @@ class LifetimePredictor(Predictor):
             records, schema={"model": pl.String, "metric": pl.String, "value": pl.Float64}
         )
         self.score_reference = {"score": Bins.of(self.score(people)[LIFETIME]["score"])}
-        ratio = _value(evaluation, self.name, "orders_total_ratio")
+        ratios = [_value(evaluation, self.name, f"{what}_total_ratio") for what in ("orders", "revenue")]
         low, high = FORECAST_RANGE
         return Judgement(
             day=people["as_of"][0],
@@ -347,9 +349,12 @@ class LifetimePredictor(Predictor):
             else float("inf"),
             evaluation=evaluation,
             deciles=_count_deciles(actual, expected),
-            # nothing came: then a ratio says nothing, and a forecast of next to nothing is right
-            is_calibrated=low <= ratio <= high if ratio == ratio else bool(expected.sum() < 10),
-            statement=f"{expected.sum():,.0f} days with an order were forecast, {actual.sum():,.0f} came",
+            # if nothing came, a ratio says nothing, and a forecast of next to nothing is right
+            is_calibrated=all(low <= ratio <= high for ratio in ratios)
+            if actual.sum()
+            else bool(expected.sum() < 10),
+            statement=f"{expected.sum():,.0f} days with an order were forecast, {actual.sum():,.0f} came, "
+            f"and {ratios[1]:.0%} of the revenue",
         )
 
     def _next_order_metrics(self, people: pl.DataFrame, summaries: pl.DataFrame) -> dict[str, float]:

@@ -68,8 +68,7 @@ select
     ---------- timestamps
     as_of
 from predictions
--- a version that scores anew every day replaces its scores: those of the newest day count, all of them together
+-- a version that scores anew every day replaces its scores: those of the newest day count
 where tuple(model, model_version, as_of) in (select tuple(model, newest.1, newest.2) from newest)
-order by loaded_at desc
--- and those that were written twice count once
+-- and what was written twice counts once
 limit 1 by model, contact_id
