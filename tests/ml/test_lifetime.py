@@ -156,6 +156,7 @@ def test_parameters_are_found_again_in_data_of_the_model(model) -> None:
     assert new == pytest.approx(again["frequency"].mean(), rel=0.06)
 
 
+@pytest.mark.slow
 def test_conditional_forecasts_are_what_simulated_customers_do() -> None:
     """Simulate 30 weeks, look after 20: expectation, survival and the next order of groups beside what they did."""
     truth = BetaGeoModel()
@@ -281,7 +282,7 @@ customers = st.lists(
 
 
 @given(values=parameters, people=customers, time=st.floats(0, 2_000))
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_any_parameters_give_forecasts_that_can_be(
     values: tuple[float, ...], people: pl.DataFrame, time: float
 ) -> None:

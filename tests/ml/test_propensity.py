@@ -48,14 +48,15 @@ def test_the_model_finds_the_chance_and_beats_what_knows_less() -> None:
     assert found["calibration_error"] < 0.05
     assert found["lift"] > 1.3
     assert (scores >= 0.01).all() and (scores <= 0.99).all()
-    # the same data, the same model
-    again = PropensityModel().fit(train, happened).predict_proba(test)
-    assert (again == model.predict_proba(test)).all()
 
 
 def test_few_rows_are_calibrated_by_a_sigmoid_and_fewer_not_at_all() -> None:
     features, happened = people(400, seed=3)
-    assert PropensityModel().fit(features, happened).method_ == "sigmoid"
+    model = PropensityModel().fit(features, happened)
+    assert model.method_ == "sigmoid"
+    # the same data, the same model
+    again = PropensityModel().fit(features, happened).predict_proba(features)
+    assert (again == model.predict_proba(features)).all()
     for few in (features.head(0), features.head(1), features.head(199)):
         with pytest.raises(NotEnoughData, match="not enough data"):
             PropensityModel().fit(few, happened[: few.height])
@@ -70,10 +71,11 @@ def test_few_rows_are_calibrated_by_a_sigmoid_and_fewer_not_at_all() -> None:
 def test_features_without_any_difference_give_the_base_rate() -> None:
     features, happened = people(600, seed=4)
     flat = features.with_columns(pl.lit(0.0).alias(name) for name in FEATURES)
-    scores = PropensityModel().fit(flat, happened).predict_proba(flat)[:, 1]
+    model = PropensityModel().fit(flat, happened)
+    scores = model.predict_proba(flat)[:, 1]
     assert np.ptp(scores) < 1e-9
     assert scores[0] == pytest.approx(happened.mean(), abs=0.02)
-    assert PropensityModel().fit(flat, happened).predict_proba(flat.head(0)).shape == (0, 2)
+    assert model.predict_proba(flat.head(0)).shape == (0, 2)
 
 
 @pytest.mark.parametrize(

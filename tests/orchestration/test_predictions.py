@@ -183,31 +183,33 @@ def test_models_are_promoted_scored_anew_and_replaced_only_by_better_ones(world:
 @pytest.mark.parametrize(
     ("orders", "said"),
     [
-        (sales(0), "there are no orders"),
-        (sales(1, seed=4), "not enough data"),
-        # everybody bought once, long ago, and never again
-        (
+        pytest.param(sales(0), "there are no orders", id="nobody"),
+        pytest.param(sales(1, seed=4), "not enough data", id="one", marks=pytest.mark.slow),
+        pytest.param(
             pl.DataFrame({"contact_id": range(1, 301), "revenue": [9.99] * 300}).with_columns(
                 ordered_on=LONG_AGO
             ),
             "it happened",
+            id="all bought once, long ago, and never again",
+            marks=pytest.mark.slow,
         ),
-        # everybody buys every week, for the same
-        (
+        pytest.param(
             pl.DataFrame({"contact_id": list(range(1, 61)) * 30, "revenue": [5.0] * 1_800}).with_columns(
                 ordered_on=LONG_AGO + pl.duration(days=7) * (pl.int_range(0, 1_800) // 60)
             ),
             "it happened",
+            id="all buy every week, for the same",
+            marks=pytest.mark.slow,
         ),
-        # there since a week
-        (
+        pytest.param(
             pl.DataFrame(
                 {"contact_id": [1, 2], "revenue": [1.0, 2.0], "ordered_on": [date(2011, 6, 20)] * 2}
             ),
             "days of history",
+            id="a shop of last week",
+            marks=pytest.mark.slow,
         ),
     ],
-    ids=["nobody", "one", "all_gone", "all_alike", "new_shop"],
 )
 def test_where_data_lack_it_is_said_and_nothing_is_predicted(
     world: World, orders: pl.DataFrame, said: str
