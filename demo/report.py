@@ -30,6 +30,8 @@ class Report:
     cohorts: pl.DataFrame
     campaigns: pl.DataFrame
     recommender: pl.DataFrame
+    predictions: pl.DataFrame
+    predicted: pl.DataFrame
     skips: pl.DataFrame
     why: list[str]
 
@@ -92,7 +94,29 @@ def read(warehouse: Warehouse, why: list[str]) -> Report:
         recommender=warehouse.frame(
             """
             select model, metric, argMax(value, as_of) as value from raw.model_evaluations
+            where model not in ('churn', 'purchase', 'lifetime_value', 'next_order')
             group by model, metric order by model, metric
+            """
+        ),
+        predictions=warehouse.frame(
+            """
+            select current.model as model, count() as contacts, avg(current.score) as mean_score,
+                any(judged.auc) as auc, any(judged.recency_auc) as recency_auc
+            from intermediate.int_predictions__current as current
+            left any join (
+                select model, model_version,
+                    anyIf(value::Nullable(Float64), metric = 'auc') as auc,
+                    anyIf(value::Nullable(Float64), metric = 'recency_auc') as recency_auc
+                from raw.model_evaluations group by model, model_version
+            ) as judged on judged.model = current.model and judged.model_version = current.model_version
+            group by model order by model
+            """
+        ),
+        predicted=warehouse.frame(
+            """
+            select segment, count() as contacts from marts.segment_memberships
+            where valid_to is null and segment in ('likely_to_buy', 'likely_to_churn', 'high_future_value')
+            group by segment order by segment
             """
         ),
         skips=warehouse.frame(

@@ -87,7 +87,7 @@ def run() -> None:
                 run_job("ingest")
             with step("Build and test the models that campaigns read"):
                 run_job("build_live_models")
-            with step("Fit, measure and store recommendations"):
+            with step("Fit, measure and store recommendations and predictions"):
                 run_job("recommend")
             with step("Dagster's daemon, whose sensor finds the campaigns that are due"):
                 starting.result()

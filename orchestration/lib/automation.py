@@ -16,6 +16,8 @@ TIME_PASSES_CRON = "7 * * * *"
 
 LIVE = (
     "segments/*",
+    # views, which cost nothing to build and which the predictions of the night read
+    "features/*",
     "marts/contact_profiles",
     "marts/segment_memberships",
     "marts/suppressions",

@@ -24,6 +24,7 @@ GROUPS: Mapping[str, str] = {
     "staging": "staging",
     "intermediate": "staging",
     "marts": "marts",
+    "features": "features",
     "segments": "segments",
     "bi": "bi",
 }

@@ -8,7 +8,18 @@ import pytest
 from deliverability.preflight import CHECKS as PREFLIGHT_CHECKS
 from orchestration.lib.dbt_specs import GROUPS, group_of
 
-GROUP_NAMES = {"ingestion", "staging", "marts", "segments", "bi", "ml", "campaigns", "journeys", "triggers"}
+GROUP_NAMES = {
+    "ingestion",
+    "staging",
+    "features",
+    "marts",
+    "segments",
+    "bi",
+    "ml",
+    "campaigns",
+    "journeys",
+    "triggers",
+}
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +41,8 @@ def test_no_source_table_of_dbt_is_left_without_an_asset_that_writes_it(definiti
     graph = definitions.resolve_asset_graph()
     read = {key for key in graph.get_all_asset_keys() if key.path[0] == "raw"}
     unwritten = {key.to_user_string() for key in read if not graph.get(key).is_executable}
-    # predictions come with the models that make them, evaluations are written beside recommendations
-    assert unwritten <= {"raw/predictions", "raw/model_evaluations", "raw/quarantined_rows"}
+    # evaluations are written beside recommendations and predictions
+    assert unwritten <= {"raw/model_evaluations", "raw/quarantined_rows"}
 
 
 def test_segments_stand_upstream_of_audiences_and_audiences_of_sends(definitions: dg.Definitions) -> None:

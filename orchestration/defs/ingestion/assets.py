@@ -30,7 +30,6 @@ RAW_TABLES = {
     "products": "Every version of every product of a catalogue.",
 }
 WRITTEN_ELSEWHERE = {
-    "predictions": "Every score of every contact by every model version.",
     "model_evaluations": "How good each model version was on what came later.",
 }
 # what a source's object is -> the raw tables it writes; exhaustive
