@@ -15,6 +15,7 @@ from sklearn.base import clone
 from ml.dataset import InteractionMatrix, validated_interactions
 from ml.metrics import METRICS, bootstrap_mean, coverage, ranking_metrics
 from ml.recommend.base import Recommender
+from ml.recommend.hybrid import HybridRecommender
 from ml.recommend.rules import Rules
 from ml.splits import TemporalSplit, temporal_folds, temporal_split
 
@@ -116,11 +117,16 @@ def judge_on_split(
     rows: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
     ndcg: dict[str, np.ndarray] = {}
+    known: list[Recommender] = []
     for name, estimator in estimators.items():
         started = perf_counter()
-        fitted = cast(Recommender, clone(estimator)).fit(matrix, catalogue=catalogue, groups=groups)
+        fitted = cast(Recommender, clone(estimator))
+        if isinstance(fitted, HybridRecommender):
+            fitted.reuse(known)
+        fitted.fit(matrix, catalogue=catalogue, groups=groups)
         ranked = fitted.recommend(judged, k, rules=rules)
         seconds = encoding + perf_counter() - started
+        known.append(fitted)
         metrics = ranking_metrics(ranked, relevant, k)
         covered = coverage(ranked, products.to_list(), k)
         if baseline is None:

@@ -19,9 +19,10 @@ class ALSRecommender(Recommender):
     """Matrix factorisation by alternating least squares on implicit feedback.
 
     Vectors x_u of contacts and y_i of products minimise
-    sum c_ui (p_ui - x_u . y_i)^2 + regularisation (sum |x_u|^2 + sum |y_i|^2), with p_ui 1 where u bought i, else 0, and
-    confidence c_ui = 1 + alpha r_ui (Hu, Koren and Volinsky, Collaborative filtering for implicit feedback
-    datasets, ICDM 2008); r_ui is the weight of the pair's age. Solved by the library `implicit`, by conjugate gradients.
+    sum c_ui (p_ui - x_u . y_i)^2 + regularisation (sum |x_u|^2 + sum |y_i|^2), with p_ui 1 where u bought i, else
+    0, and confidence c_ui = 1 + alpha r_ui (Hu, Koren and Volinsky, Collaborative filtering for implicit feedback
+    datasets, ICDM 2008); r_ui is the weight of the pair's age. Solved by the library `implicit`, by conjugate
+    gradients.
 
     Args:
         factors: length of the vectors.

@@ -73,15 +73,16 @@ class Recommender(BaseEstimator, ABC):
         Args:
             interactions: contact_id, product_id, ordered_at and quantity (see `ml.dataset`), or these encoded.
             y: not used.
-            catalogue: product_id and whatever describes a product: name, category, price ... (see `ml.recommend.content`);
-                products in it can be recommended before anybody buys them.
+            catalogue: product_id and whatever describes a product: name, category, price ... (see
+                `ml.recommend.content`); products in it can be recommended before anybody buys them.
             groups: contact_id and group (text): for contacts of whom nothing is known but what they belong to.
 
         Raises:
             ValueError: a parameter is out of range, or a frame is none of those.
         """
         self._validate()
-        catalogue = validated_catalogue(catalogue)
+        if catalogue is not None:
+            catalogue = validated_catalogue(catalogue)
         if not isinstance(interactions, InteractionMatrix):
             products = None if catalogue is None else catalogue["product_id"].to_list()
             interactions = InteractionMatrix.from_interactions(interactions, products=products)
@@ -91,7 +92,7 @@ class Recommender(BaseEstimator, ABC):
         self._fit(interactions)
         return self
 
-    def _validate(self) -> None:  # noqa: B027 most have nothing to check
+    def _validate(self) -> None:
         """Raise ValueError for parameters out of range."""
 
     @abstractmethod
@@ -112,7 +113,7 @@ class Recommender(BaseEstimator, ABC):
     def _reason(self) -> str:
         """Why a product with an affinity is recommended."""
 
-    def _pull(self, bought: np.ndarray, found: np.ndarray) -> np.ndarray | None:
+    def _pull(self, bought: np.ndarray, found: np.ndarray) -> np.ndarray | None:  # noqa: ARG002
         """(n,) how much each product bought speaks for each product found; None if it isn't purchases that speak."""
         return None
 
@@ -128,16 +129,23 @@ class Recommender(BaseEstimator, ABC):
         self.group_contacts_ = np.zeros(0, dtype=np.int64)
         self.group_codes_ = np.zeros(0, dtype=np.int64)
         if groups is not None and groups.height:
-            if not {"contact_id", "group"} <= set(groups.columns) or not groups.schema["contact_id"].is_integer():
+            if (
+                not {"contact_id", "group"} <= set(groups.columns)
+                or not groups.schema["contact_id"].is_integer()
+            ):
                 raise ValueError("groups need columns contact_id (integers) and group")
-            known = groups.select(pl.col("contact_id").cast(pl.Int64), pl.col("group").cast(pl.String)).drop_nulls()
+            known = groups.select(
+                pl.col("contact_id").cast(pl.Int64), pl.col("group").cast(pl.String)
+            ).drop_nulls()
             if known["contact_id"].is_duplicated().any():
                 raise ValueError("groups: a contact is in two groups")
             known = known.sort("contact_id")
             self.group_contacts_ = known["contact_id"].to_numpy()
             names = known["group"].unique().sort()
             if len(names) * n_products > _GROUP_CELLS:
-                raise ValueError(f"groups: {len(names)} groups are too many for {n_products} products; join them")
+                raise ValueError(
+                    f"groups: {len(names)} groups are too many for {n_products} products; join them"
+                )
             self.group_codes_ = names.search_sorted(known["group"]).to_numpy().astype(np.int64)
             shares = self._group_shares(len(names), everybody)
         # minus the place: below every affinity, and different for each product; of equals the column further left

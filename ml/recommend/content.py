@@ -17,14 +17,12 @@ _BLOCK = 1024
 _QUANTILES = 10
 
 
-def validated_catalogue(catalogue: pl.DataFrame | None) -> pl.DataFrame | None:
+def validated_catalogue(catalogue: pl.DataFrame) -> pl.DataFrame:
     """The catalogue, product_id as text.
 
     Raises:
         ValueError: product_id is missing, null or not unique, or a column is of a type that says nothing.
     """
-    if catalogue is None:
-        return None
     if "product_id" not in catalogue.columns:
         raise ValueError("a catalogue needs a column product_id")
     catalogue = catalogue.with_columns(pl.col("product_id").cast(pl.String))
@@ -85,8 +83,8 @@ def content_vectors(catalogue: pl.DataFrame, product_ids: np.ndarray) -> sparse.
     terms = descriptions(ordered)
     if not any(terms):
         return sparse.csr_matrix((len(product_ids), 0), dtype=np.float32)
-    vectorizer = TfidfVectorizer(analyzer=_as_it_is, sublinear_tf=True, dtype=np.float32)
-    return sparse.csr_matrix(vectorizer.fit_transform(terms))
+    options: Any = {"analyzer": _as_it_is, "dtype": np.float32}
+    return sparse.csr_matrix(TfidfVectorizer(sublinear_tf=True, **options).fit_transform(terms))
 
 
 def _as_it_is(terms: list[str]) -> list[str]:

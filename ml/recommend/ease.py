@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
-from scipy.linalg import lapack
+from scipy.linalg.lapack import spotrf, spotri  # pyright: ignore[reportAttributeAccessIssue]
+from threadpoolctl import threadpool_limits
 
 from ml.dataset import InteractionMatrix
 from ml.recommend.item_to_item import BOUGHT_TOGETHER
 from ml.recommend.item_weights import ItemWeightsRecommender
 
 _BLOCK = 512
+_SMALL = 4_000
 
 
 class EASERecommender(ItemWeightsRecommender):
@@ -20,8 +22,8 @@ class EASERecommender(ItemWeightsRecommender):
 
     With X the (n_contacts, n_products) 0/1 matrix of who bought what, the weights B minimise
     ||X - XB||^2 + lambda ||B||^2 with diag(B) = 0. With P = (X'X + lambda I)^-1 they are B_ij = -P_ij / P_jj
-    (Steck, Embarrassingly shallow autoencoders for sparse data, WWW 2019, equation 8). A contact's score for j is the sum
-    of B_ij over the products i bought, each times the weight of its age.
+    (Steck, Embarrassingly shallow autoencoders for sparse data, WWW 2019, equation 8). A contact's score for j is the
+    sum of B_ij over the products i bought, each times the weight of its age.
 
     The matrix is inverted in place by Cholesky in float32: 4 n^2 bytes for n products, 400 MB for 10,000, and n^3
     multiplications, some tens of seconds for 10,000 on two cores.
@@ -36,7 +38,7 @@ class EASERecommender(ItemWeightsRecommender):
 
     def __init__(
         self,
-        regularisation: float = 4.0,
+        regularisation: float = 10.0,
         neighbours: int = 200,
         half_life: float | None = 60.0,
         max_products: int = 12_000,
@@ -62,7 +64,9 @@ class EASERecommender(ItemWeightsRecommender):
         gram = _gram(of_products[:n])
         diagonal = gram.diagonal()
         gram[np.diag_indices(n)] = diagonal + self.regularisation * diagonal.mean()
-        inverse = _inverse(gram)
+        # threads of BLAS wait for each other in a loop, which costs more than a small matrix has to share
+        with threadpool_limits(1 if n < _SMALL else None, "blas"):
+            inverse = _inverse(gram)
         self.weights_ = self._largest(inverse, n_products)
 
     def _largest(self, inverse: np.ndarray, n_products: int) -> sparse.csr_matrix:
@@ -103,9 +107,9 @@ def _inverse(matrix: np.ndarray) -> np.ndarray:
         ValueError: in float32 it is not positive definite: more regularisation is needed.
     """
     # LAPACK counts columns first: of a symmetric matrix the transposed view is the same, and is not copied
-    factor, info = lapack.spotrf(matrix.T, lower=1, overwrite_a=1, clean=0)
+    factor, info = spotrf(matrix.T, lower=1, overwrite_a=1, clean=0)
     if info == 0:
-        factor, info = lapack.spotri(factor, lower=1, overwrite_c=1)
+        factor, info = spotri(factor, lower=1, overwrite_c=1)
     if info:
         raise ValueError("EASE: the matrix of co-purchases cannot be inverted; raise regularisation")
     inverse = factor.T  # upper triangle, in the memory of `matrix`

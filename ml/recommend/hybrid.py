@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import cast
+from typing import Self, cast
 
 import numpy as np
 import polars as pl
@@ -31,10 +31,10 @@ class HybridRecommender(Recommender):
     """A weighted sum of the scores of several recommenders.
 
     Each part's scores of a contact are divided by their largest, so that parts compare; scores below 0 count as 0.
-    Weights are those with the best NDCG@k on the last `horizon` of the interactions given, learnt by parts fitted on what
-    came before (coordinate ascent: Metzler and Croft, Linear feature-based models for information retrieval, Information
-    Retrieval 10, 2007); the parts are then fitted on everything. So whoever judges a hybrid on a later fold judges
-    weights that never saw it. If the interactions are too short for a fold, all parts count alike.
+    Weights are those with the best NDCG@k on the last `horizon` of the interactions given, learnt by parts fitted on
+    what came before (coordinate ascent: Metzler and Croft, Linear feature-based models for information retrieval,
+    Information Retrieval 10, 2007); the parts are then fitted on everything. So whoever judges a hybrid on a later fold
+    judges weights that never saw it. If the interactions are too short for a fold, all parts count alike.
 
     Args:
         estimators: (name, estimator) pairs; left out: what is bought together (two ways) and what is popular.
@@ -97,23 +97,37 @@ class HybridRecommender(Recommender):
         else:
             self.weights_ = np.asarray(self.weights, dtype=np.float64) / np.max(self.weights)
         self.estimators_ = self._fitted(interactions, self.catalogue_)
+        self._known = []
         assert len(parts) == len(self.weights_)
 
     def _fitted(self, interactions: InteractionMatrix, catalogue: pl.DataFrame | None) -> list[Recommender]:
         groups = None
         if len(self.group_contacts_):
-            groups = pl.DataFrame({"contact_id": self.group_contacts_, "group": self.group_codes_.astype(str)})
+            groups = pl.DataFrame(
+                {"contact_id": self.group_contacts_, "group": self.group_codes_.astype(str)}
+            )
+        known = {repr(one): one for one in getattr(self, "_known", ()) if one.interactions_ is interactions}
         return [
-            cast(Recommender, clone(part)).fit(interactions, catalogue=catalogue, groups=groups)
+            known[repr(part)]
+            if repr(part) in known
+            else cast(Recommender, clone(part)).fit(interactions, catalogue=catalogue, groups=groups)
             for _, part in self._parts()
         ]
+
+    def reuse(self, fitted: Iterable[Recommender]) -> Self:
+        """Take parts from these in the next `fit` rather than fit them again, where parameters and the very object of
+        interactions are the same; catalogue and groups have to be."""
+        self._known = list(fitted)
+        return self
 
     def _learn(self, interactions: InteractionMatrix) -> np.ndarray:
         alike = np.ones(len(self._parts()))
         n_contacts = interactions.shape[0]
         rows = np.arange(n_contacts)
         if n_contacts > self.max_contacts:
-            rows = np.sort(np.random.default_rng(self.seed).choice(n_contacts, self.max_contacts, replace=False))
+            rows = np.sort(
+                np.random.default_rng(self.seed).choice(n_contacts, self.max_contacts, replace=False)
+            )
         folds = temporal_folds(interactions.purchases(rows), horizon=timedelta(days=self.horizon))
         if not folds or len(alike) == 1:
             return alike

@@ -22,10 +22,10 @@ _LEAST_SPREAD = 0.1
 class RepurchaseRecommender(Recommender):
     """Products bought before, by how likely they are bought again within a horizon.
 
-    Times between purchases of a product are taken as log-normal (Bhagat et al., Buy it again: modeling repeat purchase
-    recommendations, KDD 2018, find so for the times of many customers). The mean of their logarithm is the contact's own,
-    drawn to the product's, and that to all products', by as many intervals as each has; their spread is pooled. With S the
-    survival function of the next purchase, and e days gone since the last, the score is
+    Times between purchases of a product are taken as log-normal, as in the aggregate model of Bhagat et al. (Buy it
+    again: modeling repeat purchase recommendations, KDD 2018). The mean of their logarithm is the contact's own,
+    drawn to the product's, and that to all products', the more the fewer intervals there are; their spread is pooled.
+    With S the survival function of the next purchase, and e days gone since the last, the score is
 
         P(habit) * (1 - S(e + horizon) / S(e)),
 

@@ -95,7 +95,9 @@ class Rules:
         rows = np.arange(n)
         best = np.maximum(keys[:, :1], 0.0)
         # what nothing speaks for keeps its order of popularity, below all else
-        relevance = np.where(keys > 0, keys / np.where(best > 0, best, 1.0), 1e-3 * keys / (1.0 + np.abs(keys)))
+        relevance = np.where(
+            keys > 0, keys / np.where(best > 0, best, 1.0), 1e-3 * keys / (1.0 + np.abs(keys))
+        )
         relevance[columns < 0] = -np.inf
         nearest = np.zeros((n, pool), dtype=np.float64)
         of_pool = np.where(columns >= 0, categories[np.maximum(columns, 0)], -1)
@@ -113,7 +115,9 @@ class Rules:
             taken_keys.append(np.where(is_possible, keys[rows, chosen], -np.inf))
             is_taken[rows[is_possible], chosen[is_possible]] = True
             if self.per_category is not None:
-                so_far = np.stack([np.where(c >= 0, categories[np.maximum(c, 0)], -1) for c in taken_columns], axis=1)
+                so_far = np.stack(
+                    [np.where(c >= 0, categories[np.maximum(c, 0)], -1) for c in taken_columns], axis=1
+                )
                 count = (so_far == so_far[:, -1:]).sum(axis=1)
                 is_full = (count >= self.per_category) & (so_far[:, -1] >= 0)
                 is_taken |= is_full[:, None] & (of_pool == so_far[:, -1:])
