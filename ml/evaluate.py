@@ -44,13 +44,15 @@ class Judgement:
 
     Attributes:
         metrics: rows of `EVALUATION_SCHEMA`.
-        curve: rows of `CURVE_SCHEMA`: mean NDCG of lists of length 1 to k.
+        curve: rows of `CURVE_SCHEMA`: mean NDCG of lists of length 1 to k, if asked for.
         ndcg: from estimators to (n_judged,) NDCG@k of each contact judged, contacts in the same order.
+        weights: from hybrids to the weights that they learnt from the train part.
     """
 
     metrics: pl.DataFrame
     curve: pl.DataFrame
     ndcg: dict[str, np.ndarray]
+    weights: dict[str, list[float]]
 
     def mean(self, estimator: str) -> float | None:
         """Mean NDCG@k, None if nobody could be judged."""
@@ -67,6 +69,7 @@ def judge_on_split(
     catalogue: pl.DataFrame | None = None,
     groups: pl.DataFrame | None = None,
     max_judged: int = 20_000,
+    with_curve: bool = False,
     seed: int = 0,
 ) -> Judgement:
     """Fit each estimator on what came before a moment, and judge its ranking by what was bought after it.
@@ -84,6 +87,7 @@ def judge_on_split(
         catalogue: as for `fit`.
         groups: as for `fit`.
         max_judged: judge a sample of so many contacts.
+        with_curve: whether to measure shorter lists too.
         seed: of the sample and of the bootstrap.
 
     Raises:
@@ -118,6 +122,7 @@ def judge_on_split(
     curves: list[dict[str, Any]] = []
     ndcg: dict[str, np.ndarray] = {}
     known: list[Recommender] = []
+    weights: dict[str, list[float]] = {}
     for name, estimator in estimators.items():
         started = perf_counter()
         fitted = cast(Recommender, clone(estimator))
@@ -127,12 +132,14 @@ def judge_on_split(
         ranked = fitted.recommend(judged, k, rules=rules)
         seconds = encoding + perf_counter() - started
         known.append(fitted)
+        if isinstance(fitted, HybridRecommender):
+            weights[name] = fitted.weights_.tolist()
         metrics = ranking_metrics(ranked, relevant, k)
         covered = coverage(ranked, products.to_list(), k)
         if baseline is None:
             baseline, baseline_coverage = metrics, covered
         ndcg[name] = metrics["ndcg"].to_numpy()
-        for length in range(1, k + 1):
+        for length in range(1, k + 1) if with_curve else ():
             shorter = metrics if length == k else ranking_metrics(ranked, relevant, length)
             curves.append({"estimator": name, "k": length, "ndcg": shorter["ndcg"].mean()})
         common = {
@@ -158,7 +165,7 @@ def judge_on_split(
             }
         )
     frame = pl.DataFrame(rows, schema=EVALUATION_SCHEMA).with_columns(pl.selectors.float().fill_nan(None))
-    return Judgement(frame, pl.DataFrame(curves, schema=CURVE_SCHEMA), ndcg)
+    return Judgement(frame, pl.DataFrame(curves, schema=CURVE_SCHEMA), ndcg, weights)
 
 
 def evaluate_on_temporal_split(

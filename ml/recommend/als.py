@@ -41,10 +41,10 @@ class ALSRecommender(Recommender):
     def __init__(
         self,
         factors: int = 64,
-        alpha: float = 10.0,
-        regularisation: float = 1.0,
+        alpha: float = 4.0,
+        regularisation: float = 15.0,
         iterations: int = 10,
-        half_life: float | None = 120.0,
+        half_life: float | None = 60.0,
         n_jobs: int | None = None,
         seed: int = 0,
     ) -> None:

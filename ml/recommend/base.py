@@ -346,7 +346,7 @@ class Recommender(BaseEstimator, ABC):
         if pull is None or not len(rows):
             return because
         strength = pull.reshape(found.shape) * history.data[:, None]
-        strength[(found < 0) | (found == bought) | ~(strength > 0)] = 0.0
+        strength[~(strength > 0)] = 0.0
         filled = np.flatnonzero(lengths)
         starts = history.indptr[filled]
         largest = np.maximum.reduceat(strength, starts, axis=0)
@@ -354,5 +354,8 @@ class Recommender(BaseEstimator, ABC):
         place = np.where(is_it, np.arange(len(rows))[:, None], len(rows))
         first = np.minimum.reduceat(place, starts, axis=0)
         because[filled] = np.where(largest > 0, history.indices[np.minimum(first, len(rows) - 1)], -1)
-        because[~(top_keys > 0)] = -1
+        # what was bought before speaks for itself
+        again = np.zeros((n, k), dtype=bool)
+        again[filled] = np.logical_or.reduceat(found == bought, starts, axis=0)
+        because[~(top_keys > 0) | (top < 0) | again] = -1
         return because

@@ -33,7 +33,8 @@ def model_card(
         f"{selection.why}",
         "",
         f"- **Trained on** {interactions.height:,} order lines of {interactions['contact_id'].n_unique():,} "
-        f"contacts and {interactions['product_id'].n_unique():,} products, {span} (UTC); fitted {fitted_at:%d %b %Y %H:%M} UTC.",
+        f"contacts and {interactions['product_id'].n_unique():,} products, {span} (UTC); "
+        f"fitted {fitted_at:%d %b %Y %H:%M} UTC.",
         f"- **Parameters** `{parameters(selection.estimator)}`",
         f"- **Rules** {_rules(rules)}",
     ]
@@ -64,7 +65,7 @@ def parameters(estimator: Recommender) -> dict[str, Any]:
     for name, value in estimator.get_params(deep=False).items():
         if name == "estimators" and value is not None:
             found[name] = {part: parameters(one) for part, one in value}
-        elif isinstance(value, str | int | float | bool) or value is None:
+        elif isinstance(value, str | int | float | bool | list) or value is None:
             found[name] = value
         else:
             found[name] = str(value)

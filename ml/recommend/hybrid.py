@@ -48,7 +48,7 @@ class HybridRecommender(Recommender):
 
     Attributes:
         estimators_: fitted estimators.
-        weights_: (n_estimators,) weights; the largest is 1.
+        weights_: (n_estimators,) weights; the largest is 1 if they were learnt.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class HybridRecommender(Recommender):
         if self.weights is None:
             self.weights_ = self._learn(interactions)
         else:
-            self.weights_ = np.asarray(self.weights, dtype=np.float64) / np.max(self.weights)
+            self.weights_ = np.asarray(self.weights, dtype=np.float64)
         self.estimators_ = self._fitted(interactions, self.catalogue_)
         self._known = []
         assert len(parts) == len(self.weights_)

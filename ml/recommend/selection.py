@@ -147,7 +147,7 @@ def select(
     takes the place of the incumbent only if it does better there. Without a validation fold with anybody to judge, the
     incumbent stays, or the first candidate is taken.
 
-    The winner comes unfitted: fit it on everything.
+    The winner comes unfitted, the weights of a hybrid as they were reported on: fit it on everything.
 
     Args:
         interactions: see `ml.dataset`.
@@ -192,6 +192,7 @@ def select(
             catalogue=catalogue,
             groups=groups,
             max_judged=max_judged,
+            with_curve=name == TEST,
             seed=seed,
         )
 
@@ -218,6 +219,10 @@ def select(
                 why += f" On the test fold it did better than {incumbent}, whose place it takes."
         elif incumbent is not None:
             why += " It is in place already."
+    estimator = cast(Recommender, clone(candidates[winner]))
+    if test is not None and winner in test.weights:
+        # as they were when the test fold was reported on, learnt from what came before it
+        estimator.set_params(weights=test.weights[winner])
     frames = [
         judgement.metrics.select(
             pl.lit(name).alias("fold"), *EVALUATION_SCHEMA, (pl.col("estimator") == winner).alias("is_chosen")
@@ -226,7 +231,7 @@ def select(
     ]
     return Selection(
         winner=winner,
-        estimator=cast(Recommender, clone(candidates[winner])),
+        estimator=estimator,
         chosen=chosen,
         incumbent=incumbent,
         is_promoted=winner != incumbent,
