@@ -146,7 +146,7 @@ def made_up(n_contacts: int, seed: int = 0) -> tuple[pl.DataFrame, np.ndarray]:
     frame = pl.DataFrame(
         {
             "contact_id": pairs // PRODUCTS,
-            "product_id": pl.Series((pairs % PRODUCTS).astype(np.uint32)).cast(names),
+            "product_id": pl.Series((pairs % PRODUCTS).astype(np.uint16)).cat.to(names),
             "ordered_at": pl.Series(days + start).cast(pl.Datetime("ms")).dt.replace_time_zone("UTC"),
             "quantity": np.ones(len(pairs), dtype=np.int8),
         }

@@ -9,14 +9,12 @@ from scipy import sparse
 
 from ml.dataset import InteractionMatrix
 from ml.recommend.item_weights import ItemWeightsRecommender
-from ml.recommend.topk import largest_of_rows
+from ml.recommend.topk import best_of_rows
 
 BOUGHT_TOGETHER = "bought_together"
 """Reason: those who bought what the contact bought, bought this too."""
 
-
-_BLOCK = 1024
-"""Products whose neighbours are found at a time."""
+_CELLS = 8_000_000  # pairs of products held at a time
 
 
 class ItemToItemRecommender(ItemWeightsRecommender):
@@ -83,21 +81,33 @@ class ItemToItemRecommender(ItemWeightsRecommender):
     def _similarities(self, bought: sparse.csr_matrix) -> sparse.csr_matrix:
         """The nearest of each product, a block of products at a time: all pairs at once may be billions."""
         of_products: Any = bought.T.tocsr()
-        buyers = np.diff(of_products.indptr).astype(np.float64)
+        n_products = of_products.shape[0]
+        # nobody bought a product of the catalogue: it has no similarities, whatever they are divided by
+        buyers = np.maximum(np.diff(of_products.indptr), 1).astype(np.float32)
         # per product: what its buyers divide by, as the one bought and as the one recommended
         as_bought, as_found = buyers**self.damping, buyers ** (1 - self.damping)
+        size = max(1, min(1024, _CELLS // max(1, n_products)))
         blocks = []
-        for first in range(0, len(buyers), _BLOCK):
-            together: Any = sparse.csr_matrix(of_products[first : first + _BLOCK] @ bought)
-            row = np.repeat(np.arange(together.shape[0]), np.diff(together.indptr))
-            count = together.data.astype(np.float64)
+        for first in range(0, n_products, size):
+            count = (of_products[first : first + size] @ bought).toarray()
+            rows = np.arange(len(count))
             if self.similarity == "jaccard":
-                divisor = buyers[first + row] + buyers[together.indices] - count
+                divisor = buyers[first + rows, None] + buyers - count
             else:
-                divisor = as_bought[first + row] * as_found[together.indices]
-            together.data = (count / divisor * count / (count + self.shrinkage)).astype(np.float32)
-            together.data[together.indices == first + row] = 0.0
-            blocks.append(largest_of_rows(together, self.neighbours))
+                divisor = as_bought[first + rows, None] * as_found
+            np.multiply(divisor, count + np.float32(self.shrinkage), out=divisor)
+            is_pair = count > 0
+            is_pair[rows, first + rows] = False
+            similarity = np.full_like(count, -np.inf)
+            np.divide(count * count, divisor, out=similarity, where=is_pair)
+            columns, values = best_of_rows(similarity, self.neighbours)
+            row, place = np.nonzero(columns >= 0)
+            blocks.append(
+                sparse.csr_matrix(
+                    (values[row, place].astype(np.float32), (row, columns[row, place])),
+                    shape=(len(count), n_products),
+                )
+            )
         if not blocks:
             return sparse.csr_matrix((0, 0), dtype=np.float32)
         return sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
