@@ -117,6 +117,10 @@ class Recommender(BaseEstimator, ABC):
         """(n,) how much each product bought speaks for each product found; None if it isn't purchases that speak."""
         return None
 
+    def _largest_pull(self) -> float:
+        """The most that `_pull` can say."""
+        return 1.0
+
     @property
     def _half_life(self) -> float | None:
         """Days in which a purchase loses half of what it says about a contact or of its part in popularity."""
@@ -341,9 +345,11 @@ class Recommender(BaseEstimator, ABC):
         rows = np.repeat(np.arange(n), lengths)
         found = top[rows]
         bought = np.broadcast_to(history.indices[:, None], found.shape)
-        pull = self._pull(bought.ravel(), np.maximum(found, 0).ravel())
         because = np.full((n, k), -1)
-        if pull is None or not len(rows):
+        if not len(rows):
+            return because
+        pull = self._pull(bought.ravel(), np.maximum(found, 0).ravel())
+        if pull is None:
             return because
         strength = pull.reshape(found.shape) * history.data[:, None]
         strength[~(strength > 0)] = 0.0

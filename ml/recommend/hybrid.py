@@ -194,7 +194,7 @@ class HybridRecommender(Recommender):
         total = None
         for estimator, weight in zip(self.estimators_, self.weights_, strict=True):
             if weight > 0 and estimator._is_personal and (pull := estimator._pull(bought, found)) is not None:
-                largest = float(np.abs(pull).max(initial=0.0))
+                largest = estimator._largest_pull()
                 if largest > 0:
                     part = pull * np.float32(weight / largest)
                     total = part if total is None else total + part

@@ -31,3 +31,6 @@ class ItemWeightsRecommender(Recommender):
         if not self.weights_.nnz:
             return None
         return np.asarray(self.weights_[bought, found], dtype=np.float32).ravel()
+
+    def _largest_pull(self) -> float:
+        return float(np.abs(self.weights_.data).max(initial=0.0))

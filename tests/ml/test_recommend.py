@@ -83,7 +83,10 @@ def test_bought_products_and_candidates():
     model = ItemToItemRecommender(half_life=None).fit(BASKETS)
     assert "tea" not in products(model.recommend([2]), 2)
     assert "tea" in products(model.recommend([2], rules=Rules(exclude_bought=False)), 2)
-    assert set(products(model.recommend([2], rules=Rules(candidates=["jam", "cup", "unknown"])), 2)) == {"jam", "cup"}
+    assert set(products(model.recommend([2], rules=Rules(candidates=["jam", "cup", "unknown"])), 2)) == {
+        "jam",
+        "cup",
+    }
     assert model.recommend([2], rules=Rules(candidates=[])).height == 0
 
 
@@ -216,9 +219,7 @@ def test_neighbours_keep_the_nearest():
     model = ItemToItemRecommender(shrinkage=0, neighbours=1, half_life=None).fit(BASKETS)
     full = ItemToItemRecommender(shrinkage=0, neighbours=99, half_life=None).fit(BASKETS)
     assert (np.diff(model.weights_.indptr) <= 1).all()
-    np.testing.assert_allclose(
-        model.weights_.toarray().max(axis=1), full.weights_.toarray().max(axis=1)
-    )
+    np.testing.assert_allclose(model.weights_.toarray().max(axis=1), full.weights_.toarray().max(axis=1))
 
 
 def test_matrix_of_strangers():
