@@ -94,8 +94,8 @@ def read(warehouse: Warehouse, why: list[str]) -> Report:
         recommender=warehouse.frame(
             """
             select model, metric, argMax(value, as_of) as value from raw.model_evaluations
-            where model not in ('churn', 'purchase', 'lifetime_value', 'next_order')
-            group by model, metric order by model, metric
+            where metric in ('ndcg@10', 'recall@10', 'coverage@10')
+            group by model, metric order by metric = 'ndcg@10' desc, metric, value desc, model
             """
         ),
         predictions=warehouse.frame(
