@@ -25,6 +25,7 @@ GROUPS: Mapping[str, str] = {
     "intermediate": "staging",
     "marts": "marts",
     "segments": "segments",
+    "metrics": "marts",
     "bi": "bi",
 }
 # what dagster_dbt hangs on each spec for its own use: the whole manifest and the translator, too big to keep

@@ -19,6 +19,7 @@ from orchestration.defs.campaigns.assets import (
     SENDS,
     audience_metadata,
     judgements,
+    named_occurrence,
     require_whole,
     send_observed,
 )
@@ -63,7 +64,7 @@ def settle(context: dg.OpExecutionContext) -> Iterator[dg.DynamicOutput[str]]:
     """One output a part, such as '2/4'."""
     settings = SenderSettings.load()
     with open_warehouse(context.run.run_id) as warehouse:
-        prepared = prepare(settings, warehouse, context.partition_key)
+        prepared = prepare(settings, warehouse, context.partition_key, moment=named_occurrence(context))
         context.log_event(
             dg.AssetMaterialization(
                 AUDIENCES, partition=context.partition_key, metadata=audience_metadata(prepared)
@@ -85,7 +86,9 @@ def send_part(context: dg.OpExecutionContext, part: str) -> float:
     """Seconds that it took."""
     settings = SenderSettings.load()
     with open_warehouse(context.run.run_id) as warehouse:
-        prepared = prepare(settings, warehouse, context.partition_key, is_judged=True)
+        prepared = prepare(
+            settings, warehouse, context.partition_key, is_judged=True, moment=named_occurrence(context)
+        )
         sent = send_observed(context, prepared, shard=Shard.parse(part))
     require_whole(context, prepared, sent)
     context.add_output_metadata(
@@ -100,7 +103,9 @@ def finish(context: dg.OpExecutionContext, seconds: list[float]) -> None:
     """Goes through the whole audience once more: a part whose machine was lost may have left claims."""
     settings = SenderSettings.load()
     with open_warehouse(context.run.run_id) as warehouse:
-        prepared = prepare(settings, warehouse, context.partition_key, is_judged=True)
+        prepared = prepare(
+            settings, warehouse, context.partition_key, is_judged=True, moment=named_occurrence(context)
+        )
         sent = send_observed(context, prepared)
         exported = export_ledger(settings, warehouse)
     require_whole(context, prepared, sent)

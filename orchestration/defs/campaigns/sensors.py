@@ -4,7 +4,14 @@ import dagster as dg
 
 from campaigns.identity import occurrence_key
 from campaigns.specs import CampaignSpec, is_due, load_campaigns, occurrence
-from orchestration.defs.campaigns.assets import AUDIENCES, CAMPAIGNS, PAUSED_TAG, SENDS
+from orchestration.defs.campaigns.assets import (
+    AUDIENCES,
+    CAMPAIGN_TAG,
+    CAMPAIGNS,
+    OCCURRENCE_TAG,
+    PAUSED_TAG,
+    SENDS,
+)
 from orchestration.defs.campaigns.parts import parts_job, send_campaign_in_parts
 from senders.ledger import Ledger
 from senders.retries import is_retry_due
@@ -13,7 +20,6 @@ from senders.settings import SenderSettings
 RUNS_PER_TICK = 10
 ATTEMPTS = 3
 RETRY_TAG = "mailhouse/retry"
-CAMPAIGN_TAG, OCCURRENCE_TAG = "mailhouse/campaign", "mailhouse/occurrence"
 
 send_campaign = dg.define_asset_job(
     "send_campaign",
@@ -92,7 +98,7 @@ def campaigns_due(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.S
                 run_key=f"{name}@{tags[OCCURRENCE_TAG]}#{len(launched) + 1}",
                 partition_key=name,
                 tags=tags,
-                job_name=_job(settings),
+                job_name=sending_job(settings),
             )
         )
     if not requests:
@@ -130,7 +136,7 @@ def schedule_retry(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.
         ):
             requests[one.name] = dg.RunRequest(
                 run_key=f"{one.name}@{one.occurrence}!{launched + 1}", partition_key=one.name,
-                tags={**tags, RETRY_TAG: str(launched + 1)}, job_name=_job(settings),
+                tags={**tags, RETRY_TAG: str(launched + 1)}, job_name=sending_job(settings),
             )  # fmt: skip
     if not requests:
         return dg.SkipReason(
@@ -142,7 +148,7 @@ def schedule_retry(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.
     )
 
 
-def _job(settings: SenderSettings) -> str:
+def sending_job(settings: SenderSettings) -> str:
     return (send_campaign_in_parts if settings.send_parts > 1 else send_campaign).name
 
 
