@@ -116,7 +116,7 @@ class Measures(Spec):
         "clicks", description=f"{', '.join(MESSAGE_METRICS)}, or a file in dbt_project/models/metrics"
     )
     guardrails: list[GuardrailSpec] = Field(
-        [GuardrailSpec(metric=name) for name in LOWER_IS_BETTER],
+        [GuardrailSpec(metric=name, margin=0.2) for name in LOWER_IS_BETTER],
         description="metrics that must not get worse, each with metric and margin",
     )
     others: list[Name] = Field([], description="further metrics to learn from; they decide nothing")
@@ -265,7 +265,9 @@ def check_variants(names: Sequence[str]) -> None:
     if len(set(names)) < len(names):
         raise ValueError("names a variant twice; give each a name of its own")
     if reserved := set(names) & set(_RESERVED):
-        raise ValueError(f"no variant may be called {sorted(reserved)[0]}, which has a meaning of its own")
+        raise ValueError(
+            f"has a variant called {sorted(reserved)[0]}, a word that has a meaning of its own; rename it"
+        )
 
 
 @dataclass(frozen=True)
@@ -290,6 +292,11 @@ class Placed:
     def control(self) -> str:
         """The variant that all others are compared with."""
         return self.measures.control or next(iter(self.weights))
+
+    @property
+    def is_proportion(self) -> bool:
+        """Whether its metric is one of `MESSAGE_METRICS`: it happens to a contact, or does not."""
+        return self.measures.metric in MESSAGE_METRICS
 
     def place(self, *location: str | int) -> str:
         """`file:line` of a key of the experiment."""

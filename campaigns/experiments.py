@@ -157,7 +157,8 @@ def record_experiments(warehouse: Warehouse, experiments: Iterable[tuple[Placed,
                 "segment": "", "goal_event": "", "goal_where": "", "goal_within_seconds": 0, "experiment": one.name,
                 "spec": json.dumps(
                     {
-                        "owner_kind": one.kind, "owner": one.owner, "control": one.control, "metric": one.measures.metric,
+                        "owner_kind": one.kind, "owner": one.owner, "control": one.control,
+                        "metric": one.measures.metric,
                         "window_seconds": int(one.measures.within.total_seconds()),
                     }
                 ),

@@ -269,7 +269,7 @@ class Step(Spec):
             try:
                 check_variants([one.name for one in self.split])
             except ValueError as error:
-                raise ValueError(f"split: {error}") from None
+                raise ValueError(f"split {error}") from None
         return self
 
 

@@ -183,7 +183,7 @@ def analyse(
 
     Args:
         sums: a frame of sums (see `ml.experiments.summaries`) of `plan.metrics` and `plan.balance`, a row a variant.
-            Of contacts who are in no variant, such as a holdout, there is no row; a variant without one has no contacts.
+            Contacts who are in no variant, such as a holdout, have no row; a variant without one has no contacts.
         plan: what was decided before the start.
         is_final: the planned end is reached. Say it once.
         segments: sums with a further column `segment`, for effects by segment.

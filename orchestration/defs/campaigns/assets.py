@@ -98,7 +98,7 @@ def campaigns(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResul
 
 
 def named_occurrence(context: _Context) -> datetime | None:
-    """The occurrence that the run is for, where it need not be the newest: what was left to be sent of an experiment."""
+    """The occurrence that the run is for, where it need not be the newest: what an experiment left."""
     tags = context.run.tags
     return datetime.fromisoformat(tags[OCCURRENCE_TAG]) if PART_TAG in tags else None
 

@@ -33,6 +33,9 @@ send_campaign = dg.define_asset_job(
 @dg.definitions
 def launching() -> dg.Definitions:
     """The jobs that send, and what launches them."""
+    # it asks this module which job sends
+    from orchestration.defs.experiments.sensors import analyse_experiment, experiments_due
+
     jobs = [send_campaign, parts_job(SenderSettings.load())]
     return dg.Definitions(
         jobs=jobs,
@@ -55,6 +58,17 @@ def launching() -> dg.Definitions:
                 description=(
                     "Launches a run for campaigns some of whose messages the provider put off, or a day's limit held"
                     " back."
+                ),
+            ),
+            dg.SensorDefinition(
+                "experiments_due",
+                evaluation_fn=experiments_due,
+                jobs=[analyse_experiment, *jobs],
+                minimum_interval_seconds=29,
+                default_status=dg.DefaultSensorStatus.RUNNING,
+                description=(
+                    "Looks at experiments that may be decided, and sends what is due: the winner to the remainder,"
+                    " variants with a delay, a bandit's next batch."
                 ),
             ),
         ],

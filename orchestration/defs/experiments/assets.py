@@ -1,20 +1,15 @@
 """Experiments: one partition each. Materialising one analyses it, decides it if it is time, and writes its page."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from orchestration.lib.experiment_runs import (
-    BrokenRatioError,
-    Look,
-    experiment_named,
-    look,
-    result_table,
-    review,
-    write_report,
-)
+from orchestration.lib.experiment_runs import experiment_named
 from orchestration.lib.resources import open_warehouse, table_metadata
 from senders.settings import SenderSettings
+
+if TYPE_CHECKING:
+    from orchestration.lib.experiment_analysis import Look
 
 EXPERIMENTS = dg.DynamicPartitionsDefinition(name="experiment")
 RESULTS = dg.AssetKey("experiment_results")
@@ -41,12 +36,21 @@ RATIO, GUARDRAILS = "sample_ratio", "guardrails"
     ],
     kinds={"python", "clickhouse"},
     description=(
-        "What an experiment has come to: the verdict in plain words, its numbers and its page. The winner is chosen here,"
-        " once, by the rule of its file; a sensor sends it to the remainder."
+        "What an experiment has come to: the verdict in plain words, its numbers and its page. The winner is chosen"
+        " here, once, by the rule of its file; a sensor sends it to the remainder."
     ),
 )
 def experiment_results(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """One look at one experiment."""
+    # scipy, which no process that only loads the code location needs
+    from orchestration.lib.experiment_analysis import (
+        BrokenRatioError,
+        look,
+        result_table,
+        review,
+        write_report,
+    )
+
     settings = SenderSettings.load()
     running = experiment_named(settings.content_dir, context.partition_key)
     with open_warehouse(context.run.run_id) as warehouse:
@@ -80,7 +84,7 @@ def experiment_results(context: dg.AssetExecutionContext) -> dg.MaterializeResul
     )
 
 
-def words_of(seen: Look) -> str:
+def words_of(seen: "Look") -> str:
     """The verdict and, once there is one, the decision."""
     words = seen.verdict.text if seen.verdict else seen.headline
     if seen.decision is not None:
@@ -93,7 +97,7 @@ def words_of(seen: Look) -> str:
     return words
 
 
-def ratio_result(seen: Look) -> dg.AssetCheckResult:
+def ratio_result(seen: "Look") -> dg.AssetCheckResult:
     """The check `sample_ratio`."""
     if seen.analysis is None:
         return dg.AssetCheckResult(check_name=RATIO, passed=True, description="Nobody has been exposed yet.")
@@ -111,7 +115,7 @@ def ratio_result(seen: Look) -> dg.AssetCheckResult:
     )
 
 
-def guardrails_result(seen: Look) -> dg.AssetCheckResult:
+def guardrails_result(seen: "Look") -> dg.AssetCheckResult:
     """The check `guardrails`."""
     found = seen.analysis.guardrails if seen.analysis else ()
     harmed = [one for one in found if one.status == "harmed"]

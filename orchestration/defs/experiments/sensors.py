@@ -1,6 +1,7 @@
-"""The sensor of experiments: looks that may decide, and what is left to be sent once it is time."""
+"""What the sensor of experiments does: looks that may decide, and what is left to be sent once it is time.
 
-from __future__ import annotations
+It launches sends, so it is registered where these are: `orchestration.defs.campaigns.sensors`.
+"""
 
 import time
 
@@ -8,8 +9,7 @@ import dagster as dg
 
 from campaigns.experiments import has_tables
 from orchestration.defs.campaigns.assets import CAMPAIGN_TAG, CAMPAIGNS, OCCURRENCE_TAG, PART_TAG, PAUSED_TAG
-from orchestration.defs.campaigns.parts import send_campaign_in_parts
-from orchestration.defs.campaigns.sensors import ATTEMPTS, RUNS_PER_TICK, send_campaign, sending_job
+from orchestration.defs.campaigns.sensors import ATTEMPTS, RUNS_PER_TICK, sending_job
 from orchestration.defs.experiments.assets import EXPERIMENTS, RESULTS
 from orchestration.lib.experiment_runs import Running, Task, due_tasks, load_experiments
 from orchestration.lib.resources import open_warehouse
@@ -26,27 +26,6 @@ analyse_experiment = dg.define_asset_job(
     executor_def=dg.in_process_executor,
     description="Analyse an experiment, and decide it if it is time.",
 )
-
-
-@dg.definitions
-def experiments() -> dg.Definitions:
-    """The job and the sensor."""
-    return dg.Definitions(
-        jobs=[analyse_experiment],
-        sensors=[
-            dg.SensorDefinition(
-                "experiments_due",
-                evaluation_fn=experiments_due,
-                job_names=[analyse_experiment.name, send_campaign.name, send_campaign_in_parts.name],
-                minimum_interval_seconds=29,
-                default_status=dg.DefaultSensorStatus.RUNNING,
-                description=(
-                    "Looks at experiments that may be decided, and sends what is due: the winner to the remainder,"
-                    " variants with a delay, a bandit's next batch."
-                ),
-            )
-        ],
-    )
 
 
 def experiments_due(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
