@@ -35,9 +35,7 @@ class Report:
     experiments: list[tuple[str, str, list[str]]]
 
 
-def read(
-    warehouse: Warehouse, why: list[str], experiments: list[tuple[str, str, list[str]]]
-) -> Report:
+def read(warehouse: Warehouse, why: list[str], experiments: list[tuple[str, str, list[str]]]) -> Report:
     """Read the report's frames from the marts.
 
     Args:

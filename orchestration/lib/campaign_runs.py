@@ -225,7 +225,7 @@ def deliver(
         MailhouseError: see `senders.pipeline.send`.
     """
     prepared.require_passed()
-    parts, counts = _parts(prepared)
+    parts, counts = divide(prepared)
     total = SendSummary()
     with Ledger.open(prepared.settings) as ledger:
         for number, part in enumerate(parts, 1):
@@ -256,7 +256,7 @@ def deliver(
     return total
 
 
-def _parts(prepared: Prepared) -> tuple[list[Part | None], Counter[str]]:
+def divide(prepared: Prepared) -> tuple[list[Part | None], Counter[str]]:
     """The parts of the audience that may go now, and how many contacts each has; one, None, without an experiment."""
     spec, audience = prepared.spec, prepared.audience
     if spec.experiment is None:

@@ -249,8 +249,14 @@ def decide_by_hand(
     """Decide whatever the data say.
 
     Raises:
-        InputError: there is no such variant, or it has been decided otherwise.
+        InputError: it has no remainder, there is no such variant, or it has been decided otherwise.
     """
+    experiment = running.campaign.experiment if running.campaign else None
+    if experiment is None or experiment.winner is None:
+        raise InputError(
+            f"{running.placed.place()}: experiment {running.name} has no remainder that waits for a winner.",
+            fix="Change the file: keep the variant that you choose, and remove the experiment.",
+        )
     if variant not in running.placed.weights:
         raise InputError(
             f"Experiment {running.name} has no variant {variant!r}.",

@@ -23,7 +23,7 @@ from campaigns.experiment_specs import (
     Placed,
     experiment_problems,
 )
-from campaigns.experiments import Decision, Part, Settled, decision_of, parts_of, settle, settled
+from campaigns.experiments import Decision, Settled, decision_of, parts_of, settle, settled
 from campaigns.identity import occurrence_key
 from campaigns.journeys import load_journeys
 from campaigns.specs import CampaignSpec, load_campaigns
@@ -266,56 +266,73 @@ class Task(NamedTuple):
     """Something of an experiment that is due.
 
     Attributes:
-        kind: `send` (a part that may go now) or `look` (a look that may decide).
-        occurrence: for `send`, which one.
-        part: for `send`, its key.
+        kind: `send` (a part that may go now), `look` (a look that may decide) or `refresh` (one that only shows).
+        campaign, occurrence, part: for `send`: whose, which, and the part's key.
     """
 
     kind: str
     experiment: str
-    campaign: str
+    campaign: str = ""
     occurrence: str = ""
     part: str = ""
 
 
 def due_tasks(warehouse: Warehouse, running: Running, now: datetime) -> Iterator[Task]:
-    """Parts of occurrences that may go by now beside those that go at once, and the look that decides.
+    """Parts of occurrences that may go by now beside those that go at once, and looks.
 
-    A part is told for as long as a message of it may be missing: a bandit's later batches, variants with a delay, and
-    the remainder of an experiment that was decided.
+    A part is told again and again once it is due: a bandit's later batches, variants with a delay, and the remainder of
+    an experiment that was decided. Sending it again sends nothing.
     """
     spec = running.campaign
     if spec is None or spec.experiment is None:
+        first = _first_exposure(warehouse, running.name)
+        if first is not None and _is_of_interest(running, first, now):
+            yield Task("refresh", running.name)
         return
-    divisions = list(settled(warehouse, running.name).values())
-    if not divisions:
+    experiment = spec.experiment
+    by_occurrence: dict[str, list[Settled]] = {}
+    for one in settled(warehouse, running.name).values():
+        by_occurrence.setdefault(one.occurrence, []).append(one)
+    if not by_occurrence:
         return
     decision = decision_of(warehouse, running.name)
-    by_occurrence: dict[str, list[Settled]] = {}
-    for one in divisions:
-        by_occurrence.setdefault(one.occurrence, []).append(one)
     newest = max(by_occurrence)
     for key, here in by_occurrence.items():
         moment = datetime.fromisoformat(key)
+        # older ones may still have a remainder, and nothing else
         if decision is None and key != newest:
             continue
         for part in parts_of(spec, moment, here, decision):
-            if _is_later(part, moment) and part.due_at <= now:
+            if moment < part.due_at <= now:
                 yield Task("send", running.name, spec.campaign, key, part.key)
-        batches = spec.experiment.batches
-        if batches is not None and key == newest:
-            for batch in range(len(here), batches.count):
-                if moment + batches.every * batch <= now:
-                    yield Task("send", running.name, spec.campaign, key, f"batch#{batch}")
-                    break
-    if decision is None and spec.experiment.winner is not None:
-        started, _ = started_at(warehouse, running, None, now)
-        if now >= started + spec.experiment.earliest:
-            yield Task("look", running.name, spec.campaign)
+        batches, batch = experiment.batches, len(here)
+        is_due = batches is not None and batch < batches.count and moment + batches.every * batch <= now
+        if is_due and key == newest:
+            yield Task("send", running.name, spec.campaign, key, f"batch#{batch}")
+    started, _ = started_at(warehouse, running, None, now)
+    if decision is None and experiment.winner is not None and now >= started + experiment.earliest:
+        yield Task("look", running.name)
+    elif _is_of_interest(running, started, now):
+        yield Task("refresh", running.name)
 
 
-def _is_later(part: Part, occurrence: datetime) -> bool:
-    return part.due_at > occurrence
+def _is_of_interest(running: Running, started: datetime, now: datetime) -> bool:
+    """Whether something is to be seen of an experiment, and has not been seen for good."""
+    measures = running.placed.measures
+    return (
+        started + timedelta(hours=1)
+        <= now
+        < started + measures.planned_end + measures.within + timedelta(days=2)
+    )
+
+
+def _first_exposure(warehouse: Warehouse, experiment: str) -> datetime | None:
+    if not has_marts(warehouse):
+        return None
+    return warehouse.value(
+        "select minOrNull(exposed_at) from marts.experiment_exposures where experiment = {experiment:String}",
+        {"experiment": experiment},
+    )
 
 
 def rows_of_sums(warehouse: Warehouse, experiment: str) -> pl.DataFrame:

@@ -85,8 +85,9 @@ class Team:
     def settings(self) -> SenderSettings:
         return SenderSettings(
             home=self.folder, content_dir=self.folder / "content", from_email="shop@example.com", company_name="Shop",
-            postal_address="1 High Street", provider="maildir", warehouse_port=self._settings.warehouse_port,
-            clock_offset=(self.now - datetime.now(UTC)).total_seconds(), workers=0,
+            postal_address="1 High Street", provider="maildir", default_cap_messages=0, workers=0,
+            warehouse_port=self._settings.warehouse_port,
+            clock_offset=(self.now - datetime.now(UTC)).total_seconds(),
         )  # fmt: skip
 
     def write(self, name: str = "win_back", schedule: dict | None = None, **experiment: Any) -> None:

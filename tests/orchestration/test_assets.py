@@ -8,7 +8,18 @@ import pytest
 from deliverability.preflight import CHECKS as PREFLIGHT_CHECKS
 from orchestration.lib.dbt_specs import GROUPS, group_of
 
-GROUP_NAMES = {"ingestion", "staging", "marts", "segments", "bi", "ml", "campaigns", "journeys", "triggers"}
+GROUP_NAMES = {
+    "ingestion",
+    "staging",
+    "marts",
+    "segments",
+    "bi",
+    "ml",
+    "campaigns",
+    "experiments",
+    "journeys",
+    "triggers",
+}
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from orchestration.defs.campaigns.assets import (
     require_whole,
     send_observed,
 )
-from orchestration.lib.campaign_runs import export_ledger, prepare, summary_counts
+from orchestration.lib.campaign_runs import divide, export_ledger, prepare, summary_counts
 from orchestration.lib.resources import counts_metadata, open_warehouse
 from senders.settings import SenderSettings
 from warehouse.errors import SettingsError
@@ -77,6 +77,7 @@ def settle(context: dg.OpExecutionContext) -> Iterator[dg.DynamicOutput[str]]:
         prepared.require_passed()
         # parts of an audience that is not settled yet would be parts of different ones
         prepared.audience.freeze()
+        divide(prepared)
     for number in range(1, settings.send_parts + 1):
         yield dg.DynamicOutput(f"{number}/{settings.send_parts}", mapping_key=f"part_{number}")
 

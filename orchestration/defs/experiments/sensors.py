@@ -7,18 +7,17 @@ import time
 
 import dagster as dg
 
-from campaigns.experiments import has_tables
 from orchestration.defs.campaigns.assets import CAMPAIGN_TAG, CAMPAIGNS, OCCURRENCE_TAG, PART_TAG, PAUSED_TAG
 from orchestration.defs.campaigns.sensors import ATTEMPTS, RUNS_PER_TICK, sending_job
 from orchestration.defs.experiments.assets import EXPERIMENTS, RESULTS
-from orchestration.lib.experiment_runs import Running, Task, due_tasks, load_experiments
+from orchestration.lib.experiment_runs import Task, due_tasks, load_experiments
 from orchestration.lib.resources import open_warehouse
 from senders.ledger import Ledger
 from senders.settings import SenderSettings
 
 EXPERIMENT_TAG = "mailhouse/experiment"
-LOOK_SECONDS = 900.0
-"""Looks that may decide are so far apart, by the wall clock."""
+LOOK_SECONDS = {"look": 900.0, "refresh": 6 * 3600.0}
+"""Looks that may decide, and those that only show, are so far apart, by the wall clock."""
 
 analyse_experiment = dg.define_asset_job(
     "analyse_experiment",
@@ -43,17 +42,15 @@ def experiments_due(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg
     requests: list[dg.RunRequest] = []
     waiting: list[str] = []
     with open_warehouse("experiments_due") as warehouse:
-        if not has_tables(warehouse):
-            return dg.SkipReason(f"None of {len(running)} experiments has begun.")
         for one in running.values():
             if one.campaign is not None and one.campaign.campaign in paused:
                 waiting.append(f"{one.campaign.campaign} is paused")
                 continue
             for task in due_tasks(warehouse, one, now):
                 request = (
-                    _look(context.instance, one)
-                    if task.kind == "look"
-                    else _send(context.instance, task, settings)
+                    _send(context.instance, task, settings)
+                    if task.kind == "send"
+                    else _look(context.instance, task)
                 )
                 if request is not None:
                     requests.append(request)
@@ -71,16 +68,18 @@ def experiments_due(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg
     )
 
 
-def _look(instance: dg.DagsterInstance, running: Running) -> dg.RunRequest | None:
+def _look(instance: dg.DagsterInstance, task: Task) -> dg.RunRequest | None:
     """A look, unless one is under way or was a short while ago."""
-    tags = {EXPERIMENT_TAG: running.name}
+    tags = {EXPERIMENT_TAG: task.experiment}
     records = instance.get_run_records(dg.RunsFilter(tags=tags), limit=1)
     if records:
         newest = records[0]
         ended = newest.end_time
-        if not newest.dagster_run.is_finished or (ended is not None and time.time() < ended + LOOK_SECONDS):
+        if not newest.dagster_run.is_finished or (
+            ended is not None and time.time() < ended + LOOK_SECONDS[task.kind]
+        ):
             return None
-    return dg.RunRequest(partition_key=running.name, tags=tags, job_name=analyse_experiment.name)
+    return dg.RunRequest(partition_key=task.experiment, tags=tags, job_name=analyse_experiment.name)
 
 
 def _send(instance: dg.DagsterInstance, task: Task, settings: SenderSettings) -> dg.RunRequest | None:
