@@ -15,7 +15,7 @@ from orchestration.lib.resources import open_warehouse
 from senders.ledger import Ledger
 from senders.settings import SenderSettings
 
-EXPERIMENT_TAG = "mailhouse/experiment"
+EXPERIMENT_TAG, KIND_TAG = "mailhouse/experiment", "mailhouse/experiment_look"
 LOOK_SECONDS = {"look": 900.0, "refresh": 6 * 3600.0}
 """Looks that may decide, and those that only show, are so far apart, by the wall clock."""
 
@@ -69,16 +69,17 @@ def experiments_due(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg
 
 
 def _look(instance: dg.DagsterInstance, task: Task) -> dg.RunRequest | None:
-    """A look, unless one is under way or was a short while ago."""
-    tags = {EXPERIMENT_TAG: task.experiment}
-    records = instance.get_run_records(dg.RunsFilter(tags=tags), limit=1)
-    if records:
-        newest = records[0]
-        ended = newest.end_time
-        if not newest.dagster_run.is_finished or (
-            ended is not None and time.time() < ended + LOOK_SECONDS[task.kind]
-        ):
-            return None
+    """A look, unless one is under way or one of its kind was a short while ago."""
+    name = {EXPERIMENT_TAG: task.experiment}
+    tags = {**name, KIND_TAG: task.kind}
+    newest = instance.get_run_records(dg.RunsFilter(tags=name), limit=1)
+    if newest and not newest[0].dagster_run.is_finished:
+        return None
+    before = instance.get_run_records(dg.RunsFilter(tags=tags), limit=1)
+    # runs are timed by the wall clock, whatever the settings' clock says
+    ended = before[0].end_time if before else None
+    if ended is not None and time.time() < ended + LOOK_SECONDS[task.kind]:
+        return None
     return dg.RunRequest(partition_key=task.experiment, tags=tags, job_name=analyse_experiment.name)
 
 

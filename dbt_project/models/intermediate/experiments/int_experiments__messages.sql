@@ -10,7 +10,7 @@
     )
 }}
 
-{%- set months = rebuilt_months() %}
+{%- set months = rebuilt_experiment_months() %}
 
 {% if is_incremental() and not months -%}
 {{ nothing_due() }}

@@ -64,16 +64,17 @@ metric_{{ name }} as (
         any(exposures.exposed_at) as exposed_at,
         'mean' as metric_kind,
         '{{ name }}' as metric,
-        sumIf(
+        -- who did nothing has 0, also where the client has join_use_nulls
+        coalesce(sumIf(
             toFloat64(happened.value),
             happened.happened_at >= exposures.exposed_at
             and happened.happened_at < exposures.exposed_at + toIntervalSecond(exposures.window_seconds)
-        ) as value,
-        sumIf(
+        ), 0) as value,
+        coalesce(sumIf(
             toFloat64(happened.value),
             happened.happened_at < exposures.exposed_at
             and happened.happened_at >= exposures.exposed_at - toIntervalDay({{ var('experiment_before_days') }})
-        ) as value_before,
+        ), 0) as value_before,
         {{ is_lower_better(name) }} as is_lower_better
     from exposures
     left join (
