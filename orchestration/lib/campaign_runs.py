@@ -51,8 +51,8 @@ CHECKS: Mapping[str, str] = {
     "consent": "Nobody is about to get marketing without consent, or although suppressed.",
     "audience_not_empty": "Somebody is left to send to.",
     "audience_drift": "The audience is not wildly larger than that of the occurrence before.",
-    **PREFLIGHT_CHECKS,
     EXPERIMENT_CHECK: "The audience is large enough for the experiment to find what it looks for.",
+    **PREFLIGHT_CHECKS,
 }
 WARNINGS = (*PREFLIGHT_WARNINGS, EXPERIMENT_CHECK)
 """Checks that do not stop a send."""
@@ -163,8 +163,8 @@ def prepare(
     said = _said_of(settings, spec, templates)
     checks = [
         *run_checks(spec, summary, said),
-        *judge_message(settings, spec, moment, audience, templates, has_problems=bool(said)),
         check_size(warehouse, spec, summary),
+        *judge_message(settings, spec, moment, audience, templates, has_problems=bool(said)),
     ]
     return Prepared(settings, spec, moment, audience, templates, version, summary, tuple(checks))
 

@@ -9,6 +9,8 @@
     )
 }}
 
+-- depends_on: {{ ref('int_experiments__messages') }}
+
 {%- set months = due_exposure_months() %}
 {%- set flags = {
     'opens': 'is_opened', 'clicks': 'is_clicked', 'conversions': 'is_converted', 'unsubscribes': 'is_unsubscribed',
