@@ -5,24 +5,26 @@ from __future__ import annotations
 import json
 import random
 from collections import defaultdict
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
 import polars as pl
 import pytest
-from models import Models, moment, order
+from models import PREFIX, Models, moment
 
 from campaigns.journey_state import define_tables
 
 pytestmark = pytest.mark.slow
 
-SELECT = ("+experiment_sums", "--exclude-resource-type", "unit_test", "test")
 OWN = (
-    "int_experiments__messages",
-    "experiment_exposures",
-    "experiment_sums",
-    "--exclude-resource-type",
-    "unit_test",
+    *(
+        "stg_ledger__experiments",
+        "stg_journeys__moves",
+        "path:models/metrics",
+        "path:models/intermediate/experiments",
+    ),
+    *("path:models/marts/experiments", "--exclude-resource-type", "unit_test", "test"),
 )
 WEEK = timedelta(days=7)
 
@@ -43,117 +45,152 @@ def record(models: Models, name: str, owner_kind: str, owner: str, window: timed
     )  # fmt: skip
 
 
+_BEFORE = (
+    """
+    create table {prefix}intermediate.int_messages__followed (
+        message_hash UInt64, message_id String, ledger_contact_id Int64, identity_id Int64,
+        kind LowCardinality(String), name LowCardinality(String), occurrence LowCardinality(String),
+        experiment LowCardinality(String), variant LowCardinality(String), status LowCardinality(String),
+        reason LowCardinality(String), created_at DateTime64(3, 'UTC'), sent_at Nullable(DateTime64(3, 'UTC')),
+        first_opened_at Nullable(DateTime64(3, 'UTC')), first_clicked_at Nullable(DateTime64(3, 'UTC')),
+        unsubscribed_at Nullable(DateTime64(3, 'UTC')), complained_at Nullable(DateTime64(3, 'UTC')),
+        bounced_at Nullable(DateTime64(3, 'UTC')), rebuilt_at DateTime64(3, 'UTC') default now64(3)
+    ) engine = ReplacingMergeTree(rebuilt_at) partition by toYYYYMM(created_at) order by (name, occurrence, message_hash)
+    """,
+    """
+    create table {prefix}intermediate.int_contacts__identified (
+        identity_id Int64, contact_id Int64, kind String, message_contact_id Int64
+    ) engine = MergeTree order by identity_id
+    """,
+    """
+    create table {prefix}intermediate.int_goals__reached (
+        is_month Bool, kind LowCardinality(String), campaign LowCardinality(String), contact_id Int64,
+        reached_at DateTime64(3, 'UTC')
+    ) engine = MergeTree order by contact_id
+    """,
+    """
+    create table {prefix}intermediate.int_increments__taken (
+        model String, taken_at DateTime64(3, 'UTC'), taken_on Date
+    ) engine = MergeTree order by model
+    """,
+    """
+    create table {prefix}marts.orders (
+        contact_id Nullable(Int64), ordered_at DateTime64(3, 'UTC'), revenue Decimal(18, 2), is_sale Bool
+    ) engine = MergeTree order by ordered_at
+    """,
+)
+_TIMES = {
+    "opens": "first_opened_at", "clicks": "first_clicked_at", "unsubscribes": "unsubscribed_at",
+    "complaints": "complained_at", "bounces": "bounced_at",
+}  # fmt: skip
+
+
 class Test:
-    """Messages of an experiment and what people did: in the warehouse and for the reference."""
+    """Messages of an experiment and what people did: in what the marts stand on, and for the reference."""
 
     __test__ = False
 
     def __init__(self, models: Models) -> None:
         self.models, self.dice = models, random.Random(3)
-        self.messages: list[dict[str, Any]] = []
-        self.events: list[dict[str, Any]] = []
+        self.messages: dict[str, dict[str, Any]] = {}
         self.orders: list[tuple[int, datetime, float]] = []
-        self.ids: dict[int, int] = {}
-
-    def people(self, count: int) -> None:
-        for number in range(count):
-            self.models.contact(str(number), f"p{number}@example.com", "01-01")
-        self.models.build("--select", "+contacts", "--exclude-resource-type", "unit_test", "test")
-        rows = self.models.frame("select contact_id, email from marts.contacts")
-        self.ids = {int(str(email)[1:].split("@")[0]): contact_id for contact_id, email in rows.iter_rows()}
+        self.goals: list[tuple[int, datetime]] = []
+        for name in ("intermediate", "marts"):
+            models.warehouse.execute(f"create database {PREFIX}{name}")
+        for statement in _BEFORE:
+            models.warehouse.execute(statement.format(prefix=PREFIX))
 
     def send(self, day: str, contacts: range, *, mixed: int = -1) -> None:
-        rows: list[dict[str, Any]] = []
         for number in contacts:
-            variant = "warm" if number % 2 else "plain"
-            if number % 10 == 9:
-                variant = "remainder"
-            elif number % 10 == 8:
-                variant = "holdout"
+            variant = {9: "remainder", 8: "holdout"}.get(number % 10, "warm" if number % 2 else "plain")
             if number == mixed:
                 variant = "plain" if variant == "warm" else "warm"
             at = moment(day) + timedelta(minutes=self.dice.randrange(600))
-            message = {
-                "message_id": f"{day}-{number}", "number": number, "variant": variant, "at": at,
-                "status": "skipped" if variant == "holdout" else "failed" if number % 17 == 0 else "sent",
+            status = "skipped" if variant == "holdout" else "failed" if number % 17 == 0 else "sent"
+            self.messages[f"{day}-{number}"] = {
+                "message_id": f"{day}-{number}", "ledger_contact_id": number, "identity_id": number, "kind": "campaign",
+                "name": "win_back", "occurrence": day, "experiment": "tone", "variant": variant, "status": status,
+                "reason": "holdout" if variant == "holdout" else "", "created_at": at,
+                "sent_at": at if status == "sent" else None, **dict.fromkeys(_TIMES.values()),
             }  # fmt: skip
-            self.messages.append(message)
-            rows.append(
-                {
-                    "message_id": message["message_id"], "sequence": 0, "status": message["status"],
-                    "reason": "holdout" if variant == "holdout" else "", "kind": "campaign", "name": "win_back",
-                    "occurrence": day, "contact_id": self.ids[number], "email": f"p{number}@example.com",
-                    "channel": "email", "provider": "smtp", "experiment": "tone", "variant": variant,
-                    "changed_at": at, "details": "{}",
-                }
-            )  # fmt: skip
-        frame = pl.DataFrame(rows).with_columns(
-            pl.col("sequence").cast(pl.UInt32), pl.col("changed_at").cast(pl.Datetime("ms", "UTC"))
+        self.store(self.messages)
+
+    def store(self, ids: Iterable[str]) -> None:
+        """Put messages down as they are by now."""
+        times = ("created_at", "sent_at", *_TIMES.values())
+        frame = pl.DataFrame([self.messages[one] for one in ids], infer_schema_length=None).with_columns(
+            pl.col("message_id").hash().alias("message_hash"), pl.col(*times).cast(pl.Datetime("ms", "UTC"))
         )
-        self.models.warehouse.insert("raw.messages", frame)
+        self.models.warehouse.insert(f"{PREFIX}intermediate.int_messages__followed", frame)
 
     def happen(self, count: int) -> None:
-        sent = [one for one in self.messages if one["status"] == "sent"]
-        fresh: list[dict[str, Any]] = []
-        for _ in range(count):
-            message = self.dice.choice(sent)
-            kind = self.dice.choices(
-                ["opened", "clicked", "unsubscribed", "complained", "bounced"], [6, 6, 2, 1, 1]
-            )[0]
-            event = {
-                "id": f"e{len(self.events) + len(fresh)}", "type": kind, "message_id": message["message_id"],
-                "at": message["at"] + timedelta(hours=self.dice.randrange(1, 300)), "source": "smtp",
-            }  # fmt: skip
-            if kind in ("opened", "clicked"):
-                event["is_machine"] = self.dice.random() < 0.4
-            fresh.append(event)
-        self.models.events(*fresh)
-        self.events += fresh
+        """People answer, some of them long after the window."""
+        sent = [name for name, one in self.messages.items() if one["status"] == "sent"]
+        touched = {self.dice.choice(sent) for _ in range(count)}
+        for name in touched:
+            message = self.messages[name]
+            column = self.dice.choice(list(_TIMES.values()))
+            at = message["sent_at"] + timedelta(hours=self.dice.randrange(1, 300))
+            message[column] = min(message[column] or at, at)
+        self.store(sorted(touched))
+        number = self.dice.randrange(100)
+        at = moment("06-04") + timedelta(hours=self.dice.randrange(200))
+        self.goals.append((number, at))
+        self.models.warehouse.insert(
+            f"{PREFIX}intermediate.int_goals__reached",
+            pl.DataFrame(
+                {
+                    "is_month": [False], "kind": ["campaign"], "campaign": ["win_back"], "contact_id": [number],
+                    "reached_at": [at],
+                }
+            ),
+        )  # fmt: skip
 
     def buy(self, count: int) -> None:
-        rows = []
-        for _ in range(count):
-            number, at = (
-                self.dice.choice(list(self.ids)),
+        rows = [
+            (
+                self.dice.randrange(120),
                 moment("04-20") + timedelta(hours=self.dice.randrange(1400)),
+                float(self.dice.randrange(1, 90)),
             )
-            amount = self.dice.randrange(1, 90)
-            rows.append(order(f"o{len(self.orders)}", at, f"{amount}.00", email=f"p{number}@example.com"))
-            self.orders.append((number, at, float(amount)))
-        self.models.events(*rows)
+            for _ in range(count)
+        ]
+        frame = pl.DataFrame(rows, schema=["contact_id", "ordered_at", "revenue"], orient="row").with_columns(
+            pl.col("ordered_at").cast(pl.Datetime("ms", "UTC")), pl.lit(True).alias("is_sale")
+        )
+        self.models.warehouse.insert(f"{PREFIX}marts.orders", frame)
+        self.orders += rows
+
+    def build(self, offset: timedelta = timedelta(0)) -> None:
+        self.models.build("--select", *OWN, offset=offset)
 
     def reference(self) -> dict[tuple[str, str, str], tuple[float, ...]]:
         """contacts, sum, squares, before, squares, products, by variant, metric and day."""
         of: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for one in self.messages:
+        for one in self.messages.values():
             went = one["status"] == "sent" or one["variant"] == "holdout"
             if went and one["variant"] != "remainder":
-                of[one["number"]].append(one)
+                of[one["ledger_contact_id"]].append(one)
         sums: dict[tuple[str, str, str], list[float]] = defaultdict(lambda: [0.0] * 6)
-        by_message: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for event in self.events:
-            by_message[event["message_id"]].append(event)
         for number, messages in of.items():
             if len({one["variant"] for one in messages}) > 1:
                 continue
-            first = min(messages, key=lambda one: one["at"])
+            first = min(messages, key=lambda one: one["created_at"])
+            since = first["created_at"]
             values: dict[str, tuple[float, float]] = {}
-            happened = [event for one in messages for event in by_message[one["message_id"]]]
-            for metric, kinds in (
-                ("opens", ("opened", "clicked")), ("clicks", ("clicked",)), ("unsubscribes", ("unsubscribed",)),
-                ("complaints", ("complained",)), ("bounces", ("bounced",)),
-            ):  # fmt: skip
-                times = [e["at"] for e in happened if e["type"] in kinds and not e.get("is_machine")]
-                is_in = bool(times) and min(times) < first["at"] + WEEK
-                values[metric] = (float(is_in), 0.0)
-            values["conversions"] = (0.0, 0.0)
+            for metric, column in _TIMES.items():
+                columns = (column, "first_clicked_at") if metric == "opens" else (column,)
+                times = [one[name] for one in messages for name in columns if one[name]]
+                values[metric] = (float(bool(times) and min(times) < since + WEEK), 0.0)
+            reached = [at for who, at in self.goals if who == number]
+            values["conversions"] = (float(bool(reached) and since <= min(reached) < since + WEEK), 0.0)
             mine = [(at, amount) for who, at, amount in self.orders if who == number]
-            after = [amount for at, amount in mine if first["at"] <= at < first["at"] + WEEK]
-            before = [amount for at, amount in mine if first["at"] - timedelta(days=56) <= at < first["at"]]
+            after = [amount for at, amount in mine if since <= at < since + WEEK]
+            before = [amount for at, amount in mine if since - timedelta(days=56) <= at < since]
             values["order_revenue"] = (sum(after), sum(before))
             values["orders_placed"] = (float(len(after)), float(len(before)))
             for metric, (value, earlier) in values.items():
-                row = sums[first["variant"], metric, f"{first['at']:%F}"]
+                row = sums[first["variant"], metric, f"{since:%F}"]
                 for at, more in enumerate((1, value, value**2, earlier, earlier**2, value * earlier)):
                     row[at] += more
         return {key: tuple(row) for key, row in sums.items()}
@@ -172,38 +209,40 @@ class Test:
 def test_sums_are_those_of_the_reference_day_after_day(models: Models) -> None:
     models.clear()
     test = Test(models)
-    test.people(120)
     record(models, "tone", "campaign", "win_back")
     test.send("05-28", range(80))
     test.happen(150)
     test.buy(150)
-    models.build("--select", *SELECT)
-    assert test.found() == test.reference()
+    test.build()
     reference = test.reference()
+    assert test.found() == reference
     assert {key[0] for key in reference} == {"plain", "warm", "holdout"}
+    assert reference["warm", "clicks", "2011-05-28"][1] > 0
 
     # a second round, to some of them again, and in one case another variant; late answers to the first
     test.send("06-03", range(40, 120), mixed=45)
-    test.happen(200)
+    for _ in range(5):
+        test.happen(40)
     test.buy(60)
-    models.build("--select", *SELECT)
+    test.build()
     assert test.found() == test.reference()
     assert models.value("select countIf(is_mixed) from marts.experiment_exposures") == 1
     stamp = models.value("select max(rebuilt_at) from marts.experiment_sums")
 
     # nothing new: weeks later nothing is summed anew, unless a metric was added, which tells of the past, too
     later = timedelta(days=40)
-    models.build("--select", *OWN, offset=later)
+    test.build(later)
     assert models.value("select max(rebuilt_at) from marts.experiment_sums") == stamp
     models.warehouse.execute(
-        "alter table dbt_test_marts.experiment_sums delete where metric = 'orders_placed' settings mutations_sync = 1"
+        f"alter table {PREFIX}marts.experiment_sums delete where metric = 'orders_placed' settings mutations_sync = 1"
     )
-    models.build("--select", *OWN, offset=later)
+    test.build(later)
     assert test.found() == test.reference()
 
 
 def test_a_split_of_a_journey_exposes_whoever_went_through_it(models: Models) -> None:
     models.clear()
+    Test(models)
     warehouse = models.warehouse
     warehouse.execute("drop database if exists campaigns")
     define_tables(warehouse)
@@ -226,10 +265,10 @@ def test_a_split_of_a_journey_exposes_whoever_went_through_it(models: Models) ->
             """
         )
         warehouse.execute("insert into campaigns.journey_ticks (journey, tick) values ('first_order', 1)")
-        models.build("--select", *SELECT)
-        # a second time, with the models' own tests
+        models.build("--select", *OWN)
+        # a second time, with the tests of the models
         models.build(
-            "--select", *OWN[:3], "stg_ledger__experiments", "int_experiments__moves", "path:models/metrics"
+            "--select", *OWN[:5], "--exclude", "path:models/staging", "--exclude-resource-type", "unit_test"
         )
         rows = models.rows(
             """
