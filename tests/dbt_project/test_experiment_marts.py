@@ -55,7 +55,8 @@ _BEFORE = (
         first_opened_at Nullable(DateTime64(3, 'UTC')), first_clicked_at Nullable(DateTime64(3, 'UTC')),
         unsubscribed_at Nullable(DateTime64(3, 'UTC')), complained_at Nullable(DateTime64(3, 'UTC')),
         bounced_at Nullable(DateTime64(3, 'UTC')), rebuilt_at DateTime64(3, 'UTC') default now64(3)
-    ) engine = ReplacingMergeTree(rebuilt_at) partition by toYYYYMM(created_at) order by (name, occurrence, message_hash)
+    ) engine = ReplacingMergeTree(rebuilt_at) partition by toYYYYMM(created_at)
+        order by (name, occurrence, message_hash)
     """,
     """
     create table {prefix}intermediate.int_contacts__identified (
@@ -267,9 +268,7 @@ def test_a_split_of_a_journey_exposes_whoever_went_through_it(models: Models) ->
         warehouse.execute("insert into campaigns.journey_ticks (journey, tick) values ('first_order', 1)")
         models.build("--select", *OWN)
         # a second time, with the tests of the models
-        models.build(
-            "--select", *OWN[:5], "--exclude", "path:models/staging", "--exclude-resource-type", "unit_test"
-        )
+        models.build("--select", *OWN[:5], "--exclude", "path:models/staging")
         rows = models.rows(
             """
             select contact_id, variant, is_converted, message_id, is_mixed from marts.experiment_exposures
