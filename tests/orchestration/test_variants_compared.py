@@ -46,7 +46,8 @@ def test_the_shipped_experiment_is_sent_analysed_and_shown(
         insert into raw.events (event_id, type, source, message_id, email, occurred_at, received_at, properties)
         select 'click-' || message_id, 'clicked', 'test', message_id, any(email),
             max(changed_at) + toIntervalHour(1) as at, at, '{"is_machine": false, "url": "https://shop.example/"}'
-        from raw.messages where name = 'win_back' and status = 'sent' and sipHash64(message_id) % if(variant = 'missed', 3, 20) = 0
+        from raw.messages where name = 'win_back' and status = 'sent'
+            and sipHash64(message_id) % if(variant = 'missed', 3, 20) = 0
         group by message_id
         union all
         select 'scan-' || message_id, 'clicked', 'test', message_id, any(email), max(changed_at) as at, at,
