@@ -384,12 +384,24 @@ class Audience(Recipients):
             is_frozen=kept is not None,
         )
 
-    def batches(self, rows: int = 1_000, *, shard: Shard | None = None) -> Iterator[pl.DataFrame]:
+    def counts_by(self, label: str) -> dict[str, int]:
+        """Contacts in the audience, sendable or not, by an SQL expression over `contact_id`. Settles nothing."""
+        members, parameters = self._members()
+        rows = self.warehouse.frame(
+            f"select toString({label}) as label, count() as contacts from ({members}) group by label",
+            parameters,
+        )
+        return {str(name): int(contacts) for name, contacts in rows.iter_rows()}
+
+    def batches(
+        self, rows: int = 1_000, *, shard: Shard | None = None, where: str = ""
+    ) -> Iterator[pl.DataFrame]:
         """The audience in order of contact_id; settles its members first, unless this is a dry run.
 
         Args:
             rows: contacts a frame, at most.
             shard: only this part of it.
+            where: only contacts for whom this SQL condition over `contact_id` holds; of our own making.
 
         Yields:
             Frames with `AUDIENCE_COLUMNS` and the profile's columns. `recommendations` is a list of structs
@@ -403,6 +415,7 @@ class Audience(Recipients):
         part = "and cityHash64(contact_id) % {shards:UInt64} = {shard:UInt64}" if shard else ""
         if shard:
             parameters |= {"shards": shard.count, "shard": shard.number - 1}
+        part += f" and {where}" if where else ""
         last = -(2**63)
         while True:
             page = f"""

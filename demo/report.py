@@ -34,14 +34,16 @@ class Report:
     predicted: pl.DataFrame
     skips: pl.DataFrame
     why: list[str]
+    experiments: list[tuple[str, str, list[str]]]
 
 
-def read(warehouse: Warehouse, why: list[str]) -> Report:
+def read(warehouse: Warehouse, why: list[str], experiments: list[tuple[str, str, list[str]]]) -> Report:
     """Read the report's frames from the marts.
 
     Args:
         warehouse: the demo's warehouse, models built.
         why: the answer of `mailhouse why` for one message, line by line.
+        experiments: of each its name, how it stands in a sentence, and the evidence.
     """
     orders = warehouse.frame(
         """
@@ -90,7 +92,12 @@ def read(warehouse: Warehouse, why: list[str]) -> Report:
             """
         ),
         cohorts=warehouse.frame("select * from marts.retention_cohorts order by 1, 2"),
-        campaigns=warehouse.frame("select * from marts.campaign_performance order by campaign, occurrence"),
+        campaigns=warehouse.frame(
+            """
+            select * replace (if(variant = '', campaign, campaign || ' (' || variant || ')') as campaign)
+            from marts.campaign_performance order by campaign, occurrence
+            """
+        ),
         recommender=warehouse.frame(
             """
             select model, metric, argMax(value, as_of) as value from raw.model_evaluations
@@ -126,6 +133,7 @@ def read(warehouse: Warehouse, why: list[str]) -> Report:
             """
         ),
         why=why,
+        experiments=experiments,
     )
 
 

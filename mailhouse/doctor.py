@@ -60,6 +60,7 @@ def diagnose(settings: SenderSettings, command: CommandSettings) -> list[Finding
         "dbt project": lambda: _models(settings),
         "sources": lambda: _sources(settings),
         "campaigns": lambda: _campaigns(settings),
+        "experiments": lambda: _experiments(settings),
         "triggers": lambda: _triggers(settings),
         "templates": lambda: _templates(settings),
         "assets": lambda: _assets(settings),
@@ -148,6 +149,19 @@ def _campaigns(settings: SenderSettings) -> Finding:
     segments = [path.stem for path in SEGMENTS_DIR.glob("*.sql")]
     check_references(specs, templates, segments, provider=settings.provider)
     return Finding("campaigns", Verdict.OK, f"{len(specs)} campaigns")
+
+
+def _experiments(settings: SenderSettings) -> Finding:
+    from orchestration.lib.experiment_runs import load_experiments, needed
+
+    known = load_experiments(settings.content_dir)
+    words = [
+        f"{one.name} needs {needed(one.placed, one.placed.measures.baseline).total:,} contacts"
+        for one in known.values()
+        if one.placed.measures.baseline is not None and one.placed.is_proportion
+    ]
+    said = f": {', '.join(words)}" if words else ""
+    return Finding("experiments", Verdict.OK, f"{len(known)} experiments{said}")
 
 
 def _triggers(settings: SenderSettings) -> Finding:

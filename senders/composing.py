@@ -64,7 +64,7 @@ class Envelope:
     """What all messages of one send have in common. Can be pickled; holds the signing key, so never log it.
 
     Attributes:
-        constants: names of the context that are the same for everybody: campaign (without `variant`),
+        constants: names of the context that are the same for everybody: campaign (its `variant` may be empty),
             postal_address, company_name.
         links: makes the signed links.
         is_marketing: whether each message says in its header how to unsubscribe (RFC 8058).
@@ -114,7 +114,7 @@ def constants_of(plan: SendPlan, settings: SenderSettings) -> dict[str, Any]:
     return {
         "campaign": {
             "kind": plan.kind, "name": plan.name, "version": plan.version, "occurrence": plan.occurrence,
-            "category": plan.category,
+            "category": plan.category, "variant": plan.variant,
         },
         "postal_address": settings.postal_address,
         "company_name": settings.company_name,
@@ -162,7 +162,7 @@ class Composer:
         self._headings: dict[tuple[Any, ...], tuple[str, str, bytes]] = {}
         self._constants = {
             **GLOBALS, "preheader": "", **envelope.constants,
-            "campaign": {**envelope.constants.get("campaign", {}), "variant": ""},
+            "campaign": {"variant": "", **envelope.constants.get("campaign", {})},
         }  # fmt: skip
         domain = ascii_domain(envelope.sender.email.rpartition("@")[2])
         self._from = f"From: {header_address(envelope.sender, 6)}\r\nTo: ".encode()
@@ -202,7 +202,7 @@ class Composer:
             "now": now,
             **link_context(self.envelope.links, message_id, self.template.source.tracking, self._names),
         }
-        if variant:
+        if variant and not context["campaign"]["variant"]:
             context["campaign"] = {**context["campaign"], "variant": variant}
         return context
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from campaigns.experiments import assignment_lines
 from senders.ledger import Ledger
 from senders.message import Reason, Status
 from warehouse.client import Warehouse
@@ -54,6 +55,7 @@ class Explanation:
         path: for messages of journeys, the moves that led to it and what followed it, oldest first: entered_at,
             previous_step, outcome, cause, step, ending.
         notes: what could not be read, and why.
+        assignment: how the contact came to the experiment's variant, as it was settled.
     """
 
     message_id: str
@@ -64,6 +66,7 @@ class Explanation:
     events: Sequence[Mapping[str, Any]] = ()
     path: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = field(default_factory=tuple)
+    assignment: Sequence[str] = ()
 
     @property
     def details(self) -> Mapping[str, Any]:
@@ -107,8 +110,11 @@ class Explanation:
             lines.append(_fact("Subject", message["subject"]))
         if message["experiment"] or message["variant"]:
             lines.append(
-                _fact("Experiment", f"{message['experiment'] or 'none'}, variant {message['variant']}")
+                _fact(
+                    "Experiment", f"{message['experiment'] or 'none'}, variant {message['variant'] or 'none'}"
+                )
             )
+            lines += [_fact("Assigned", line) for line in self.assignment]
         if details.get("recommendation_version"):
             lines.append(_fact("Recommendations", f"model version {details['recommendation_version']}"))
         lines.append(_fact("Consent", self._consent_text()))
@@ -192,12 +198,21 @@ def why(message_id: str, ledger: Ledger, warehouse: Warehouse) -> Explanation:
     consent = suppression = None
     events: list[dict[str, Any]] = []
     path: list[dict[str, Any]] = []
+    assignment: list[str] = []
     if not problem:
         if message["kind"] == "journey":
             path = journey_path(
                 warehouse, str(message["name"]).partition(".")[0], message["contact_id"],
                 int(str(message["occurrence"]).partition(".")[0]),
             )  # fmt: skip
+        if message["experiment"]:
+            assignment = assignment_lines(
+                warehouse,
+                message["experiment"],
+                message["variant"],
+                message["occurrence"],
+                message["contact_id"],
+            )
         if details.get("consent_id"):
             consent = _one(warehouse, _CONSENT, details["consent_id"])
         if details.get("suppression_event_id"):
@@ -205,7 +220,7 @@ def why(message_id: str, ledger: Ledger, warehouse: Warehouse) -> Explanation:
         events = warehouse.frame(_EVENTS, {"id": message_id}).to_dicts()
         for event in events:
             event["properties"] = json.loads(event["properties"] or "{}")
-    return Explanation(message_id, message, changes, consent, suppression, events, path, notes)
+    return Explanation(message_id, message, changes, consent, suppression, events, path, notes, assignment)
 
 
 def journey_path(

@@ -31,6 +31,9 @@ LIVE = (
     "marts/recommendations",
     "marts/messages",
     "marts/campaign_performance",
+    # by which experiments are decided
+    "marts/experiment_exposures",
+    "marts/experiment_sums",
     "marts/retention_cohorts",
 )
 """What campaigns, journeys, triggers and recommenders read, and how they do: with everything upstream, built at the

@@ -26,6 +26,7 @@ GROUPS: Mapping[str, str] = {
     "marts": "marts",
     "features": "features",
     "segments": "segments",
+    "metrics": "marts",
     "bi": "bi",
 }
 # what dagster_dbt hangs on each spec for its own use: the whole manifest and the translator, too big to keep

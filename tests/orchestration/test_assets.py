@@ -17,6 +17,7 @@ GROUP_NAMES = {
     "bi",
     "ml",
     "campaigns",
+    "experiments",
     "journeys",
     "triggers",
 }
@@ -66,9 +67,11 @@ def test_checks_before_a_send_block(definitions: dg.Definitions) -> None:
         "consent",
         "audience_not_empty",
         "audience_drift",
+        "experiment_size",
         *PREFLIGHT_CHECKS,
     }
-    assert {key.name for key in checks if not graph.get_check_spec(key).blocking} == {"client_support"}
+    warnings = {key.name for key in checks if not graph.get_check_spec(key).blocking}
+    assert warnings == {"client_support", "experiment_size"}
 
 
 def test_dbt_tests_are_asset_checks(definitions: dg.Definitions) -> None:
