@@ -19,6 +19,7 @@ MARK = b"\0"
 KEPT_LENGTH = 200
 _KEPT_VALUES = 2048
 _NUMBERS = frozenset({int, float, Decimal})
+_ESCAPED = re.compile(r"[&<>\"']")
 _PLAIN = re.compile(r"[ -<>-~]+")
 _PLAIN_HTML = re.compile(r"[ !#$%(-;?-~]+")
 
@@ -121,6 +122,11 @@ def made_in_html(text: str) -> bytes:
 def made_in_text(text: str) -> bytes:
     """The same for text."""
     return TEXT_VALUES["".join((text,))]
+
+
+def looks_alike(value: Any) -> bool:
+    """Whether a value is written in HTML as in text: nothing in it is escaped."""
+    return not _ESCAPED.search(value) if type(value) is str else type(value) in _NUMBERS
 
 
 def piece_in_html(value: Any) -> bytes:
