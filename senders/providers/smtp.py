@@ -40,7 +40,7 @@ _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})\b")
 _LONGEST_LINE = 8192
 _MOST_LINES = 100
 _MOST_HANDSHAKES = 20
-_WINDOW = 100
+_WINDOW = 200
 _READ = 8192
 _ENVELOPE = ("mail", "rcpt", "data")
 
@@ -744,7 +744,9 @@ class _Transfer:
                 self._write(lane, b"RSET\r\n")
         elif not lane.pipelines:
             following, line = (
-                ("rcpt", self._recipient(lane, position).encode()) if command == "mail" else ("data", b"DATA\r\n")
+                ("rcpt", self._recipient(lane, position).encode())
+                if command == "mail"
+                else ("data", b"DATA\r\n")
             )
             lane.expected.append(following)
             self._write(lane, line)
