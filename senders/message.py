@@ -7,6 +7,7 @@ provider's answer about one message. The ledger knows two more states of its own
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -119,6 +120,7 @@ class Message:
         address: where it goes on a channel other than mail: telephone number, device token.
         deliver_at: the provider holds it back until then; None means no longer than it takes.
         is_tracked: the provider shall count opens and clicks.
+        pieces: `html` and `text` as their template wrote them, constants and values in turn; None where nobody knows.
     """
 
     message_id: str
@@ -136,6 +138,7 @@ class Message:
     address: str = ""
     deliver_at: datetime | None = None
     is_tracked: bool = False
+    pieces: tuple[Sequence[str], Sequence[str]] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def composed(

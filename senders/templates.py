@@ -8,7 +8,7 @@ message unless the tag has a default.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -124,12 +124,18 @@ def render_error(error: Exception) -> RenderError:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """One message's content."""
+    """One message's content.
+
+    Attributes:
+        html_pieces, text_pieces: what the template wrote, piece by piece; joined they are `html` and `text`.
+    """
 
     subject: str
     html: str
     text: str
     preheader: str = ""
+    html_pieces: Sequence[str] = ()
+    text_pieces: Sequence[str] = ()
 
 
 class Recommendations(list[Any]):
@@ -206,7 +212,7 @@ class Template:
         """Text and HTML, compiled to write encoded bytes; what `senders.composing` makes messages of."""
         return (
             WirePart(_WIRE_TEXT, self.source.text, self.text, is_trimmed=True, tags=self.tags),
-            WirePart(_WIRE_HTML, self.source.html, self._html, is_trimmed=False, tags=self.tags),
+            WirePart(_WIRE_HTML, self.source.html, self.html, is_trimmed=False, tags=self.tags),
         )
 
     @cached_property
@@ -230,13 +236,26 @@ class Template:
     def heading(self, context: Mapping[str, Any]) -> tuple[str, str]:
         """Subject and preheader, each on one line; the subject may use `preheader`."""
         if not self.source.preheader:
-            return one_line(self._subject(context)), ""
-        preheader = one_line(self._preheader(context))
-        return one_line(self._subject({**context, "preheader": preheader})), preheader
+            return one_line("".join(self._subject(context))), ""
+        preheader = one_line("".join(self._preheader(context)))
+        return one_line("".join(self._subject({**context, "preheader": preheader}))), preheader
+
+    def html(self, context: Mapping[str, Any]) -> str:
+        """The HTML part."""
+        return "".join(self._html(context))
 
     def text(self, context: Mapping[str, Any]) -> str:
         """The text part, blank lines joined to one."""
-        return _BLANK_LINES.sub("\n\n", self._text(context)).strip() + "\n"
+        return "".join(self._text_pieces(context))
+
+    def _text_pieces(self, context: Mapping[str, Any]) -> list[str]:
+        pieces = self._text(context)
+        written = "".join(pieces)
+        text = _BLANK_LINES.sub("\n\n", written)
+        if len(text) < len(written) or not pieces or pieces[0][:1].isspace() or not pieces[-1].strip():
+            return [text.strip() + "\n"]
+        pieces[0], pieces[-1] = pieces[0].lstrip(), pieces[-1].rstrip() + "\n"
+        return pieces
 
     def render(self, context: Mapping[str, Any]) -> Rendered:
         """Fill the template in.
@@ -255,7 +274,8 @@ class Template:
         try:
             subject, preheader = self.heading(context)
             given = {**context, "preheader": preheader}
-            return Rendered(subject, self._html(given), self.text(given), preheader)
+            html, text = self._html(given), self._text_pieces(given)
+            return Rendered(subject, "".join(html), "".join(text), preheader, html, text)
         except RENDER_ERRORS as error:
             raise render_error(error) from error
 
@@ -288,10 +308,10 @@ class Template:
             translation.require_marketing(place)
 
 
-def _function(environment: Environment, source: str, place: str) -> Callable[[Mapping[str, Any]], str]:
-    """A function that fills in one part; a part without tags is its own answer."""
+def _function(environment: Environment, source: str, place: str) -> Callable[[Mapping[str, Any]], list[str]]:
+    """A function that fills in one part, piece by piece; a part without tags is its own answer."""
     if "{{" not in source and "{%" not in source and "{#" not in source:
-        return lambda _: source
+        return lambda _: [source]
     try:
         template = environment.from_string(source)
     except TemplateSyntaxError as error:
@@ -301,8 +321,8 @@ def _function(environment: Environment, source: str, place: str) -> Callable[[Ma
         ) from None
     root, known = template.root_render_func, environment.globals
 
-    def fill(context: Mapping[str, Any]) -> str:
+    def fill(context: Mapping[str, Any]) -> list[str]:
         # what Template.render does, without copying the context thrice
-        return "".join(root(Context(environment, {**known, **context}, None, {})))
+        return list(root(Context(environment, {**known, **context}, None, {})))
 
     return fill

@@ -249,6 +249,7 @@ class Worker:
             address=str(contact.get(self._address_column) or "") if self._address_column else "",
             deliver_at=now + plan.hold if plan.hold else None,
             is_tracked=plan.is_tracked,
+            pieces=(rendered.html_pieces, rendered.text_pieces),
         )
 
 

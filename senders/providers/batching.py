@@ -3,15 +3,22 @@
 A provider is handed messages that are rendered, each with HTML of its own. `share` finds what messages of one template
 have in common and leaves gaps where they differ. Whatever it finds, filling a recipient's values into the gaps gives
 that recipient's message back character by character, because the values are what stands between the common parts.
+
+Messages that come in the pieces that their template wrote (`Message.pieces`) are laid side by side: a piece that is the
+same in all is common, and columns of pieces that are the same are one gap. Messages built differently (one has a
+condition's block, the other has not) have the common parts that both have in the same order. Without pieces the common
+parts are searched for in each message, at ten times the cost.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 from senders.message import Message
 
@@ -33,7 +40,7 @@ class Shared:
     """Messages with one HTML and one text for all.
 
     Attributes:
-        html, text: with a tag at each gap.
+        html, text: with a tag at each gap; a tag may stand in several.
         values: for each message, tag -> what stands there. Empty for messages that are the same for all.
     """
 
@@ -53,6 +60,182 @@ def share(
         most_bytes: UTF-8 bytes of one message's tags and values at most; a message with more goes alone.
         most: messages in one group at most.
     """
+    done: list[Shared] = []
+    whole: list[Message] = []
+    lying: dict[tuple[int, int], list[Message]] = {}
+    for message in messages:
+        if message.pieces is None:
+            whole.append(message)
+        else:
+            lying.setdefault((len(message.pieces[0]), len(message.pieces[1])), []).append(message)
+    for bundle in _bundles([_Columns(members) for members in lying.values()], most_bytes):
+        if bundle.is_worth_it:
+            done += bundle.finish(tag, most_bytes, most)
+        else:
+            whole += [message for columns in bundle.columns for message in columns.members]
+    return done + _searched(whole, tag, most_bytes, most)
+
+
+class _Columns:
+    """Messages of as many pieces, side by side.
+
+    Attributes:
+        columns: of HTML and of text.
+        is_common: of each column, whether it is the same in all messages.
+        skeletons: the columns that are.
+    """
+
+    def __init__(self, members: Sequence[Message]) -> None:
+        self.members = members
+        number = len(members)
+        self.columns: list[list[tuple[str, ...]]] = []
+        self.is_common: list[list[bool]] = []
+        self.skeletons: list[tuple[str, ...]] = []
+        for part in (0, 1):
+            columns = list(zip(*(message.pieces[part] for message in members if message.pieces), strict=True))
+            # mostly the very same objects: those are not compared
+            is_common = [column.count(column[0]) == number for column in columns]
+            self.columns.append(columns)
+            self.is_common.append(is_common)
+            self.skeletons.append(tuple(column[0] for column, known in zip(columns, is_common, strict=True) if known))
+
+    def gaps(self, part: int, skeleton: Sequence[str]) -> list[Sequence[str] | None]:
+        """What stands before each piece of a skeleton and behind the last, message by message; None for nothing."""
+        found: list[Sequence[str] | None] = []
+        between: list[tuple[str, ...]] = []
+        wanted = iter((*skeleton, None))
+        next_one = next(wanted)
+        for column, is_common in zip(self.columns[part], self.is_common[part], strict=True):
+            if is_common and column[0] == next_one:
+                found.append(_run(between))
+                between = []
+                next_one = next(wanted)
+            else:
+                between.append(column)
+        found.append(_run(between))
+        return found
+
+
+def _run(columns: list[tuple[str, ...]]) -> Sequence[str] | None:
+    if len(columns) > 1:
+        return list(map("".join, zip(*columns, strict=True)))
+    return columns[0] if columns else None
+
+
+class _Bundle:
+    """Messages that go together although they are built differently.
+
+    Attributes:
+        skeletons: pieces of HTML and of text that all have, in order.
+    """
+
+    def __init__(self, first: _Columns) -> None:
+        self.columns = [first]
+        self.skeletons = first.skeletons
+        self._longest = _length(first.skeletons)
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether enough is in common."""
+        html = self.columns[0].members[0].html
+        return sum(map(len, self.skeletons[0])) >= _LEAST * len(html) or not html
+
+    def take(self, columns: _Columns, most_bytes: int) -> bool:
+        """Add messages, unless they or ours would have too much that is not in common."""
+        skeletons = [_common(*pair) for pair in zip(self.skeletons, columns.skeletons, strict=True)]
+        longest = max(self._longest, _length(columns.skeletons))
+        if longest - _length(skeletons) > most_bytes // 3:
+            return False
+        self.columns.append(columns)
+        self.skeletons, self._longest = skeletons, longest
+        return True
+
+    def finish(self, tag: Callable[[str], str], most_bytes: int, most: int) -> list[Shared]:
+        """The messages in groups; those that have too much of their own alone."""
+        # nobody can know it beforehand, so no content holds it
+        salt = secrets.token_hex(6)
+        members = [message for columns in self.columns for message in columns.members]
+        tags: list[str] = []
+        values: list[Sequence[str]] = []
+        known: dict[tuple[str, ...], list[int]] = {}
+        bodies: list[str] = []
+        for part in (0, 1):
+            body: list[str] = []
+            skeleton = self.skeletons[part]
+            found = [columns.gaps(part, skeleton) for columns in self.columns]
+            for number, theirs in enumerate(zip(*found, strict=True)):
+                if any(one is not None for one in theirs):
+                    column = _stacked(theirs, self.columns)
+                    # a column that is the same has the same in a few places, too: the others are not compared
+                    alike = known.setdefault((column[0], column[len(column) // 2], column[-1]), [])
+                    at = next((one for one in alike if values[one] == column), -1)
+                    if at < 0:
+                        at = len(values)
+                        alike.append(at)
+                        tags.append(tag(f"{salt}{at}"))
+                        values.append(column)
+                    body.append(tags[at])
+                if number < len(skeleton):
+                    body.append(skeleton[number])
+            bodies.append("".join(body))
+        size = sum(map(len, tags))
+        alone: list[Shared] = []
+        together: list[Message] = []
+        filled: list[dict[str, str]] = []
+        rows = zip(*values, strict=True) if values else itertools.repeat((), len(members))
+        for message, row in zip(members, rows, strict=True):
+            own = "".join(row)
+            # no character has more than four bytes
+            if size + 4 * len(own) > most_bytes and size + len(own.encode()) > most_bytes:
+                alone.append(_alone(message))
+            else:
+                together.append(message)
+                filled.append(dict(zip(tags, row, strict=True)))
+        return alone + [
+            Shared(together[start : start + most], bodies[0], bodies[1], filled[start : start + most])
+            if len(together) - start > 1
+            else _alone(together[start])
+            for start in range(0, len(together), most)
+        ]
+
+
+def _bundles(shapes: list[_Columns], most_bytes: int) -> list[_Bundle]:
+    bundles: list[_Bundle] = []
+    for columns in sorted(shapes, key=lambda one: len(one.members), reverse=True):
+        if not any(bundle.take(columns, most_bytes) for bundle in bundles[:_SHAPES]):
+            bundles.append(_Bundle(columns))
+    return bundles
+
+
+def _stacked(parts: Sequence[Sequence[str] | None], columns: Sequence[_Columns]) -> tuple[str, ...]:
+    """One column of all messages of a bundle."""
+    if len(parts) == 1 and parts[0] is not None:
+        return tuple(parts[0])
+    return tuple(
+        itertools.chain.from_iterable(
+            itertools.repeat("", len(one.members)) if part is None else part
+            for part, one in zip(parts, columns, strict=True)
+        )
+    )
+
+
+def _length(skeletons: Sequence[Sequence[str]]) -> int:
+    return sum(len(piece) for skeleton in skeletons for piece in skeleton)
+
+
+@functools.lru_cache(maxsize=64)
+def _common(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+    """Pieces that both have, in order. The same few templates come again and again."""
+    if first == second:
+        return first
+    matches = SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks()
+    return tuple(itertools.chain.from_iterable(first[match.a : match.a + match.size] for match in matches))
+
+
+def _searched(
+    messages: Sequence[Message], tag: Callable[[str], str], most_bytes: int, most: int
+) -> list[Shared]:
+    """`share` of messages without pieces."""
     groups: list[_Group] = []
     alike: dict[tuple[int, ...], list[_Group]] = {}
     for message in messages:
