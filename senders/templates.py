@@ -17,6 +17,7 @@ from jinja2 import Environment, TemplateSyntaxError, Undefined, UndefinedError, 
 from jinja2.exceptions import TemplateError as JinjaError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from markupsafe import Markup, escape
 
 from senders.filters import FILTERS, FilterError
 from senders.links import Tracking
@@ -38,6 +39,8 @@ _BLANK_LINES = re.compile(r"\n[ \n]*\n[ \n]*\n")
 #: Names that a heading may use beside fields of the contact and still depend on those alone within a send.
 _SAME_FOR_ALL = frozenset({"contact", "preheader", "company_name", "postal_address", "locale"})
 _GLOBALS = ("range", "dict", "namespace")
+_KEPT_LENGTH = 200  # characters of values whose escaped text is kept
+_KEPT_VALUES = 4096
 NO_TRACKING = Tracking()
 
 
@@ -308,6 +311,25 @@ class Template:
             translation.require_marketing(place)
 
 
+class _Escaped(dict[str, Markup]):
+    """Texts escaped for HTML: the same value is the same object, so `senders.providers.batching` need not compare."""
+
+    def __missing__(self, value: str) -> Markup:
+        made = escape(value)
+        if len(value) <= _KEPT_LENGTH:
+            if len(self) >= _KEPT_VALUES:
+                self.clear()
+            self[value] = made
+        return made
+
+
+_known_texts = _Escaped()
+
+
+def _escaped(value: Any) -> Markup:
+    return _known_texts[value] if type(value) is str else escape(value)
+
+
 def _function(environment: Environment, source: str, place: str) -> Callable[[Mapping[str, Any]], list[str]]:
     """A function that fills in one part, piece by piece; a part without tags is its own answer."""
     if "{{" not in source and "{%" not in source and "{#" not in source:
@@ -320,6 +342,7 @@ def _function(environment: Environment, source: str, place: str) -> Callable[[Ma
             fix="Open and close each if and for in the same element or on the same level of elements.",
         ) from None
     root, known = template.root_render_func, environment.globals
+    root.__globals__["escape"] = _escaped
 
     def fill(context: Mapping[str, Any]) -> list[str]:
         # what Template.render does, without copying the context thrice

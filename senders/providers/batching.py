@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 import re
 import secrets
 from collections.abc import Callable, Sequence
@@ -68,7 +69,12 @@ def share(
             whole.append(message)
         else:
             lying.setdefault((len(message.pieces[0]), len(message.pieces[1])), []).append(message)
-    for bundle in _bundles([_Columns(members) for members in lying.values()], most_bytes):
+    shapes: list[_Columns] = []
+    for members in lying.values():
+        while members:
+            columns, members = _Columns.of(members)
+            shapes.append(columns)
+    for bundle in _bundles(shapes, most_bytes):
         if bundle.is_worth_it:
             done += bundle.finish(tag, most_bytes, most)
         else:
@@ -77,46 +83,90 @@ def share(
 
 
 class _Columns:
-    """Messages of as many pieces, side by side.
+    """Messages that are built alike, their pieces side by side.
 
     Attributes:
-        columns: of HTML and of text.
-        is_common: of each column, whether it is the same in all messages.
-        skeletons: the columns that are.
+        constants: of HTML and of text, by column: the piece that is the same in all messages, None for those below.
+        columns: the others.
+        skeletons: the constants alone.
     """
 
-    def __init__(self, members: Sequence[Message]) -> None:
-        self.members = members
-        number = len(members)
-        self.columns: list[list[tuple[str, ...]]] = []
-        self.is_common: list[list[bool]] = []
-        self.skeletons: list[tuple[str, ...]] = []
-        for part in (0, 1):
-            columns = list(zip(*(message.pieces[part] for message in members if message.pieces), strict=True))
-            # mostly the very same objects: those are not compared
-            is_common = [column.count(column[0]) == number for column in columns]
-            self.columns.append(columns)
-            self.is_common.append(is_common)
-            self.skeletons.append(tuple(column[0] for column, known in zip(columns, is_common, strict=True) if known))
+    def __init__(
+        self,
+        members: Sequence[Message],
+        constants: Sequence[Sequence[str | None]],
+        columns: Sequence[Sequence[tuple[str, ...]]],
+    ) -> None:
+        self.members, self.constants, self.columns = members, constants, columns
+        self.skeletons = [tuple(piece for piece in part if piece is not None) for part in constants]
+
+    @classmethod
+    def of(cls, members: Sequence[Message]) -> tuple[_Columns, list[Message]]:
+        """Messages of as many pieces, and those of them that are built differently."""
+        parts = [[message.pieces[part] for message in members if message.pieces] for part in (0, 1)]
+        count = len(members)
+        samples = [(rows[0], rows[count // 2], rows[-1]) for rows in parts]
+        # constants of a template are the very same objects in all its messages
+        fixed = [[at for at, (a, b, c) in enumerate(zip(*three, strict=True)) if a is b is c] for three in samples]
+        left: list[Message] = []
+        for places, rows in zip(fixed, parts, strict=True):
+            if not places:
+                continue
+            pick = operator.itemgetter(*places)
+            wanted = pick(rows[0])
+            if list(map(pick, rows)).count(wanted) < count:
+                good = [pick(row) == wanted for row in rows]
+                left = [message for message, is_good in zip(members, good, strict=True) if not is_good]
+                mine = [message for message, is_good in zip(members, good, strict=True) if is_good]
+                made, others = cls.of(mine)
+                return made, left + others
+        constants: list[list[str | None]] = []
+        columns: list[list[tuple[str, ...]]] = []
+        for places, rows in zip(fixed, parts, strict=True):
+            known: list[str | None] = [None] * len(rows[0])
+            for at in places:
+                known[at] = rows[0][at]
+            others = [at for at, piece in enumerate(known) if piece is None]
+            varying: list[tuple[str, ...]] = []
+            for at, column in zip(others, _transposed(rows, others), strict=True):
+                # values may be the same for all, too
+                if column[0] == column[-1] and column.count(column[0]) == count:
+                    known[at] = column[0]
+                else:
+                    varying.append(column)
+            constants.append(known)
+            columns.append(varying)
+        return cls(members, constants, columns), left
 
     def gaps(self, part: int, skeleton: Sequence[str]) -> list[Sequence[str] | None]:
         """What stands before each piece of a skeleton and behind the last, message by message; None for nothing."""
         found: list[Sequence[str] | None] = []
-        between: list[tuple[str, ...]] = []
+        between: list[Sequence[str]] = []
+        varying = iter(self.columns[part])
         wanted = iter((*skeleton, None))
         next_one = next(wanted)
-        for column, is_common in zip(self.columns[part], self.is_common[part], strict=True):
-            if is_common and column[0] == next_one:
+        for constant in self.constants[part]:
+            if constant is None:
+                between.append(next(varying))
+            elif constant == next_one:
                 found.append(_run(between))
                 between = []
                 next_one = next(wanted)
             else:
-                between.append(column)
+                between.append((constant,) * len(self.members))
         found.append(_run(between))
         return found
 
 
-def _run(columns: list[tuple[str, ...]]) -> Sequence[str] | None:
+def _transposed(rows: Sequence[Sequence[str]], places: Sequence[int]) -> list[tuple[str, ...]]:
+    if not places:
+        return []
+    if len(places) == 1:
+        return [tuple([row[places[0]] for row in rows])]
+    return list(zip(*map(operator.itemgetter(*places), rows), strict=True))
+
+
+def _run(columns: Sequence[Sequence[str]]) -> Sequence[str] | None:
     if len(columns) > 1:
         return list(map("".join, zip(*columns, strict=True)))
     return columns[0] if columns else None
@@ -182,15 +232,18 @@ class _Bundle:
         alone: list[Shared] = []
         together: list[Message] = []
         filled: list[dict[str, str]] = []
-        rows = zip(*values, strict=True) if values else itertools.repeat((), len(members))
-        for message, row in zip(members, rows, strict=True):
-            own = "".join(row)
-            # no character has more than four bytes
-            if size + 4 * len(own) > most_bytes and size + len(own.encode()) > most_bytes:
-                alone.append(_alone(message))
-            else:
-                together.append(message)
-                filled.append(dict(zip(tags, row, strict=True)))
+        rows = list(zip(*values, strict=True)) if values else [()] * len(members)
+        # no character has more than four bytes
+        if size + 4 * sum(max(map(len, column)) for column in values) <= most_bytes:
+            together = members
+            filled = [dict(zip(tags, row, strict=True)) for row in rows]
+        else:
+            for message, row in zip(members, rows, strict=True):
+                if size + len("".join(row).encode()) > most_bytes:
+                    alone.append(_alone(message))
+                else:
+                    together.append(message)
+                    filled.append(dict(zip(tags, row, strict=True)))
         return alone + [
             Shared(together[start : start + most], bodies[0], bodies[1], filled[start : start + most])
             if len(together) - start > 1
