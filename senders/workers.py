@@ -555,12 +555,17 @@ def _unknown(message_ids: Sequence[str], how: str) -> Answer:
     return Answer(deliveries, [""] * len(deliveries))
 
 
-def _serve(pipe: Connection, parent: int) -> None:
-    """Work on windows until the pipe closes."""
+def settle_process() -> None:
+    """Make a process ready for windows of large messages: keep its memory, and look for garbage rarely."""
     keep_heap()
     # templates and libraries live as long as this process; what a message leaves behind is freed by counting references
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+def _serve(pipe: Connection, parent: int) -> None:
+    """Work on windows until the pipe closes."""
+    settle_process()
     job: _Job = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from the process that started this one
     journal = None
     if job.journal is not None:

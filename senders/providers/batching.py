@@ -107,7 +107,9 @@ class _Columns:
         count = len(members)
         samples = [(rows[0], rows[count // 2], rows[-1]) for rows in parts]
         # constants of a template are the very same objects in all its messages
-        fixed = [[at for at, (a, b, c) in enumerate(zip(*three, strict=True)) if a is b is c] for three in samples]
+        fixed = [
+            [at for at, (a, b, c) in enumerate(zip(*three, strict=True)) if a is b is c] for three in samples
+        ]
         left: list[Message] = []
         for places, rows in zip(fixed, parts, strict=True):
             if not places:

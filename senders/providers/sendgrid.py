@@ -153,7 +153,13 @@ class SendGridProvider(HttpProvider):
         alike: dict[tuple[Any, ...], list[Message]] = {}
         # nearly all have the same sender: comparing costs less than hashing
         for key, run in itertools.groupby(
-            batch, lambda message: (message.sender, message.reply_to, message.is_tracked, message.deliver_at is None)
+            batch,
+            lambda message: (
+                message.sender,
+                message.reply_to,
+                message.is_tracked,
+                message.deliver_at is None,
+            ),
         ):
             alike.setdefault(key, []).extend(run)
         for messages in alike.values():
