@@ -2,10 +2,10 @@
 
 The ledger learns of a window of messages before it goes and after it went. Before that, the coordinator notes in a
 small file which messages come next, and in between whoever sends notes each of them there: about to be handed over,
-accepted. So a message of which the ledger says that it may be on its way has a note in any case. Such notes cost next to nothing and
-outlive the process, but not the machine: they count only as long as the same system runs. Whoever finds them later
-knows of each message that was never handed over, and of each that was accepted; only those that were on their way are
-`unknown`.
+accepted. So a message of which the ledger says that it may be on its way has a note in any case. Such notes cost next
+to nothing and outlive the process, but not the machine: they count only as long as the same system runs. Whoever finds
+them later knows of each message that was never handed over, and of each that was accepted; only those that were on
+their way are `unknown`.
 
 A file belongs to one process that sends. Its owner, the coordinator, writes which rows of the ledger a window holds;
 the process writes one byte a row.

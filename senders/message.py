@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from senders.attachments import Attachment
@@ -160,6 +160,20 @@ class Message:
             text="", sent_at=sent_at, raw=raw, is_stuffed=True,
         )  # fmt: skip
         return message
+
+    @classmethod
+    def in_pieces(cls, html: Sequence[str], text: Sequence[str], **fields: Any) -> Message:
+        """A message whose HTML and text are joined only if somebody reads them: 40 KB that most calls never need."""
+        message = object.__new__(cls)
+        message.__dict__.update(fields, pieces=(html, text))
+        return message
+
+    def __getattr__(self, name: str) -> str:
+        pieces = self.__dict__.get("pieces")
+        if pieces is None or name not in ("html", "text"):
+            raise AttributeError(name)
+        joined = self.__dict__[name] = "".join(pieces[name == "text"])
+        return joined
 
     @cached_property
     def is_stuffed(self) -> bool:

@@ -125,20 +125,28 @@ def render_error(error: Exception) -> RenderError:
     return RenderError(f"{type(error).__name__}: {error}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rendered:
     """One message's content.
 
     Attributes:
-        html_pieces, text_pieces: what the template wrote, piece by piece; joined they are `html` and `text`.
+        html_pieces, text_pieces: what the template wrote, constants and values in turn.
     """
 
     subject: str
-    html: str
-    text: str
+    html_pieces: Sequence[str]
+    text_pieces: Sequence[str]
     preheader: str = ""
-    html_pieces: Sequence[str] = ()
-    text_pieces: Sequence[str] = ()
+
+    @cached_property
+    def html(self) -> str:
+        """The HTML part."""
+        return "".join(self.html_pieces)
+
+    @cached_property
+    def text(self) -> str:
+        """The text part."""
+        return "".join(self.text_pieces)
 
 
 class Recommendations(list[Any]):
@@ -278,7 +286,7 @@ class Template:
             subject, preheader = self.heading(context)
             given = {**context, "preheader": preheader}
             html, text = self._html(given), self._text_pieces(given)
-            return Rendered(subject, "".join(html), "".join(text), preheader, html, text)
+            return Rendered(subject, html, text, preheader)
         except RENDER_ERRORS as error:
             raise render_error(error) from error
 

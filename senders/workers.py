@@ -234,14 +234,14 @@ class Worker:
                 *headers,
             )
         names = (contact.get("first_name"), contact.get("last_name"))
-        return Message(
+        return Message.in_pieces(
+            rendered.html_pieces,
+            rendered.text_pieces,
             message_id=message_id,
             contact_id=contact["contact_id"],
             sender=envelope.sender,
             recipient=Address(contact["email"], mime.one_line(" ".join(str(name) for name in names if name))),
             subject=rendered.subject,
-            html=rendered.html,
-            text=rendered.text,
             sent_at=now.replace(microsecond=0),
             reply_to=envelope.reply_to,
             headers=headers,
@@ -249,7 +249,6 @@ class Worker:
             address=str(contact.get(self._address_column) or "") if self._address_column else "",
             deliver_at=now + plan.hold if plan.hold else None,
             is_tracked=plan.is_tracked,
-            pieces=(rendered.html_pieces, rendered.text_pieces),
         )
 
 

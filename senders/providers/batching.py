@@ -189,8 +189,8 @@ class _Bundle:
     @property
     def is_worth_it(self) -> bool:
         """Whether enough is in common."""
-        html = self.columns[0].members[0].html
-        return sum(map(len, self.skeletons[0])) >= _LEAST * len(html) or not html
+        pieces = self.columns[0].members[0].pieces
+        return pieces is not None and sum(map(len, self.skeletons[0])) >= _LEAST * sum(map(len, pieces[0]))
 
     def take(self, columns: _Columns, most_bytes: int) -> bool:
         """Add messages, unless they or ours would have too much that is not in common."""

@@ -144,7 +144,7 @@ class SendGridProvider(HttpProvider):
         """SendGrid takes no message without subject or content."""
         if not message.subject:
             return "the subject is empty"
-        if not (message.html or message.text):
+        if not (any(map(any, message.pieces)) if message.pieces else message.html or message.text):
             return "the message is empty"
         return super().problem(message)
 

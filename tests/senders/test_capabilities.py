@@ -207,7 +207,8 @@ def test_pieces_of_a_template_give_every_message_back(
             "<html><p>Hello {{ contact.name }}, {{ contact.name }}</p>{% for one in recommendations %}"
             '<a href="{{ one.link }}">go</a>{% endfor %}{% if contact.is_vip %}<b>vip {{ contact.name }}</b>{% endif %}'
             "<p>Yours, the shop, with a long common ending</p></html>",
-            "\nHello {{ contact.name | default('you') }}\n\n{% for one in recommendations %}{{ one.link }}\n{% endfor %}Bye ",
+            "\nHello {{ contact.name | default('you') }}\n\n"
+            "{% for one in recommendations %}{{ one.link }}\n{% endfor %}Bye ",
             "subject", "", None, frozenset(), frozenset(), frozenset(),
         )
     )  # fmt: skip
