@@ -100,8 +100,7 @@ RETRYABLE = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """A mailbox: `email` as `local@domain`, `name` for people, empty if there is none."""
 
     email: str

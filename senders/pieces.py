@@ -74,6 +74,11 @@ def _plain(value: str) -> bytes:
     """A value of which nothing need be encoded but what a line begins with."""
     if len(value) <= QUOTED_LENGTH and value[0] not in ".F" and "  " not in value:
         return value.encode("ascii") + b"=\r\n"
+    if QUOTED_LENGTH < len(value) <= 2 * QUOTED_LENGTH:
+        head, tail = value[:QUOTED_LENGTH], value[QUOTED_LENGTH:]
+        if head[0] not in ".F" and tail[0] not in ".F" and "  " not in value:
+            return f"{head}=\r\n{tail}=\r\n".encode("ascii")
+        return quoted(value)
     pieces = [value[at : at + QUOTED_LENGTH] for at in range(0, len(value), QUOTED_LENGTH)]
     for piece in pieces:
         if piece[0] in ".F":
