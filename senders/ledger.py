@@ -353,28 +353,31 @@ class Ledger:
         at = milliseconds(now)
         with self._writing(lock="claims") as connection:
             counts = self._recent(connection, claim, now, cap) if cap else {}
-            mark = connection.execute(sa.select(sa.func.coalesce(sa.func.max(messages.c.id), 0))).scalar_one()
+            ((mark,),) = _directly(connection, _NEWEST)
             reasons = [
                 reason
                 or (Reason.FREQUENCY_CAP.value if cap and counts.get(contact, 0) >= cap.messages else "")
                 for reason, contact in zip(claim.skip_reasons, claim.contact_ids, strict=True)
             ]
+            emails = claim.emails
+            if "\0" in "".join(emails):
+                emails = [_storable(email) for email in emails]
             variants = claim.variants or [""] * len(reasons)
             occurrences = claim.occurrences or [claim.plan.get("occurrence", "")] * len(reasons)
             plan_ids = self._plan_ids(connection, claim.plan, dict.fromkeys(occurrences))
             rows = [
-                (message_id, contact_id, _storable(email), variant, details, "skipped" if reason else "claimed", reason,
+                (message_id, contact_id, email, variant, details, "skipped" if reason else "claimed", reason,
                  1 if reason else 0, not reason, run.run_id, plan_ids[occurrence], at, at)
                 for message_id, contact_id, email, variant, reason, details, occurrence in zip(
-                    claim.message_ids, claim.contact_ids, claim.emails, variants, reasons, claim.details, occurrences,
+                    claim.message_ids, claim.contact_ids, emails, variants, reasons, claim.details, occurrences,
                     strict=True,
                 )
             ]  # fmt: skip
             _insert(connection, messages, _COLUMNS, rows, "on conflict (message_id) do nothing")
-            created = connection.execute(_CREATED, {"run_id": run.run_id, "mark": mark}).all()
+            created = _directly(connection, _CREATED, run_id=run.run_id, mark=mark)
             positions = {message_id: position for position, message_id in enumerate(claim.message_ids)}
             for row_id, message_id, status, reason in created:
-                if status == Status.CLAIMED:
+                if status == "claimed":
                     answer.rows[positions[message_id]] = row_id
                 else:
                     answer.skipped[reason] += 1
@@ -424,8 +427,7 @@ class Ledger:
         assert cap is not None
         counts: dict[int, int] = {}
         for contacts in _chunks(list(dict.fromkeys(claim.contact_ids))):
-            rows = _with_ids(connection, _RECENT, contacts, since=milliseconds(now - cap.within))
-            counts.update((row.contact_id, row.number) for row in rows)
+            counts.update(_directly(connection, _RECENT, contacts, since=milliseconds(now - cap.within)))
         return counts
 
     def _take_over(
@@ -489,7 +491,9 @@ class Ledger:
         at = milliseconds(now)
         with self._writing() as connection:
             for ids in _chunks(row_ids):
-                granted.update(_with_ids(connection, _DISPATCH, ids, run_id=run.run_id, at=at).scalars())
+                granted.update(
+                    row[0] for row in _directly(connection, _DISPATCH, ids, run_id=run.run_id, at=at)
+                )
         return granted
 
     def record(
@@ -519,33 +523,31 @@ class Ledger:
         at = milliseconds(now)
         sequences: dict[int, int] = {}
         for ids in _chunks([outcome.row_id for outcome in outcomes]):
-            owned = _with_ids(connection, _OWNED, ids, run_id=run.run_id, before=before)
-            sequences.update(map(tuple, owned.all()))
+            sequences.update(_directly(connection, _OWNED, ids, run_id=run.run_id, before=before))
         alike: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
         changes: list[tuple[Any, ...]] = []
-        for outcome in outcomes:
-            sequence = sequences.pop(outcome.row_id, None)
+        last: tuple[Status, str] | None = None
+        status = reason = ""
+        group: list[int] = []
+        for row_id, given, why, provider_message_id, reply, subject in outcomes:
+            sequence = sequences.pop(row_id, None)
             if sequence is None:
                 continue
-            status, reason = str(outcome.status), str(outcome.reason)[:100]
-            alike[status, reason].append(outcome.row_id)
+            # nearly all of a window end alike
+            if last is None or given is not last[0] or why != last[1]:
+                last = given, why
+                status, reason = str(given), str(why)[:100]
+                group = alike[status, reason]
+            group.append(row_id)
             changes.append(
-                (
-                    outcome.row_id, sequence + 1, status, reason, _storable(outcome.subject),
-                    _storable(outcome.provider_message_id[:250]), _storable(outcome.reply[:_REPLY]), at,
-                )
-            )  # fmt: skip
+                (row_id, sequence + 1, status, reason, subject, provider_message_id[:250], reply[:_REPLY], at)
+            )
+        if "\0" in "".join([text for change in changes for text in change[4:7]]):
+            changes = [(*row[:4], *map(_storable, row[4:7]), row[7]) for row in changes]
         for (status, reason), row_ids in alike.items():
+            is_open = status in _OPEN_STATUSES
             for ids in _chunks(row_ids):
-                _with_ids(
-                    connection,
-                    _RECORD,
-                    ids,
-                    status=status,
-                    reason=reason,
-                    at=at,
-                    is_open=status in _OPEN_STATUSES,
-                )
+                _directly(connection, _RECORD, ids, status=status, reason=reason, at=at, is_open=is_open)
         if changes:
             _insert(connection, message_changes, _CHANGE_COLUMNS, changes)
 
@@ -853,10 +855,12 @@ class Ledger:
         try:
             yield
         except SQLAlchemyError as error:
-            raise self._translated(error) from error
+            raise self._translated(error.orig if isinstance(error, DBAPIError) else None, error) from error
+        except self._engine.dialect.loaded_dbapi.Error as error:
+            # of `_directly`
+            raise self._translated(error, error) from error
 
-    def _translated(self, error: SQLAlchemyError) -> LedgerError:
-        original = error.orig if isinstance(error, DBAPIError) else None
+    def _translated(self, original: BaseException | None, error: Exception) -> LedgerError:
         code = getattr(original, "sqlite_errorcode", 0) & 0xFF
         state = getattr(original, "sqlstate", None) or ""
         where = f"The ledger at {self._place}"
@@ -962,6 +966,28 @@ def _with_ids(
 
 
 @functools.cache
+def _driver_statement(statement: str, dialect: str) -> str:
+    """A statement with `:name` parameters, perhaps `in :ids`, as the driver wants it."""
+    text = str(_set_statement(statement, dialect))
+    return text if dialect == "sqlite" else _PARAMETER.sub(r"%(\1)s", text.replace("%", "%%"))
+
+
+def _directly(
+    connection: sa.Connection, statement: str, ids: Sequence[Any] | None = None, **parameters: Any
+) -> list[tuple[Any, ...]]:
+    """As `_with_ids`, and the rows; for what is done with every window: SQLAlchemy costs more than the database."""
+    dialect = connection.dialect.name
+    if ids is not None:
+        parameters["ids"] = json.dumps(list(ids)) if dialect == "sqlite" else list(ids)
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(_driver_statement(statement, dialect), parameters)
+        return cursor.fetchall() if cursor.description else []
+    finally:
+        cursor.close()
+
+
+@functools.cache
 def _insertion(table: str, columns: tuple[str, ...], after: str, dialect: str) -> str:
     names = ", ".join(columns)
     if dialect == "sqlite":
@@ -999,6 +1025,7 @@ def _insert(
         )
 
 
+_PARAMETER = re.compile(r"(?<!:):([a-z_]+)")
 _OPEN_STATUSES = frozenset({Status.CLAIMED, Status.DISPATCHING, Status.UNKNOWN})
 _COLUMNS = (
     "message_id", "contact_id", "email", "variant", "details", "status", "reason", "sequence", "is_open", "run_id",
@@ -1007,7 +1034,8 @@ _COLUMNS = (
 _CHANGE_COLUMNS = (
     "message_row", "sequence", "status", "reason", "subject", "provider_message_id", "provider_reply", "changed_at",
 )  # fmt: skip
-_CREATED = sa.text(
+_NEWEST = "select coalesce(max(id), 0) from messages"
+_CREATED = (
     "select id, message_id, status, reason from messages where run_id = :run_id and id > :mark order by id"
 )
 _SKIPPED_CHANGES = sa.text(

@@ -7,11 +7,12 @@ provider's answer about one message. The ledger knows two more states of its own
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from campaigns.reasons import RETRYABLE, Reason
 
@@ -76,8 +77,7 @@ class RejectReason(StrEnum):
     OTHER = "other"
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """A mailbox: `email` as `local@domain`, `name` for people, empty if there is none."""
 
     email: str
@@ -96,6 +96,7 @@ class Message:
         address: where it goes on a channel other than mail: telephone number, device token.
         deliver_at: the provider holds it back until then; None means no longer than it takes.
         is_tracked: the provider shall count opens and clicks.
+        pieces: `html` and `text` as their template wrote them, constants and values in turn; None where nobody knows.
     """
 
     message_id: str
@@ -113,6 +114,7 @@ class Message:
     address: str = ""
     deliver_at: datetime | None = None
     is_tracked: bool = False
+    pieces: tuple[Sequence[str], Sequence[str]] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def composed(
@@ -134,6 +136,20 @@ class Message:
             text="", sent_at=sent_at, raw=raw, is_stuffed=True,
         )  # fmt: skip
         return message
+
+    @classmethod
+    def in_pieces(cls, html: Sequence[str], text: Sequence[str], **fields: Any) -> Message:
+        """A message whose HTML and text are joined only if somebody reads them: 40 KB that most calls never need."""
+        message = object.__new__(cls)
+        message.__dict__.update(fields, pieces=(html, text))
+        return message
+
+    def __getattr__(self, name: str) -> str:
+        pieces = self.__dict__.get("pieces")
+        if pieces is None or name not in ("html", "text"):
+            raise AttributeError(name)
+        joined = self.__dict__[name] = "".join(pieces[name == "text"])
+        return joined
 
     @cached_property
     def is_stuffed(self) -> bool:

@@ -14,7 +14,6 @@ import json
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -383,11 +382,20 @@ class _Sender:
         found = {name: name for name in ("consent_id", "suppression_event_id", "recommendation_version")}
         if column := ADDRESS_COLUMNS.get(self.plan.channel):
             found["address"] = column
-        columns = [
-            [f'"{name}": {encode_basestring_ascii(value)}' if value else "" for value in texts(frame, column)]
-            for name, column in found.items()
+        columns = {name: values for name, column in found.items() if any(values := texts(frame, column))}
+        encoded = [list(map(encode_basestring_ascii, values)) for values in columns.values()]
+        if all(map(all, columns.values())):
+            # no row lacks any: what they share is written once
+            pattern = ", ".join([*shared, *(f'"{name}": %s' for name in columns)])
+            return (
+                list(map(f"{{{pattern}}}".__mod__, zip(*encoded, strict=True)))
+                or [f"{{{pattern}}}"] * frame.height
+            )
+        parts = [
+            [f'"{name}": {text}' if text != '""' else "" for text in texts_]
+            for name, texts_ in zip(columns, encoded, strict=True)
         ]
-        return [f"{{{', '.join([*shared, *filter(None, row)])}}}" for row in zip(*columns, strict=True)]
+        return [f"{{{', '.join([*shared, *filter(None, row)])}}}" for row in zip(*parts, strict=True)]
 
     def dispatch(self, run: Run, window: Window) -> None:
         """Give a window out, as soon as somebody is free and the rate allows, unless somebody has paused it."""
@@ -403,12 +411,15 @@ class _Sender:
         if not self.limit.take(window.rows.texts("email"), self.stop):
             self.not_today(window)
             return
+        self.workers.reserve(window)
         granted = self.ledger.dispatch(run, window.row_ids, self.settings.now())
         if len(granted) < len(window.row_ids):
             self.summary.already_claimed += len(window.row_ids) - len(granted)
             window = window.only([at for at, row_id in enumerate(window.row_ids) if row_id in granted])
         if window.row_ids:
             self.workers.give(window)
+        else:
+            self.workers.withdraw()
         self.collect(run, wait=False)
 
     def allowed_today(self, run: Run, window: Window) -> Window:
@@ -499,8 +510,8 @@ class _Sender:
                     continue
                 delivery = delivery._replace(status=Status.FAILED, reason=Reason.DEFERRED)
             outcomes.append(Outcome.of(row_id, delivery, subject))
-        for status, number in Counter([outcome.status for outcome in outcomes]).items():
-            self.summary.count(status, number)
+        for status, alike in itertools.groupby([outcome.status for outcome in outcomes]):
+            self.summary.count(status, len(list(alike)))
         self.ledger.record(run, outcomes, self.settings.now(), release=released)
         for retry_after, places in later.items():
             pause = self.retry.wait(window.tries, retry_after) or 0.0

@@ -8,7 +8,7 @@ message unless the tag has a default.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from jinja2 import Environment, TemplateSyntaxError, Undefined, UndefinedError, 
 from jinja2.exceptions import TemplateError as JinjaError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from markupsafe import Markup, escape
 
 from campaigns.permissions import MAIL_CHANNELS
 from senders.filters import FILTERS, FilterError
@@ -41,6 +42,8 @@ _BLANK_LINES = re.compile(r"\n[ \n]*\n[ \n]*\n")
 #: Names that a heading may use beside fields of the contact and still depend on those alone within a send.
 _SAME_FOR_ALL = frozenset({"contact", "preheader", "company_name", "postal_address", "locale"})
 _GLOBALS = ("range", "dict", "namespace")
+_KEPT_LENGTH = 200  # characters of values whose escaped text is kept
+_KEPT_VALUES = 4096
 NO_TRACKING = Tracking()
 
 
@@ -125,14 +128,28 @@ def render_error(error: Exception) -> RenderError:
     return RenderError(f"{type(error).__name__}: {error}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rendered:
-    """One message's content."""
+    """One message's content.
+
+    Attributes:
+        html_pieces, text_pieces: what the template wrote, constants and values in turn.
+    """
 
     subject: str
-    html: str
-    text: str
+    html_pieces: Sequence[str]
+    text_pieces: Sequence[str]
     preheader: str = ""
+
+    @cached_property
+    def html(self) -> str:
+        """The HTML part."""
+        return "".join(self.html_pieces)
+
+    @cached_property
+    def text(self) -> str:
+        """The text part."""
+        return "".join(self.text_pieces)
 
 
 class Recommendations(list[Any]):
@@ -209,7 +226,7 @@ class Template:
         """Text and HTML, compiled to write encoded bytes; what `senders.composing` makes messages of."""
         return (
             WirePart(_WIRE_TEXT, self.source.text, self.text, is_trimmed=True, tags=self.tags),
-            WirePart(_WIRE_HTML, self.source.html, self._html, is_trimmed=False, tags=self.tags),
+            WirePart(_WIRE_HTML, self.source.html, self.html, is_trimmed=False, tags=self.tags),
         )
 
     @cached_property
@@ -233,13 +250,26 @@ class Template:
     def heading(self, context: Mapping[str, Any]) -> tuple[str, str]:
         """Subject and preheader, each on one line; the subject may use `preheader`."""
         if not self.source.preheader:
-            return one_line(self._subject(context)), ""
-        preheader = one_line(self._preheader(context))
-        return one_line(self._subject({**context, "preheader": preheader})), preheader
+            return one_line("".join(self._subject(context))), ""
+        preheader = one_line("".join(self._preheader(context)))
+        return one_line("".join(self._subject({**context, "preheader": preheader}))), preheader
+
+    def html(self, context: Mapping[str, Any]) -> str:
+        """The HTML part."""
+        return "".join(self._html(context))
 
     def text(self, context: Mapping[str, Any]) -> str:
         """The text part, blank lines joined to one."""
-        return _BLANK_LINES.sub("\n\n", self._text(context)).strip() + "\n"
+        return "".join(self._text_pieces(context))
+
+    def _text_pieces(self, context: Mapping[str, Any]) -> list[str]:
+        pieces = self._text(context)
+        written = "".join(pieces)
+        text = _BLANK_LINES.sub("\n\n", written)
+        if len(text) < len(written) or not pieces or pieces[0][:1].isspace() or not pieces[-1].strip():
+            return [text.strip() + "\n"]
+        pieces[0], pieces[-1] = pieces[0].lstrip(), pieces[-1].rstrip() + "\n"
+        return pieces
 
     def render(self, context: Mapping[str, Any]) -> Rendered:
         """Fill the template in.
@@ -258,7 +288,8 @@ class Template:
         try:
             subject, preheader = self.heading(context)
             given = {**context, "preheader": preheader}
-            return Rendered(subject, self._html(given), self.text(given), preheader)
+            html, text = self._html(given), self._text_pieces(given)
+            return Rendered(subject, html, text, preheader)
         except RENDER_ERRORS as error:
             raise render_error(error) from error
 
@@ -311,10 +342,29 @@ class Template:
             )
 
 
-def _function(environment: Environment, source: str, place: str) -> Callable[[Mapping[str, Any]], str]:
-    """A function that fills in one part; a part without tags is its own answer."""
+class _Escaped(dict[str, Markup]):
+    """Texts escaped for HTML: the same value is the same object, so `senders.providers.batching` need not compare."""
+
+    def __missing__(self, value: str) -> Markup:
+        made = escape(value)
+        if len(value) <= _KEPT_LENGTH:
+            if len(self) >= _KEPT_VALUES:
+                self.clear()
+            self[value] = made
+        return made
+
+
+_known_texts = _Escaped()
+
+
+def _escaped(value: Any) -> Markup:
+    return _known_texts[value] if type(value) is str else escape(value)
+
+
+def _function(environment: Environment, source: str, place: str) -> Callable[[Mapping[str, Any]], list[str]]:
+    """A function that fills in one part, piece by piece; a part without tags is its own answer."""
     if "{{" not in source and "{%" not in source and "{#" not in source:
-        return lambda _: source
+        return lambda _: [source]
     try:
         template = environment.from_string(source)
     except TemplateSyntaxError as error:
@@ -323,9 +373,10 @@ def _function(environment: Environment, source: str, place: str) -> Callable[[Ma
             fix="Open and close each if and for in the same element or on the same level of elements.",
         ) from None
     root, known = template.root_render_func, environment.globals
+    root.__globals__["escape"] = _escaped
 
-    def fill(context: Mapping[str, Any]) -> str:
+    def fill(context: Mapping[str, Any]) -> list[str]:
         # what Template.render does, without copying the context thrice
-        return "".join(root(Context(environment, {**known, **context}, None, {})))
+        return list(root(Context(environment, {**known, **context}, None, {})))
 
     return fill

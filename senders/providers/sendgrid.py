@@ -9,6 +9,7 @@ batch id, by which `cancel` stops it.
 from __future__ import annotations
 
 import base64
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -144,19 +145,25 @@ class SendGridProvider(HttpProvider):
         """SendGrid takes no message without subject or content."""
         if not message.subject:
             return "the subject is empty"
-        if not (message.html or message.text):
+        if not (any(map(any, message.pieces)) if message.pieces else message.html or message.text):
             return "the message is empty"
         return super().problem(message)
 
     def calls(self, batch: Sequence[Message]) -> Iterator[Call]:
         """One call for up to 1,000 messages of one shape, sender and tracking."""
         alike: dict[tuple[Any, ...], list[Message]] = {}
-        for message in batch:
-            key = (
-                message.sender, message.reply_to, message.is_tracked, message.deliver_at is None,
+        # nearly all have the same sender: comparing costs less than hashing
+        for key, run in itertools.groupby(
+            batch,
+            lambda message: (
+                message.sender,
+                message.reply_to,
+                message.is_tracked,
+                message.deliver_at is None,
                 message.attachments,
-            )  # fmt: skip
-            alike.setdefault(key, []).append(message)
+            ),
+        ):
+            alike.setdefault(key, []).extend(run)
         for messages in alike.values():
             for group in unique_recipients(messages, MOST_PERSONALIZATIONS):
                 for shared in share(

@@ -21,6 +21,7 @@ from senders.providers.base import Capabilities, Needs, require_capabilities, un
 from senders.providers.batching import share
 from senders.providers.maildir import MaildirProvider
 from senders.rendering import TemplateLibrary
+from senders.templates import Template, TemplateSource
 from warehouse.errors import InputError, SettingsError
 
 ABLE = Capabilities(
@@ -221,3 +222,77 @@ def test_messages_of_one_template_travel_together() -> None:
     (group,) = share(messages, tag=lambda name: f"-mh{name}-", most_bytes=9500)
     assert len(group.messages) == 300
     assert max(len("".join(values.values())) for values in group.values) < 100, "what is common is sent once"
+
+
+@given(
+    st.lists(st.tuples(NAMES, NAMES, st.integers(0, 3), st.booleans()), min_size=1, max_size=25),
+    st.integers(40, 600),
+    st.integers(1, 9),
+)
+def test_pieces_of_a_template_give_every_message_back(
+    people: list[tuple[str, str, int, bool]], most_bytes: int, most: int
+) -> None:
+    """What a provider is given of messages in pieces is, filled in, what it is given of them whole."""
+    template = Template(
+        TemplateSource(
+            "t", "v",
+            "<html><p>Hello {{ contact.name }}, {{ contact.name }}</p>{% for one in recommendations %}"
+            '<a href="{{ one.link }}">go</a>{% endfor %}{% if contact.is_vip %}<b>vip {{ contact.name }}</b>{% endif %}'
+            "<p>Yours, the shop, with a long common ending</p></html>",
+            "\nHello {{ contact.name | default('you') }}\n\n"
+            "{% for one in recommendations %}{{ one.link }}\n{% endfor %}Bye ",
+            "subject", "", None, frozenset(), frozenset(), frozenset(),
+        )
+    )  # fmt: skip
+    whole: list[Message] = []
+    for number, (name, link, count, is_vip) in enumerate(people):
+        contact = {"name": name or "Zoë", "is_vip": is_vip}
+        made = template.render(
+            {"contact": contact, "recommendations": [{"link": link or "-"}] * count, "locale": ""}
+        )
+        assert ("".join(made.html_pieces), "".join(made.text_pieces)) == (made.html, made.text)
+        whole.append(
+            Message(
+                f"id-{number}", number, Address("s@example.com"), Address(f"p{number}@example.com"), "subject",
+                made.html, made.text, datetime(2026, 1, 1, tzinfo=UTC), pieces=(made.html_pieces, made.text_pieces),
+            )
+        )  # fmt: skip
+    groups = share(whole, tag=lambda name: f"-mh{name}-", most_bytes=most_bytes, most=most)
+    seen: list[str] = []
+    for group in groups:
+        assert 1 <= len(group.messages) <= most
+        assert len({tuple(values) for values in group.values}) == 1, "one set of tags a group"
+        for message, values in zip(group.messages, group.values, strict=True):
+            html, text = group.html, group.text
+            for tag, value in values.items():
+                assert tag in html or tag in text
+                html, text = html.replace(tag, value), text.replace(tag, value)
+            assert (html, text) == (message.html, message.text)
+            assert len("".join([*values, *values.values()]).encode()) <= most_bytes
+            seen.append(message.message_id)
+    assert sorted(seen) == sorted(message.message_id for message in whole)
+
+
+def test_messages_in_pieces_travel_together_and_say_each_value_once() -> None:
+    template = Template(
+        TemplateSource(
+            "t", "v", "<p>common words</p>" * 200 + "{% if contact.city %}<p>Fine in {{ contact.city }}</p>{% endif %}"
+            + "<p>{{ contact.name }}, {{ contact.name }}</p>", "{{ contact.name }}\nBye", "s", "", None,
+            frozenset(), frozenset(), frozenset(),
+        )
+    )  # fmt: skip
+    messages: list[Message] = []
+    for n in range(300):
+        contact = {"name": f"Person {n}", "city": "York" if n % 3 else ""}
+        made = template.render({"contact": contact, "recommendations": [], "locale": ""})
+        messages.append(
+            Message(
+                f"id-{n}", n, Address("s@example.com"), Address(f"p{n}@example.com"), "s", made.html, made.text,
+                datetime(2026, 1, 1, tzinfo=UTC), pieces=(made.html_pieces, made.text_pieces),
+            )
+        )  # fmt: skip
+    (group,) = share(messages, tag=lambda name: f"-mh{name}-", most_bytes=9500)
+    assert len(group.messages) == 300
+    assert {len(values) for values in group.values} == {2}, (
+        "the block of a city, and the name in all its places"
+    )
