@@ -29,6 +29,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from campaigns.evaluating import Rows, judged
 from campaigns.predicates import EventCall, Predicate, property_sql
 from warehouse.client import Warehouse
 from warehouse.errors import WarehouseError
@@ -470,7 +471,7 @@ class Live:
     def _verdicts(
         self, frame: pl.DataFrame, state: pl.DataFrame, conditions: Mapping[str, Predicate], needs: Needs
     ) -> pl.DataFrame:
-        """One query over a flat table that travels with it."""
+        """In process what can be judged so, the rest by one query over a flat table that travels with it."""
         if not conditions and not needs.properties:
             return frame.select("row")
         types = {name: kind for name, kind in self._columns.items() if name in needs.columns}
@@ -478,6 +479,35 @@ class Live:
             call.column: "UInt64" if call.function == "event_count" else "Nullable(DateTime64(3, 'UTC'))"
             for call in needs.calls
         }
+        found = judged(Rows([state, frame], types), conditions, types, sorted(needs.properties))
+        if found.declined:
+            places = sorted({place for rows in found.declined.values() for place in rows})
+            rest = {name: one for name, one in conditions.items() if name in found.declined}
+            paths = [path for path in needs.properties if f"event.{path}" in found.declined]
+            asked = self._asked(frame[places], state[places], rest, paths, types)
+            for name, rows in found.declined.items():
+                values, answers = found.verdicts[name], dict(zip(places, asked[name], strict=True))
+                for place in rows:
+                    values[place] = answers[place]
+        return pl.DataFrame(
+            [
+                frame["row"],
+                *(
+                    pl.Series(name, values, pl.Boolean if name in conditions else pl.String)
+                    for name, values in found.verdicts.items()
+                ),
+            ]
+        )
+
+    def _asked(
+        self,
+        frame: pl.DataFrame,
+        state: pl.DataFrame,
+        conditions: Mapping[str, Predicate],
+        paths: Iterable[str],
+        types: Mapping[str, str],
+    ) -> pl.DataFrame:
+        """What ClickHouse says of conditions and properties, in the order of the rows."""
         events = [
             name for name in JUDGED_COLUMNS if name.startswith(("event_", "message_")) or name == "as_of"
         ]
@@ -494,13 +524,11 @@ class Live:
             f"{_PROPERTY.sub(alias, _as_of(predicate.sql))} as `{name}`"
             for name, predicate in conditions.items()
         ]
-        texts = [
-            f"{_PROPERTY.sub(alias, property_sql(path))} as `event.{path}`"
-            for path in sorted(needs.properties)
-        ]
+        texts = [f"{_PROPERTY.sub(alias, property_sql(path))} as `event.{path}`" for path in paths]
         given = ", ".join(f"{sql} as {name}" for sql, name in aliases.items())
         found = self.warehouse.frame(
-            f"{'with ' + given if given else ''} select row, {', '.join([*verdicts, *texts])} from judged_events",
+            f"{'with ' + given if given else ''} select row, {', '.join([*verdicts, *texts])} from judged_events"
+            " order by row",
             external={"judged_events": flat},
             external_types={"judged_events": types},
         )
