@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Any, Final
@@ -181,6 +181,9 @@ _PROPERTIES: Final[dict[str, tuple[str, Type, bool]]] = {
 # values
 
 
+LAZY, EAGER = 1, 2
+
+
 @dataclass(frozen=True)
 class _Node:
     """A compiled expression.
@@ -192,7 +195,8 @@ class _Node:
         guards: where the value is null unless all of these hold; `inner` is the value then.
         joined: `and`, `or` or `not`, and of what.
         bound: of whole numbers and decimals: no value, a decimal's digits without the point, is larger.
-        is_risky: ClickHouse raises for some values, and it looks at them whatever stands beside them in `and` or `if`.
+        risk: whether ClickHouse raises for some values: `EAGER`, and it looks at them whatever stands before them in `and`,
+            `or` and `if`; `LAZY`, and there it looks only at rows that it needs, as it does for divisions.
     """
 
     code: str
@@ -205,7 +209,7 @@ class _Node:
     inner: str = ""
     joined: tuple[str, tuple[_Node, ...]] | None = None
     bound: int = 0
-    is_risky: bool = False
+    risk: int = 0
 
     @property
     def true(self) -> str:
@@ -449,6 +453,8 @@ class _Compiler:
     names: dict[tuple[str, str], str] = field(default_factory=dict)
     objects: dict[str, Any] = field(default_factory=dict)
     temporaries: int = 0
+    divisions: int = 0
+    is_wary: bool = False
 
     def __post_init__(self) -> None:
         self.tokens: list[tuple[str, str, re.Match[str]]] = []
@@ -673,13 +679,13 @@ class _Compiler:
         build: Callable[..., str],
         *,
         bound: int = 0,
-        is_risky: bool = False,
+        risk: int = 0,
     ) -> _Node:
         """What is null where any argument is."""
-        is_risky = is_risky or any(node.is_risky for node in nodes)
+        risk = max(risk, *(node.risk for node in nodes))
         guards: list[str] = []
         atoms: list[str] = []
-        if len(nodes) > 1 and any(node.is_risky for node in nodes):
+        if len(nodes) > 1 and any(node.risk for node in nodes):
             before, nodes = self.beforehand(nodes)
             guards.append(f"({', '.join(before)}, True)[-1]")
         for node in nodes:
@@ -697,7 +703,7 @@ class _Compiler:
                 atoms.append(node.code)
         inner = build(*atoms)
         if not guards:
-            return _Node(inner, node_type, bound=bound, is_risky=is_risky)
+            return _Node(inner, node_type, bound=bound, risk=risk)
         return _Node(
             f"({inner} if {' and '.join(guards)} else None)",
             node_type,
@@ -705,30 +711,33 @@ class _Compiler:
             guards=tuple(guards),
             inner=inner,
             bound=bound,
-            is_risky=is_risky,
+            risk=risk,
         )
 
-    def beforehand(self, nodes: Sequence[_Node]) -> tuple[list[str], list[_Node]]:
+    def beforehand(self, nodes: Sequence[_Node], least: int = LAZY) -> tuple[list[str], list[_Node]]:
         """Assignments that judge risky expressions whatever comes of those beside them, and the names to use then."""
         before: list[str] = []
         held: list[_Node] = []
         for node in nodes:
-            if node.is_risky:
+            if node.risk >= least:
                 name = self.temporary()
                 before.append(f"({name} := {node.code})")
-                node = _Node(name, node.type, node.is_nullable, is_atom=True, bound=node.bound)  # noqa: PLW2901
-            held.append(node)
+                held.append(_Node(name, node.type, node.is_nullable, is_atom=True, bound=node.bound))
+            else:
+                held.append(node)
         return before, held
 
-    def after(self, before: list[str], node: _Node) -> _Node:
-        """An expression that is judged after others, if there are any."""
+    def after(self, before: list[str], node: _Node, nodes: Sequence[_Node]) -> _Node:
+        """An expression of these nodes, judged after others if there are any."""
+        risk = max(one.risk for one in nodes)
         if not before:
-            return node
+            return replace(node, risk=risk)
         code = f"({', '.join(before)}, {node.code})[-1]"
-        return _Node(code, node.type, node.is_nullable, is_risky=True)
+        return _Node(code, node.type, node.is_nullable, risk=risk)
 
     def joined(self, word: str, parts: Sequence[_Node]) -> _Node:
-        before, nodes = self.beforehand([self.boolean(part) for part in parts])
+        given = [self.boolean(part) for part in parts]
+        before, nodes = self.beforehand(given, EAGER)
         is_nullable = any(node.is_nullable for node in nodes)
         if not is_nullable:
             code = f"({f' {word} '.join(node.code for node in nodes)})"
@@ -741,7 +750,7 @@ class _Compiler:
             )
             nulls = " or ".join(f"{name} is None" for name in names)
             code = f"({decides} if {tests} else None if {nulls} else {otherwise})"
-        return self.after(before, _Node(code, LOGIC, is_nullable, joined=(word, tuple(nodes))))
+        return self.after(before, _Node(code, LOGIC, is_nullable, joined=(word, tuple(nodes))), given)
 
     def boolean(self, node: _Node) -> _Node:
         """True, False or None."""
@@ -759,8 +768,8 @@ class _Compiler:
         node = self.boolean(node)
         if node.is_nullable:
             inner = self.strict([node], LOGIC, lambda one: f"(not {one})")
-            return _Node(inner.code, LOGIC, is_nullable=True, joined=("not", (node,)), is_risky=node.is_risky)
-        return _Node(f"(not {node.code})", LOGIC, joined=("not", (node,)), is_risky=node.is_risky)
+            return _Node(inner.code, LOGIC, is_nullable=True, joined=("not", (node,)), risk=node.risk)
+        return _Node(f"(not {node.code})", LOGIC, joined=("not", (node,)), risk=node.risk)
 
     # numbers
 
@@ -813,9 +822,7 @@ class _Compiler:
         """A decimal, which is looked at for overflow only if it might."""
         if bound < _I64:
             return self.strict(nodes, node_type, lambda *codes: f"({build(*codes)})", bound=bound)
-        return self.strict(
-            nodes, node_type, lambda *codes: f"_fit({build(*codes)})", bound=_I64, is_risky=True
-        )
+        return self.strict(nodes, node_type, lambda *codes: f"_fit({build(*codes)})", bound=_I64, risk=EAGER)
 
     def scaled(self, node: _Node, scale: int) -> _Node:
         """A whole number or a decimal as a decimal of a scale."""
@@ -874,7 +881,14 @@ class _Compiler:
             node_type = right.type
         else:
             node_type = Type("int", min(64, right.type.bits * 2))
-        return self.strict([left, right], node_type, lambda a, b: f"_remainder({a}, {b})")
+        return self.strict(
+            [left, right], node_type, lambda a, b: f"_remainder({a}, {b})", risk=self.division()
+        )
+
+    def division(self) -> int:
+        """The risk of a division: ClickHouse may look at all rows of an expression that it finds in two places."""
+        self.divisions += 1
+        return EAGER if self.is_wary else LAZY
 
     def calculated_decimal(self, operator: str, left: _Node, right: _Node) -> _Node:
         one, other = (node.type.scale if node.type.name == "decimal" else 0 for node in (left, right))
@@ -893,9 +907,12 @@ class _Compiler:
             if one < other or one + other > 18 or (right.is_constant and right.value == 0):
                 raise NotNative("a quotient of these decimals")
             unit = 10**other
-            # division looks only at the rows that it is asked for
             return self.strict(
-                [left, right], left.type, lambda a, b: f"_quotient({a} * {unit}, {b})", bound=_I64
+                [left, right],
+                left.type,
+                lambda a, b: f"_quotient({a} * {unit}, {b})",
+                bound=_I64,
+                risk=self.division(),
             )
         raise NotNative("calculating with these decimals")
 
@@ -988,7 +1005,7 @@ class _Compiler:
             code = f"(({node.code}), {is_negated})[1]"
         else:
             code = f"({node.code} is {'not ' if is_negated else ''}None)"
-        return _Node(code, TRUTH, is_risky=node.is_risky)
+        return _Node(code, TRUTH, risk=node.risk)
 
     def within(self, left: _Node, values: list[_Node], is_negated: bool) -> _Node:
         name = left.type.name
@@ -1071,13 +1088,14 @@ class _Compiler:
             if condition.type.name not in _BOOLEAN and condition.type != UINT8:
                 raise NotNative("a condition that is neither true nor false")
             conditions.append(self.boolean(condition))
-        before, nodes = self.beforehand([*conditions, *(self.cast(one, common) for one in results)])
+        given = [*conditions, *(self.cast(one, common) for one in results)]
+        before, nodes = self.beforehand(given, EAGER)
         conditions, results = nodes[: len(conditions)], nodes[len(conditions) :]
         code = results.pop().code
         for condition, result in zip(reversed(conditions), reversed(results), strict=True):
             code = f"({result.code} if {condition.true} else {code})"
         is_nullable = any(one.is_nullable for one in nodes[len(conditions) :])
-        return self.after(before, _Node(code, common, is_nullable))
+        return self.after(before, _Node(code, common, is_nullable), given)
 
     def common(self, types: Sequence[Type]) -> Type:
         """The type that values of these types have together."""
@@ -1130,12 +1148,13 @@ class _Compiler:
         if any(node.type.name == "list" for node in kept):
             raise NotNative("lists that are null")
         common = self.common([one.type for one in kept])
-        before, kept = self.beforehand([self.cast(node, common) for node in kept])
+        given = [self.cast(node, common) for node in kept]
+        before, kept = self.beforehand(given)
         code = kept[-1].code
         for node in reversed(kept[:-1]):
             temporary = self.temporary()
             code = f"({temporary} if ({temporary} := {node.code}) is not None else {code})"
-        return self.after(before, _Node(code, common, kept[-1].is_nullable))
+        return self.after(before, _Node(code, common, kept[-1].is_nullable), given)
 
     def call_null_if(self, name: str, one: _Node, other: _Node) -> _Node:
         if one.type.name == "list" or one.type is NOTHING:
@@ -1152,9 +1171,9 @@ class _Compiler:
         if is_equal.type is NOTHING:
             raise NotNative("nullIf() of these types")
         made = _Node(f"(None if {is_equal.true} else {held.code})", one.type, is_nullable=True)
-        is_risky = one.is_risky or is_equal.is_risky
+        risk = max(one.risk, is_equal.risk)
         code = f"({', '.join(before)}, {made.code})[-1]" if before else made.code
-        return _Node(code, one.type, is_nullable=True, is_risky=is_risky)
+        return _Node(code, one.type, is_nullable=True, risk=risk)
 
     def call_is_null(self, name: str, node: _Node) -> _Node:
         return self.is_null(node, name == "isNotNull")
@@ -1177,7 +1196,7 @@ class _Compiler:
             raise NotNative("has() with a float that may be null")
         if what.is_nullable and not where.type.has_null_elements:
             value = f"_some({value})"
-        return _Node(f"({value} in {where.code})", TRUTH, is_risky=what.is_risky)
+        return _Node(f"({value} in {where.code})", TRUTH, risk=what.risk)
 
     def call_has_any(self, name: str, one: _Node, other: _Node) -> _Node:
         if one.type.name != "list" or other.type.name != "list":
@@ -1263,16 +1282,16 @@ class _Compiler:
             raise NotNative(f"{name}() of these types")
         # versions differ in what they make of null
         parts: list[str] = []
-        is_risky = False
+        risk = 0
         for node in nodes:
             cast = self.cast(node, common)
-            code, is_risky = cast.code, is_risky or cast.is_risky
+            code, risk = cast.code, max(risk, cast.risk)
             if node.is_nullable:
                 code = f"_some({code})"
             parts.append(f"_sane({code})" if common == FLOAT else code)
         function = "min" if name == "least" else "max"
         is_nullable = any(node.is_nullable for node in nodes)
-        return _Node(f"{function}({', '.join(parts)})", common, is_nullable, is_risky=is_risky)
+        return _Node(f"{function}({', '.join(parts)})", common, is_nullable, risk=risk)
 
     def call_to_int64(self, name: str, node: _Node) -> _Node:
         kind = node.type.name
@@ -1520,6 +1539,9 @@ def _made(sql: str, types: Mapping[str, str], *, is_condition: bool) -> Compiled
     try:
         compiler = _Compiler(sql, types)
         node = compiler.whole()
+        if compiler.divisions > 1:
+            compiler = _Compiler(sql, types, is_wary=True)
+            node = compiler.whole()
         if is_condition:
             code = "False" if node.type is NOTHING else compiler.boolean(node).true
         else:
