@@ -1,8 +1,8 @@
 """Properties of events, read in process as ClickHouse's `JSONExtract` reads them.
 
-A property has the type that it is compared with, and ClickHouse has rules for that: `"50"` reads as the number 50, `true`
-as 1, a list as its text. Here are those of the rules that are plain; in rows where others would decide (`"1e3"` as a number, a
-number beyond 64 bits, a key written twice) the reading is declined, and ClickHouse is asked.
+A property has the type that it is compared with, and ClickHouse has rules for that: `"50"` reads as the number 50,
+`true` as 1, a list as its text. Here are those of the rules that are plain; in rows where others would decide (`"1e3"`
+as a number, a number beyond 64 bits, a key written twice) the reading is declined, and ClickHouse is asked.
 """
 
 from __future__ import annotations
