@@ -50,17 +50,33 @@ EVENT_TYPES: Final = {
 """Types of the columns that every event has."""
 
 
+_FEW_ROWS = 64
+_BOOLEAN = pl.Boolean()
+_STRING = pl.String()
+
+
 @dataclass
 class Judged:
     """What was judged in process.
 
     Attributes:
-        verdicts: by name, a value for each row; for rows that were declined, it means nothing.
+        values: by name, a verdict or a text for each row; of those that were declined, it means nothing.
         declined: by name, the rows that ClickHouse must judge.
+        schema: types of the values.
     """
 
-    verdicts: dict[str, list[Any]] = field(default_factory=dict)
+    values: dict[str, list[Any]] = field(default_factory=dict)
     declined: dict[str, Collection[int]] = field(default_factory=dict)
+    schema: dict[str, pl.DataType] = field(default_factory=dict)
+
+    def frame(self, row: pl.Series) -> pl.DataFrame:
+        """The values behind a first column."""
+        if len(row) > _FEW_ROWS:
+            columns = (pl.Series(name, self.values[name], dtype) for name, dtype in self.schema.items())
+            return pl.DataFrame([row, *columns])
+        # making a column costs more than reading a row
+        rows = list(zip(row.to_list(), *self.values.values(), strict=True))
+        return pl.DataFrame(rows, {row.name: row.dtype, **self.schema}, orient="row")
 
 
 class Rows:
@@ -156,28 +172,28 @@ def judged(
         paths: of properties, as `cart.value`; their names are `event.cart.value`.
     """
     result = Judged()
+    column = rows.column
     for name, predicate in conditions.items():
+        result.schema[name] = _BOOLEAN
         # in the order of the sets, which is always the same of the same condition
-        read = tuple([(column, types[column]) for column in predicate.columns if column in types])
+        read = tuple([(one, types[one]) for one in predicate.columns if one in types])
         if predicate.calls:
             read += tuple([(call.column, types[call.column]) for call in predicate.calls])
         function = compiled(predicate.sql, read)
         if function is None:
-            result.verdicts[name], result.declined[name] = [False] * rows.count, range(rows.count)
+            result.values[name], result.declined[name] = [False] * rows.count, range(rows.count)
             continue
-        columns: list[list[Any]] = []
-        unknown: set[int] = set()
-        for key in function.keys:
-            values, missing = rows.column(key)
-            columns.append(values)
-            unknown.update(missing)
-        found, declined = function.judge(rows.count, *columns)
-        result.verdicts[name] = found
-        if declined or unknown:
-            result.declined[name] = unknown.union(declined)
+        columns = [column(key) for key in function.keys]
+        result.values[name], declined = function.judge(rows.count, *[values for values, _ in columns])
+        for _, missing in columns:
+            if missing:
+                declined.extend(missing)
+        if declined:
+            result.declined[name] = set(declined)
     for path in paths:
         values, missing = rows.column(("text", path))
-        result.verdicts[f"event.{path}"] = list(values)
+        result.schema[f"event.{path}"] = _STRING
+        result.values[f"event.{path}"] = list(values)
         if missing:
             result.declined[f"event.{path}"] = missing
     return result

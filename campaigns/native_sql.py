@@ -927,6 +927,8 @@ class _Compiler:
         signed = [one.bits for one in wholes if one.name == "int"]
         unsigned = [one.bits for one in wholes if one.name == "uint"]
         if not signed:
+            if max(unsigned) == 8 and names & {"bool", "logic"}:
+                raise NotNative("whole numbers that become true or false")
             return Type("uint", max(unsigned))
         bits = max(*signed, *(2 * one for one in unsigned))
         if bits > 64:
