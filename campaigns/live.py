@@ -8,9 +8,9 @@ is 0. An event may stand there twice after a crash: readers count each `event_id
 
 `Live.judge` tells for a whole batch what conditions say of events: over the columns of `marts.contact_profiles`, moved
 by what was loaded after the mart was built (its `events_through`), and over counts of earlier events. The rows of the
-batch's contacts are read by key with a query a table, side by side, and added up here: planning one query with all the
-joins would cost ten times as much. Conditions are judged in process (`campaigns.evaluating`); what that declines travels
-to ClickHouse as one flat table, over which one query judges it.
+batch's contacts are read by key with a query a table, side by side, and added up here: planning one query with all
+the joins would cost ten times as much. Conditions are judged in process (`campaigns.evaluating`); what that declines
+travels to ClickHouse as one flat table, over which one query judges it.
 Everything is as of each event's own time (`as_of`), so that a batch is judged the same however it is
 cut, and `is_history` judges the past in the same way from all events that there are.
 
