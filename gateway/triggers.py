@@ -31,6 +31,7 @@ from campaigns import journey_requests
 from campaigns.deciding import Decider, Decision, DecisionLog, firing_rows
 from campaigns.live import MESSAGE_COLUMNS, SENT, SENT_COLUMNS, Live, Needs
 from campaigns.triggers import TriggerSpec, load_trigger, record_triggers
+from senders.event_context import EVENT_COLUMN, event_text
 from senders.firings import KIND, Firing, Firings
 from senders.ledger import Ledger, Run
 from senders.loopback import is_loopback
@@ -281,8 +282,9 @@ class Performer:
             {
                 **{name: value for name, value in person.items() if not name.startswith("unless ")},
                 "skip_reason": self._skip_reason(send.category, person),
+                EVENT_COLUMN: event_text(one.event),
             }
-            for _, person in entries
+            for one, person in entries
         ]
         people = pl.DataFrame(rows, infer_schema_length=None)
         if send.recommendations:
