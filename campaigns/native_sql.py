@@ -1286,7 +1286,7 @@ def compiled_sql(sql: str, types: Mapping[str, str], *, is_condition: bool) -> C
             "    append = found.append\n"
             f"    {loop}:\n"
             f"        try: append({code})\n"
-            "        except (Unsure, OverflowError, ValueError):\n"
+            "        except (Unsure, OverflowError, ValueError, TypeError):\n"
             "            declined.append(len(found)); append(None)\n"
             "    return found, declined\n"
         )

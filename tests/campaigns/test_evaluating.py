@@ -11,7 +11,7 @@ from conditions_world import COUNTED, LAST, PROFILE, TYPES, expressions, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from campaigns.evaluating import NATIVE, Rows, compiled
+from campaigns.evaluating import NATIVE, Rows, compiled, judged
 from campaigns.live import Live, Needs
 from campaigns.predicates import FUNCTIONS, MISFITS, Predicate, parse_predicate
 from warehouse.client import Warehouse
@@ -248,6 +248,22 @@ def test_what_is_judged_in_process_asks_nobody():
     assert found.to_dicts() == [
         {"row": 0, "met": True, "event.cart.value": "72.5", "event.items": '[{"sku":"a"}]'}
     ]
+
+
+def test_values_that_do_not_have_their_type_are_declined():
+    frame, state = rows_of(1, 3)
+    state = state.with_columns(
+        pl.Series("orders_count", [None, 2**32, 1]),
+        pl.Series("segments", [["a"], None, ["a"]]),
+        pl.lit("text").alias("engagement"),
+    )
+    conditions = {
+        text: parsed(text) for text in ("orders_count < 3 and has(segments, 'a')", "engagement > 1")
+    }
+    found = judged(Rows([state, frame], TYPES), conditions, TYPES)
+    first, second = (found.declined[name] for name in conditions)
+    assert set(first) == {0, 1} and set(second) == {0, 1, 2}
+    assert found.values["orders_count < 3 and has(segments, 'a')"][2] is True
 
 
 @pytest.mark.parametrize("text", ["lower(orders_count) = 'x'", "tiny % small = 1", "revenue * huge > 1"])

@@ -453,14 +453,13 @@ CART = """<mj-text>{{ event.cart.value | default(0) | money }} {{ event.coupon.c
 {% if event.cart.value > 50 %}free delivery{% endif %} {{ event.type }} {{ event.occurred_at | date }}</mj-text>"""
 
 
-def event_of(properties: str, **more: str) -> dict[str, Any]:
-    given = {
-        "type": "cart.updated",
-        "occurred_at": "2026-06-27T09:00:00+00:00",
-        "properties": properties,
-        **more,
-    }
-    return event_context(event_text(given))
+def text_of(properties: str) -> str:
+    given = {"type": "cart.updated", "occurred_at": "2026-06-27T09:00:00+00:00", "properties": properties}
+    return event_text(given)
+
+
+def event_of(properties: str) -> dict[str, Any]:
+    return event_context(text_of(properties))
 
 
 def test_a_trigger_s_template_names_the_event(folder: Path) -> None:
@@ -478,7 +477,7 @@ def test_a_trigger_s_template_names_the_event(folder: Path) -> None:
     envelope = Envelope(
         sender=Address("shop@example.com"), constants={}, links=Links(b"k" * 32, "https://mail.example.com")
     )
-    contact = {"email": "ann@example.com", EVENT_COLUMN: event_text({"properties": properties})}
+    contact = {"email": "ann@example.com", EVENT_COLUMN: text_of(properties)}
     [raw] = render_batch(
         Composer(template, envelope), [contact], [str(UUID(int=1))], datetime(2026, 6, 28, tzinfo=UTC)
     )
