@@ -1280,6 +1280,7 @@ def compiled_sql(sql: str, types: Mapping[str, str], *, is_condition: bool) -> C
             code = "False" if node.type is NOTHING else compiler.boolean(node).true
         names = ", ".join(compiler.names.values())
         loop = f"for {names}, in zip({names.replace('v', 'l')})" if names else "for _ in range(count)"
+        # a row whose values do not have the types that their columns promise is declined like any other
         source = (
             f"def judge(count{', ' if names else ''}{names.replace('v', 'l')}):\n"
             "    found, declined = [], []\n"

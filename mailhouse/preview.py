@@ -46,15 +46,9 @@ def run(
     if litmus:
         takers.append(_litmus(settings))
     spec = load_campaigns(settings.content_dir).get(name)
+    given = _event(event, spec) if event else None
     with open_warehouse(settings, "mailhouse preview") as warehouse:
-        rendered = render_preview(
-            settings,
-            warehouse,
-            contact_id,
-            spec=spec,
-            template=name,
-            event=_event(event, spec) if event else None,
-        )
+        rendered = render_preview(settings, warehouse, contact_id, spec=spec, template=name, event=given)
     folder = output or settings.home / "output" / "previews"
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, content in ((".html", rendered.html), (".txt", rendered.text)):
