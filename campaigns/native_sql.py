@@ -29,7 +29,7 @@ NATIVE: Final[dict[str, str]] = {
     "endsWith": "texts",
     "ifNull": "values with a common type",
     "nullIf": "values that can be compared",
-    "match": "patterns of characters, classes, and up to three of * + ?, given as a text",
+    "match": "patterns of characters, classes, ?, and up to two of * and +, given as a text",
     "length": "texts and lists",
     "empty": "texts and lists",
     "notEmpty": "texts and lists",
@@ -1031,8 +1031,8 @@ class _Compiler:
         self.texts(one, pattern)
         if not pattern.is_constant:
             raise NotNative("a pattern that is no text")
-        search = self.given(self.made(simple_pattern, pattern.value).search)
-        return self.strict([one], TRUTH, lambda a: f"({search}({a}) is not None)")
+        is_found = self.given(self.made(simple_pattern, pattern.value))
+        return self.strict([one], TRUTH, lambda a: f"{is_found}({a})")
 
     def call_length(self, name: str, node: _Node) -> _Node:
         if node.type.name not in ("text", "list"):

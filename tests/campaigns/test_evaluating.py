@@ -266,6 +266,17 @@ def test_values_that_do_not_have_their_type_are_declined():
     assert found.values["orders_count < 3 and has(segments, 'a')"][2] is True
 
 
+def test_a_long_text_does_not_keep_a_pattern_busy():
+    frame, state = rows_of(1, 2)
+    state = state.with_columns(pl.Series("email", ["ann@example.com", "a" * 100_000]))
+    conditions = {
+        text: parsed(text) for text in ("match(email, '[a-z]+@[a-z]+x$')", "email like '%a%a%a%a%b'")
+    }
+    found = judged(Rows([state, frame], TYPES), conditions, TYPES)
+    assert list(found.declined.items()) == [("match(email, '[a-z]+@[a-z]+x$')", {1})]
+    assert found.values["email like '%a%a%a%a%b'"] == [False, False]
+
+
 @pytest.mark.parametrize("text", ["lower(orders_count) = 'x'", "tiny % small = 1", "revenue * huge > 1"])
 def test_a_condition_that_does_not_fit_its_values_fails_as_before(engine, text):
     frame, state = rows_of(1, 3)
