@@ -650,7 +650,7 @@ class _Compiler:
         if left.type is NOTHING or right.type is NOTHING:
             other = left if right.type is NOTHING else right
             if other.type.name in (*_WHOLE, "float", "decimal", "nothing"):
-                return _NULL
+                return self.nothing(left, right)
             raise NotNative("calculating with null")
         if set(names) & {*_TIMES, "interval"}:
             return self.shifted(operator, left, right)
@@ -691,6 +691,12 @@ class _Compiler:
         return self.strict(
             [left, right], node_type, lambda a, b: f"_remainder({a}, {b})", risk=self.division()
         )
+
+    def nothing(self, *nodes: _Node) -> _Node:
+        """What comes of null and something."""
+        if any(node.risk for node in nodes):
+            raise NotNative("null beside what ClickHouse may refuse")
+        return _NULL
 
     def division(self) -> int:
         """The risk of a division: ClickHouse may look at all rows of an expression that it finds in two places."""
@@ -762,7 +768,7 @@ class _Compiler:
     def compared(self, operator: str, left: _Node, right: _Node) -> _Node:
         python = "==" if operator == "=" else operator
         if left.type is NOTHING or right.type is NOTHING:
-            return _NULL
+            return self.nothing(left, right)
         names = {left.type.name, right.type.name}
         first: Callable[[str], str]
         second: Callable[[str], str]
@@ -947,23 +953,26 @@ class _Compiler:
 
     def call_coalesce(self, _name: str, *nodes: _Node) -> _Node:
         kept: list[_Node] = []
+        left: list[_Node] = []
         for node in nodes:
-            if node.type is not NOTHING:
+            if kept and not kept[-1].is_nullable:
+                left.append(node)
+            elif node.type is not NOTHING:
                 kept.append(node)
-                if not node.is_nullable:
-                    break
         if not kept:
             raise NotNative("nothing but null")
         if any(node.type.name == "list" for node in kept):
             raise NotNative("lists that are null")
         common = self.common([one.type for one in kept])
         given = [self.cast(node, common) for node in kept]
+        # what comes after a value that is never null is looked at all the same
         before, kept = self.beforehand(given)
+        before += self.beforehand(left)[0]
         code = kept[-1].code
         for node in reversed(kept[:-1]):
             temporary = self.temporary()
             code = f"({temporary} if ({temporary} := {node.code}) is not None else {code})"
-        return self.after(before, _Node(code, common, kept[-1].is_nullable), given)
+        return self.after(before, _Node(code, common, kept[-1].is_nullable), [*given, *left])
 
     def call_null_if(self, _name: str, one: _Node, other: _Node) -> _Node:
         if one.type.name == "list" or one.type is NOTHING:
