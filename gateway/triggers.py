@@ -34,6 +34,7 @@ from campaigns.live import MESSAGE_COLUMNS, SENT, SENT_COLUMNS, Live, Needs
 from campaigns.permissions import CHANNELS, refusal
 from campaigns.specs import SendSpec
 from campaigns.triggers import TriggerSpec, load_trigger, record_triggers
+from senders.event_context import EVENT_COLUMN, event_text
 from senders.firings import KIND, Firing, Firings
 from senders.ledger import Ledger, Run
 from senders.loopback import is_loopback
@@ -288,8 +289,9 @@ class Performer:
                 "skip_reason": person["skip_reason"]
                 if "skip_reason" in person
                 else self._skip_reason(send, person),
+                EVENT_COLUMN: event_text(one.event),
             }
-            for _, person in entries
+            for one, person in entries
         ]
         people = pl.DataFrame(rows, infer_schema_length=None)
         if send.recommendations:

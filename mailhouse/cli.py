@@ -95,11 +95,14 @@ def preview(
         bool,
         typer.Option("--litmus", help="Take pictures by the mail programs at Litmus (needs an account)."),
     ] = False,
+    event: Annotated[
+        str, typer.Option("--event", help="The event, as JSON, that fires a template which a trigger sends.")
+    ] = "",
 ) -> None:
     """Write a message as one contact would get it: HTML and text."""
     from mailhouse.preview import run
 
-    run(template, contact, output, screenshots=screenshots, litmus=litmus)
+    run(template, contact, output, screenshots=screenshots, litmus=litmus, event=event)
 
 
 @app.command()

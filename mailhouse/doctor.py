@@ -177,7 +177,7 @@ def _templates(settings: SenderSettings) -> Finding:
     from senders.rendering import TemplateLibrary
 
     library = TemplateLibrary.load(settings.content_dir / "templates", assets_url=settings.assets_url)
-    problems = library.check()
+    problems = library.check(has_event=True)
     if problems:
         raise problems[0].error(len(problems) - 1)
     return Finding("templates", Verdict.OK, f"{len(library.names())} templates compile")

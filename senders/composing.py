@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from senders.event_context import EVENT_COLUMN, event_context
 from senders.links import Links
 from senders.message import Address
 from senders.mime import (
@@ -194,7 +195,7 @@ class Composer:
         now: datetime,
         variant: str = "",
     ) -> dict[str, Any]:
-        """What merge tags of one message may name."""
+        """What merge tags of one message may name; the event is in the contact's `EVENT_COLUMN`."""
         context = {
             **self._constants,
             "contact": contact,
@@ -202,6 +203,8 @@ class Composer:
             "now": now,
             **link_context(self.envelope.links, message_id, self.template.source.tracking, self._names),
         }
+        if "event" in self._names:
+            context["event"] = event_context(contact.get(EVENT_COLUMN))
         if variant and not context["campaign"]["variant"]:
             context["campaign"] = {**context["campaign"], "variant": variant}
         return context

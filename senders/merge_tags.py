@@ -90,6 +90,8 @@ def context_shape(contact_columns: Iterable[str] = PROFILE_COLUMNS) -> dict[str,
         "contact": record(contact_columns),
         "recommendations": Shape(item=record(RECOMMENDATION_FIELDS)),
         "campaign": record(CAMPAIGN_FIELDS),
+        # of its own, to be told from other names; what properties there are is the sender's to say
+        "event": Shape(),
         "unsubscribe_url": ANYTHING,
         "preferences_url": ANYTHING,
         "postal_address": ANYTHING,
@@ -109,18 +111,21 @@ class Findings:
         names: names of the context that it uses.
         certain: names of the context that it prints for everybody, outside of conditions, loops and macros.
         contact_columns: columns of the contact that it uses; None if it uses the contact as a whole.
+        event_place: where it first uses the event, as `file:line`; empty if nowhere.
     """
 
     problems: list[Problem] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
     certain: set[str] = field(default_factory=set)
     contact_columns: set[str] | None = field(default_factory=set)
+    event_place: str = ""
 
     def merge(self, other: Findings) -> None:
         """Add what another part of the same message says."""
         self.problems += other.problems
         self.names |= other.names
         self.certain |= other.certain
+        self.event_place = self.event_place or other.event_place
         if self.contact_columns is None or other.contact_columns is None:
             self.contact_columns = None
         else:
@@ -263,6 +268,8 @@ class _Walker:
                 self.findings.names.add(node.name)
                 if self.is_printing and not self.maybe:
                     self.findings.certain.add(node.name)
+                if node.name == "event":
+                    self.findings.event_place = self.findings.event_place or self.place(node.lineno)
                 if node.name == "contact":
                     # reached only where it is not followed by a column
                     self.findings.contact_columns = None

@@ -276,7 +276,7 @@ class RealtimeSender:
         template = templates.template(
             plan.template, subject=plan.subject, preheader=plan.preheader, place=plan.place,
             tracking=tracking_of(plan, settings), links=Links(settings.signing_key(), settings.base_url),
-            attachments=plan.attachments,
+            attachments=plan.attachments, has_event=plan.kind == "trigger",
         )  # fmt: skip
         if plan.category == "marketing":
             template.require_marketing(plan.template, channel=plan.channel)

@@ -90,10 +90,13 @@ class _Environment(ImmutableSandboxedEnvironment):
                 what = "is empty for this contact" if attribute in obj else "does not exist"
                 return _Missing(f"{attribute!r} {what} and has no default", obj, attribute)
             return value
+        if type(obj) is _Missing:
+            # a part of what is missing is missing: one default behind event.cart.value is enough
+            return obj
         return super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        if isinstance(argument, str) and (type(obj) is dict or type(obj) is Product):
+        if isinstance(argument, str) and (type(obj) is dict or type(obj) is Product or type(obj) is _Missing):
             return self.getattr(obj, argument)
         return super().getitem(obj, argument)
 
@@ -177,6 +180,7 @@ class TemplateSource:
         translations: the same template in other locales. `version`, `columns`, `names` and `product_fields` cover them
             too.
         product_fields: fields of recommended products that it uses; None if it uses products as a whole.
+        event_place: where it uses the event that fired a trigger, as `file:line`; empty where it does not.
     """
 
     name: str
@@ -194,6 +198,7 @@ class TemplateSource:
     attachments: tuple[Attachment, ...] = ()
     translations: tuple[TemplateSource, ...] = ()
     product_fields: frozenset[str] | None = None
+    event_place: str = ""
 
 
 class Template:

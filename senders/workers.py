@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Self
 from campaigns.permissions import ADDRESS_COLUMNS
 from senders import mime
 from senders.composing import Composer, Envelope, RecipientError, keep_heap, render_rows
+from senders.event_context import EVENT_COLUMN
 from senders.journal import Journal, Journals, Marks
 from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
 from senders.providers import provider_class
@@ -265,7 +266,8 @@ def needed_columns(template: Template, channel: str) -> frozenset[str] | None:
         return None
     always = ("contact_id", "email", "first_name", "last_name", "locale", "recommendations", "variant")
     address = ADDRESS_COLUMNS.get(channel)
-    return frozenset((*template.columns, *always, *((address,) if address else ())))
+    event = (EVENT_COLUMN,) if "event" in template.names else ()
+    return frozenset((*template.columns, *always, *event, *((address,) if address else ())))
 
 
 class Workers(ABC):

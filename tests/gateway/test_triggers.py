@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from mailbox import Maildir
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -19,6 +20,7 @@ from trigger_world import (
     MARKETING,
     SEND,
     START,
+    TEMPLATE,
     build,
     contact_of,
     drop,
@@ -126,6 +128,21 @@ def test_condition_wait_unless_and_cooldown(shop: Shop) -> None:
     feed(handler, events({"id": "h", "person": 1, "at": 90_100, "cart": {"value": 60}}), shop.at(90_100))
     handler.tick(shop.at(94_000))
     assert received(shop.settings) == {"p1@example.com": 2}
+
+
+def test_a_message_names_the_event_that_fired_it(shop: Shop) -> None:
+    people(shop.warehouse, 1)
+    handler = shop.start(cart="event: cart.updated\ncooldown: none\n" + SEND.replace("reminder", "cart"))
+    body = "{% for item in event.items %}{{ item.name }} at {{ item.price | money }}, {% endfor %}"
+    cart = TEMPLATE.replace(
+        "<mj-body>", f"<mj-body><mj-section><mj-column><mj-text>{body}</mj-text></mj-column></mj-section>"
+    )
+    (shop.settings.content_dir / "templates" / "cart.mjml").write_text(cart)
+    items = [{"name": "Lamp & <i>shade</i>", "price": 12.5}, {"name": "Bed", "price": 60}]
+    feed(handler, events({"id": "a", "person": 1, "items": items}), shop.at(1))
+    [message] = Maildir(shop.settings.maildir, create=False)
+    html = message.get_payload()[1].get_payload(decode=True).decode()
+    assert "Lamp &amp; &lt;i&gt;shade&lt;/i&gt; at £12.50, Bed at £60.00, " in html
 
 
 def test_what_happened_a_second_ago_counts(shop: Shop) -> None:
