@@ -11,14 +11,15 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 import polars as pl
 
-from campaigns.live import JUDGED_COLUMNS, UTC_MS, Live, Needs, judged_rows
+from campaigns.live import JUDGED_COLUMNS, Ahead, Live, Needs, judged_rows
 from campaigns.predicates import MISFITS, Predicate
+from campaigns.recent import UTC_MS
 from campaigns.triggers import Conditions, TriggerSpec, conditions_of, plain
 from warehouse.client import Warehouse
 from warehouse.errors import InputError, WarehouseError
@@ -67,15 +68,15 @@ TABLE: Final = """
 """
 
 
-@dataclass(frozen=True)
-class Decision:
-    """What a trigger makes of an event.
+class Decision(NamedTuple):
+    """What a trigger makes of an event; a tuple, for there are as many as events times triggers.
 
     Attributes:
         outcome: one of `OUTCOMES`.
         values: what its conditions read, by name.
         due_at: when it is to fire, for `due`.
         event: type, source, email, occurred_at, properties, message words: what acting needs of the event.
+        state: of the contact, as `Live.judge` returns it, if more was asked for than conditions read.
     """
 
     trigger: str
@@ -86,10 +87,11 @@ class Decision:
     outcome: str
     decided_at: datetime
     reason: str = ""
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = MappingProxyType({})
     due_at: datetime | None = None
     firing_id: str = ""
-    event: Mapping[str, Any] = field(default_factory=dict)
+    event: Mapping[str, Any] = MappingProxyType({})
+    state: Mapping[str, Any] | None = None
 
 
 class Decider:
@@ -129,6 +131,17 @@ class Decider:
         """Types of events that fire anything."""
         return frozenset(kind for spec in self.specs.values() for kind in spec.event or ())
 
+    def needs(self, types: Iterable[str]) -> Needs:
+        """What of the state the conditions read of triggers that these types of events may fire."""
+        wanted = frozenset(types)
+        found: list[Predicate] = []
+        for spec in self.specs.values():
+            if wanted.intersection(spec.event or ()):
+                with contextlib.suppress(InputError):
+                    when = self.conditions(spec).when
+                    found += [when] if when is not None else []
+        return Needs.of(found)
+
     def decide(
         self,
         events: pl.DataFrame,
@@ -137,6 +150,8 @@ class Decider:
         sent: pl.DataFrame | None = None,
         is_history: bool = False,
         names: Sequence[str] | None = None,
+        more: Needs | None = None,
+        ahead: Ahead | None = None,
     ) -> list[Decision]:
         """What all triggers, or those named, make of events, in the order of the events.
 
@@ -144,6 +159,8 @@ class Decider:
             events: as `Live.store` returns them.
             sent: as for `Live.judge`.
             is_history: judge the past: no event is late.
+            more: of the state, for whoever acts: decisions that are due have it.
+            ahead: as for `Live.judge`.
         """
         chosen = [spec for name, spec in self.specs.items() if names is None or name in names]
         by_type: dict[str, list[TriggerSpec]] = {}
@@ -160,7 +177,7 @@ class Decider:
         )
         if events.is_empty():
             return []
-        return self._decided(events, by_type, now, sent, is_history)
+        return self._decided(events, by_type, now, sent, is_history, more, ahead)
 
     def _decided(
         self,
@@ -169,6 +186,8 @@ class Decider:
         now: datetime,
         sent: pl.DataFrame | None,
         is_history: bool,
+        more: Needs | None,
+        ahead: Ahead | None,
     ) -> list[Decision]:
         types = set(events["type"])
         specs = {spec.name: spec for kind in types for spec in by_type[kind]}
@@ -184,79 +203,112 @@ class Decider:
                     when[name] = condition
         rows = judged_rows(events)
         known = rows.filter(pl.col("contact_id") != 0)
-        judged: dict[int, dict[str, Any]] = {}
-        if known.height and when:
-            judged, unfit = self._judged(known, when, sent, is_history)
+        judged: dict[str, list[Any]] = {}
+        if known.height and (when or more is not None):
+            judged, unfit = self._judged(known, when, sent, is_history, more, ahead)
             broken |= unfit
+        at = {row: place for place, row in enumerate(known["row"].to_list())}
+        # many conditions read the same: what they read is put together once an event
+        reads = {name: (tuple(sorted(one.columns)), tuple(sorted(one.calls))) for name, one in when.items()}
+        met = {name: judged.get(f"met {name}", []) for name in when}
         decisions: list[Decision] = []
-        for place, event in enumerate(events.iter_rows(named=True)):
+        for row, event in enumerate(events.iter_rows(named=True)):
             words = _event_words(event)
+            contact, event_id, kind = event["contact_id"], event["event_id"], event["type"]
             is_late = not is_history and event["received_at"] - event["occurred_at"] > LATE
-            for spec in by_type[event["type"]]:
-                condition = when.get(spec.name)
+            place = at.get(row, -1)
+            said: dict[Any, dict[str, Any]] = {}
+            state: dict[str, Any] | None = None
+            for spec in by_type[kind]:
+                name = spec.name
                 outcome, reason = "due", ""
-                values: dict[str, Any] = {}
-                if event["contact_id"] == 0:
+                values: Mapping[str, Any] = _NO_VALUES
+                if contact == 0:
                     outcome = "no_contact"
                 elif is_late:
                     outcome = "late"
-                elif spec.name in broken:
-                    outcome, reason = "failed", broken[spec.name]
-                elif condition is not None:
-                    row = judged[place]
-                    values = _values(row, event, condition.columns, condition.calls)
-                    outcome = "due" if row[f"met {spec.name}"] else "condition"
-                due_at = event["occurred_at"] + (spec.wait or timedelta(0)) if outcome == "due" else None
+                elif name in broken:
+                    outcome, reason = "failed", broken[name]
+                elif name in when:
+                    read = reads[name]
+                    if (known_values := said.get(read)) is None:
+                        known_values = said[read] = _values(judged, place, event, *read)
+                    values = known_values
+                    if not met[name][place]:
+                        outcome, reason = "condition", spec.when or ""
+                due_at = None
+                if outcome == "due":
+                    due_at = event["occurred_at"] + (spec.wait or _NO_WAIT)
+                    if more is not None and state is None:
+                        state = {
+                            column: found[place]
+                            for column, found in judged.items()
+                            if column != "row" and not column.startswith("met ")
+                        }
                 decisions.append(
                     Decision(
-                        spec.name, spec.version, event["contact_id"], event["event_id"], event["type"], outcome,
-                        now, reason or ((spec.when or "") if outcome == "condition" else ""), values, due_at,
-                        event=words,
+                        name, spec.version, contact, event_id, kind, outcome, now, reason, values, due_at, "", words,
+                        state if due_at is not None else None,
                     )
                 )  # fmt: skip
         return decisions
 
     def _judged(
-        self, known: pl.DataFrame, when: Mapping[str, Predicate], sent: pl.DataFrame | None, is_history: bool
-    ) -> tuple[dict[int, dict[str, Any]], dict[str, str]]:
-        """Rows with verdicts; one condition that does not fit its values leaves all others judged."""
+        self,
+        known: pl.DataFrame,
+        when: Mapping[str, Predicate],
+        sent: pl.DataFrame | None,
+        is_history: bool,
+        more: Needs | None,
+        ahead: Ahead | None,
+    ) -> tuple[dict[str, list[Any]], dict[str, str]]:
+        """Columns with verdicts, in the order of `known`; a condition that does not fit leaves all others judged."""
 
-        def asked(names: Iterable[str]) -> list[dict[str, Any]]:
+        def asked(names: Iterable[str]) -> dict[str, list[Any]]:
             conditions = {f"met {name}": when[name] for name in names}
             needs = Needs.of(conditions.values())
-            return self.live.judge(known, conditions, needs, sent=sent, is_history=is_history).to_dicts()
+            needs = needs if more is None else needs.and_also(more)
+            found = self.live.judge(known, conditions, needs, sent=sent, is_history=is_history, ahead=ahead)
+            return found.to_dict(as_series=False)
 
         try:
-            return {row["row"]: row for row in asked(when)}, {}
+            return asked(when), {}
         except WarehouseError as error:
             if error.code not in MISFITS:
                 raise
-        rows: dict[int, dict[str, Any]] = {}
+        columns: dict[str, list[Any]] = {} if more is None else asked(())
         unfit: dict[str, str] = {}
         for name in when:
             try:
-                for row in asked([name]):
-                    rows.setdefault(row["row"], {}).update(row)
+                columns |= asked([name])
             except WarehouseError as error:
                 if error.code not in MISFITS:
                     raise
                 unfit[name] = f"its condition does not fit the values: {error.message[:300]}"
-        return rows, unfit
+        return columns, unfit
+
+
+_NO_WAIT = timedelta(0)
+_NO_VALUES: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 def _values(
-    row: Mapping[str, Any], event: Mapping[str, Any], columns: Iterable[str], calls: Iterable[Any]
+    judged: Mapping[str, Sequence[Any]],
+    place: int,
+    event: Mapping[str, Any],
+    columns: Iterable[str],
+    calls: Iterable[Any],
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name in sorted(columns):
+    for name in columns:
         if name.startswith("message."):
             values[name] = event[f"message_{name.removeprefix('message.')}"]
         elif name in ("event.type", "event.source", "event.occurred_at"):
             values[name] = plain(event[name.removeprefix("event.")])
         else:
-            values[name] = plain(row.get(name))
-    for call in sorted(calls):
-        values[f"{call.function}('{call.event_type}', '{call.seconds}s')"] = plain(row[call.column])
+            values[name] = plain(judged[name][place]) if name in judged else None
+    for call in calls:
+        values[f"{call.function}('{call.event_type}', '{call.seconds}s')"] = plain(judged[call.column][place])
     return values
 
 
@@ -305,26 +357,33 @@ class DecisionLog:
         """Append decisions."""
         if not decisions:
             return
-        rows = [
-            {
-                "decided_at": one.decided_at,
-                "trigger": one.trigger,
-                "version": one.version,
-                "contact_id": one.contact_id,
-                "event_id": one.event_id,
-                "event_type": one.event_type,
-                "firing_id": one.firing_id,
-                "outcome": one.outcome,
-                "reason": one.reason,
-                "details": json.dumps(
-                    {"values": one.values, **({"due_at": one.due_at.isoformat()} if one.due_at else {})},
-                    ensure_ascii=False,
-                ),
-            }
-            for one in decisions
-        ]
+        # decisions about one event share what they read: it is written down once
+        texts: dict[int, str] = {}
+        details: list[str] = []
+        for one in decisions:
+            text = texts.get(id(one.values))
+            if text is None:
+                text = texts[id(one.values)] = json.dumps(dict(one.values), ensure_ascii=False)
+            due = f', "due_at": "{one.due_at.isoformat()}"' if one.due_at else ""
+            details.append(f'{{"values": {text}{due}}}')
+        columns = list(zip(*decisions, strict=True))
+        text_type, moment = pl.String(), UTC_MS
         self.warehouse.insert(
-            "campaigns.trigger_decisions", pl.DataFrame(rows, schema_overrides={"decided_at": UTC_MS})
+            "campaigns.trigger_decisions",
+            pl.DataFrame(
+                {
+                    "decided_at": pl.Series(columns[6]).cast(moment),
+                    "trigger": pl.Series(columns[0], dtype=text_type),
+                    "version": pl.Series(columns[1], dtype=text_type),
+                    "contact_id": pl.Series(columns[2], dtype=pl.Int64()),
+                    "event_id": pl.Series(columns[3], dtype=text_type),
+                    "event_type": pl.Series(columns[4], dtype=text_type),
+                    "firing_id": pl.Series(columns[10], dtype=text_type),
+                    "outcome": pl.Series(columns[5], dtype=text_type),
+                    "reason": pl.Series(columns[7], dtype=text_type),
+                    "details": pl.Series(details, dtype=text_type),
+                }
+            ),
         )
 
     def read(

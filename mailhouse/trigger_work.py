@@ -7,7 +7,6 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -165,7 +164,7 @@ def run_replay(name: str, since: str, until: str, *, send: bool) -> None:
         ):
             handler.prepare()
             fired = [
-                replace(one, outcome="due", decided_at=now, due_at=now)
+                one._replace(outcome="due", decided_at=now, due_at=now)
                 for one in decisions
                 if one.outcome == "fired"
             ]
