@@ -142,6 +142,16 @@ class Decider:
                     found += [when] if when is not None else []
         return Needs.of(found)
 
+    @property
+    def watched_types(self) -> frozenset[str]:
+        """Types of events that matter to any trigger: that fire it, that it counts, or that call it off."""
+        types = set(self.event_types)
+        for spec in self.specs.values():
+            types.update(spec.unless_events)
+            with contextlib.suppress(InputError):
+                types.update(call.event_type for one in self.conditions(spec).all for call in one.calls)
+        return frozenset(types)
+
     def decide(
         self,
         events: pl.DataFrame,
@@ -414,7 +424,7 @@ class DecisionLog:
                     event_type::String as event_type, firing_id, outcome::String as outcome, reason, details
                 from campaigns.trigger_decisions where {where}
                 order by decided_at desc, written_at desc limit 1 by event_id, outcome, decided_at limit {int(limit)}
-            ) order by decided_at, event_id
+            ) order by decided_at, event_id, outcome != 'due'
             """,
             {"firing": firing_id, "trigger": trigger, "contact": contact_id, "event": event_id},
         )

@@ -94,6 +94,8 @@ READ_COLUMNS: Final = frozenset(
 )
 SENT: Final = frozenset(("messages_sent_count", "first_message_at", "last_message_at"))
 PERMISSION_COLUMNS: Final = frozenset(("is_suppressed", "has_marketing_consent"))
+MOVING_TYPES: Final = frozenset((*STOPS, "order.placed", "order.cancelled", "opened", "clicked"))
+"""Events that move profiles, whatever conditions say."""
 MOVED_COLUMNS: Final = ORDER_COLUMNS | READ_COLUMNS | SENT | PERMISSION_COLUMNS
 """Columns of a profile that are moved by what happened since the mart was built."""
 
@@ -204,6 +206,11 @@ class Live:
         self.resolver.look()
         if self.news is not None and self._is_watermarked():
             self.news.refresh()
+
+    def known_since(self) -> float:
+        """Since when, on the monotonic clock, what judging says of permissions may have changed unnoticed."""
+        told = self.news.fresh() if self.news is not None else None
+        return time.monotonic() if told is None else told.asked_at
 
     def changed_permissions(self) -> None:
         """This process has stored a consent or a stop: it counts for what is judged from now on."""

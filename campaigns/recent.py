@@ -82,6 +82,11 @@ class Flight:
             left = (frame.filter(~is_gone) for frame in self._frames)
             self._frames = [frame for frame in left if frame.height]
 
+    def clear(self) -> None:
+        """Forget all: another process has them now."""
+        with self._lock:
+            self._frames.clear()
+
     def all(self) -> pl.DataFrame:
         """All of them. Look before you ask the warehouse: what is dropped in between is there."""
         with self._lock:
