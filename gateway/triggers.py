@@ -313,10 +313,9 @@ class Performer:
                 if kept:
                     part = Parcel(
                         parcel.plan,
-                        *(
-                            [given[at] for at in kept]
-                            for given in (parcel.people, parcel.occurrences, parcel.details)
-                        ),
+                        [parcel.people[at] for at in kept],
+                        [parcel.occurrences[at] for at in kept],
+                        [parcel.details[at] for at in kept],
                     )
                     sent.append(([entries[at] for at in kept], part))
             opened = (
