@@ -58,7 +58,9 @@ def counted(warehouse: Warehouse, counts: Counter[str]) -> None:
 def frame(first: int, number: int, run: str) -> pl.DataFrame:
     """Events as the consumer hands them over."""
     now = datetime.now(UTC)
-    return frame_of([parse_event(event(one, run, "cart.updated"), "web", now) for one in range(first, first + number)])
+    return frame_of(
+        [parse_event(event(one, run, "cart.updated"), "web", now) for one in range(first, first + number)]
+    )
 
 
 def main() -> None:
@@ -66,7 +68,9 @@ def main() -> None:
     contacts = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     with tempfile.TemporaryDirectory(prefix="mailhouse-trigger-path-") as folder:
         home = Path(folder)
-        base = MailhouseSettings(home=home, content_dir=home / "content", warehouse_port=free_port(), warehouse_url=None)
+        base = MailhouseSettings(
+            home=home, content_dir=home / "content", warehouse_port=free_port(), warehouse_url=None
+        )
         smtp, arrivals = free_port(), home / "arrivals"
         arrivals.touch()
         with (

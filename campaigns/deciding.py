@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import polars as pl
 
 from campaigns.live import JUDGED_COLUMNS, Ahead, Live, Needs, judged_rows
@@ -94,6 +96,51 @@ class Decision(NamedTuple):
     state: Mapping[str, Any] | None = None
 
 
+ROW_COLUMNS: Final[dict[str, pl.DataType]] = {
+    "decided_at": UTC_MS,
+    "trigger": pl.String(),
+    "version": pl.String(),
+    "contact_id": pl.Int64(),
+    "event_id": pl.String(),
+    "event_type": pl.String(),
+    "firing_id": pl.String(),
+    "outcome": pl.String(),
+    "reason": pl.String(),
+    "details": pl.String(),
+}
+"""Columns of `campaigns.trigger_decisions` that are written."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What triggers make of events.
+
+    Attributes:
+        due: what is to be done, in the order of the triggers and events.
+        rest: all else, columns of `ROW_COLUMNS`: with many triggers nearly all, so it never becomes objects.
+    """
+
+    due: list[Decision]
+    rest: pl.DataFrame
+
+    def all(self) -> list[Decision]:
+        """All of them, oldest event first; for a few."""
+        others = [
+            Decision(
+                row["trigger"], row["version"], row["contact_id"], row["event_id"], row["event_type"], row["outcome"],
+                row["decided_at"], row["reason"], json.loads(row["details"])["values"],
+            )
+            for row in self.rest.iter_rows(named=True)
+        ]  # fmt: skip
+        return [*self.due, *others]
+
+
+def decision_rows(decisions: Sequence[Decision]) -> pl.DataFrame:
+    """Decisions as rows of `campaigns.trigger_decisions`."""
+    rows = [(*one[6:7], *one[:5], one[10], one[5], one[7], _details(one[8], one[9])) for one in decisions]
+    return pl.DataFrame(rows, schema=ROW_COLUMNS, orient="row")
+
+
 class Decider:
     """Judges events by all triggers.
 
@@ -162,8 +209,8 @@ class Decider:
         names: Sequence[str] | None = None,
         more: Needs | None = None,
         ahead: Ahead | None = None,
-    ) -> list[Decision]:
-        """What all triggers, or those named, make of events, in the order of the events.
+    ) -> Decided:
+        """What all triggers, or those named, make of events.
 
         Args:
             events: as `Live.store` returns them.
@@ -186,7 +233,7 @@ class Decider:
             .sort("occurred_at", "event_id")
         )
         if events.is_empty():
-            return []
+            return Decided([], pl.DataFrame(schema=ROW_COLUMNS))
         return self._decided(events, by_type, now, sent, is_history, more, ahead)
 
     def _decided(
@@ -198,7 +245,7 @@ class Decider:
         is_history: bool,
         more: Needs | None,
         ahead: Ahead | None,
-    ) -> list[Decision]:
+    ) -> Decided:
         types = set(events["type"])
         specs = {spec.name: spec for kind in types for spec in by_type[kind]}
         when: dict[str, Predicate] = {}
@@ -217,51 +264,45 @@ class Decider:
         if known.height and (when or more is not None):
             judged, unfit = self._judged(known, when, sent, is_history, more, ahead)
             broken |= unfit
-        at = {row: place for place, row in enumerate(known["row"].to_list())}
-        # many conditions read the same: what they read is put together once an event
-        reads = {name: (tuple(sorted(one.columns)), tuple(sorted(one.calls))) for name, one in when.items()}
-        met = {name: judged.get(f"met {name}", []) for name in when}
-        decisions: list[Decision] = []
-        for row, event in enumerate(events.iter_rows(named=True)):
-            words = _event_words(event)
-            contact, event_id, kind = event["contact_id"], event["event_id"], event["type"]
-            is_late = not is_history and event["received_at"] - event["occurred_at"] > LATE
-            place = at.get(row, -1)
-            said: dict[Any, dict[str, Any]] = {}
-            state: dict[str, Any] | None = None
+        asked = _Asked(events, known, judged, when)
+        due: list[Decision] = []
+        rest: list[pl.DataFrame] = []
+        late = pl.lit(False) if is_history else pl.col("received_at") - pl.col("occurred_at") > LATE
+        is_late = events.select(late.alias("late"))["late"].to_numpy() & np.ones(events.height, bool)
+        is_nobody = events["contact_id"].to_numpy() == 0
+        kinds = events["type"].to_numpy()
+        for kind in types:
+            is_kind = kinds == kind
             for spec in by_type[kind]:
-                name = spec.name
-                outcome, reason = "due", ""
-                values: Mapping[str, Any] = _NO_VALUES
-                if contact == 0:
-                    outcome = "no_contact"
-                elif is_late:
-                    outcome = "late"
-                elif name in broken:
-                    outcome, reason = "failed", broken[name]
-                elif name in when:
-                    read = reads[name]
-                    if (known_values := said.get(read)) is None:
-                        known_values = said[read] = _values(judged, place, event, *read)
-                    values = known_values
-                    if not met[name][place]:
-                        outcome, reason = "condition", spec.when or ""
-                due_at = None
-                if outcome == "due":
-                    due_at = event["occurred_at"] + (spec.wait or _NO_WAIT)
-                    if more is not None and state is None:
-                        state = {
-                            column: found[place]
-                            for column, found in judged.items()
-                            if column != "row" and not column.startswith("met ")
-                        }
-                decisions.append(
-                    Decision(
-                        name, spec.version, contact, event_id, kind, outcome, now, reason, values, due_at, "", words,
-                        state if due_at is not None else None,
-                    )
-                )  # fmt: skip
-        return decisions
+                outcomes: list[tuple[str, str, np.ndarray]] = [("no_contact", "", is_kind & is_nobody)]
+                left = is_kind & ~is_nobody
+                outcomes.append(("late", "", left & is_late))
+                left &= ~is_late
+                read = None
+                if spec.name in broken:
+                    outcomes.append(("failed", broken[spec.name], left))
+                    left = np.zeros(events.height, bool)
+                elif spec.name in when:
+                    read = asked.read_by(spec.name)
+                    met = asked.met(spec.name)
+                    outcomes.append(("condition", spec.when or "", left & ~met))
+                    left &= met
+                for outcome, reason, where in outcomes:
+                    places = np.flatnonzero(where)
+                    if places.size:
+                        is_read = read is not None and outcome == "condition"
+                        rest.append(asked.rows(spec, outcome, reason, places, now, read if is_read else None))
+                for place in np.flatnonzero(left).tolist():
+                    event = asked.event(place)
+                    due.append(
+                        Decision(
+                            spec.name, spec.version, event["contact_id"], event["event_id"], kind, "due", now, "",
+                            asked.values(place, *read) if read is not None else _NO_VALUES,
+                            event["occurred_at"] + (spec.wait or _NO_WAIT), "", asked.words(place),
+                            asked.state(place) if more is not None else None,
+                        )
+                    )  # fmt: skip
+        return Decided(due, pl.concat(rest) if rest else pl.DataFrame(schema=ROW_COLUMNS))
 
     def _judged(
         self,
@@ -298,8 +339,113 @@ class Decider:
         return columns, unfit
 
 
+class _Asked:
+    """Events with what was judged of them; what is asked twice is put together once."""
+
+    def __init__(
+        self,
+        events: pl.DataFrame,
+        known: pl.DataFrame,
+        judged: Mapping[str, Sequence[Any]],
+        when: Mapping[str, Predicate],
+    ) -> None:
+        self._events, self._judged = events, judged
+        # rows of `judged` for events that lead to somebody
+        self._rows = known["row"].to_numpy()
+        self._at = {row: place for place, row in enumerate(self._rows.tolist())}
+        self._reads = {
+            name: (tuple(sorted(one.columns)), tuple(sorted(one.calls))) for name, one in when.items()
+        }
+        self._events_of: dict[int, dict[str, Any]] = {}
+        self._words: dict[int, dict[str, Any]] = {}
+        self._values: dict[tuple[int, Any], dict[str, Any]] = {}
+        self._texts: dict[Any, pl.Series] = {}
+        self._states: dict[int, dict[str, Any]] = {}
+
+    def event(self, place: int) -> dict[str, Any]:
+        if place not in self._events_of:
+            self._events_of[place] = self._events.row(place, named=True)
+        return self._events_of[place]
+
+    def words(self, place: int) -> dict[str, Any]:
+        if place not in self._words:
+            self._words[place] = _event_words(self.event(place))
+        return self._words[place]
+
+    def read_by(self, name: str) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+        """What a trigger's condition reads: columns and calls."""
+        return self._reads[name]
+
+    def met(self, name: str) -> np.ndarray:
+        """Of which events a trigger's condition is met."""
+        made = np.zeros(self._events.height, bool)
+        if (column := self._judged.get(f"met {name}")) is not None:
+            made[self._rows] = column
+        return made
+
+    def values(self, place: int, columns: tuple[str, ...], calls: tuple[Any, ...]) -> dict[str, Any]:
+        """What a condition read of an event."""
+        key = place, (columns, calls)
+        if key not in self._values:
+            self._values[key] = _values(self._judged, self._at[place], self.event(place), columns, calls)
+        return self._values[key]
+
+    def state(self, place: int) -> dict[str, Any]:
+        """The state of an event's contact; empty for nobody."""
+        if place not in self._states:
+            at = self._at[place]
+            self._states[place] = {
+                column: found[at]
+                for column, found in self._judged.items()
+                if column != "row" and not column.startswith("met ")
+            }
+        return self._states[place]
+
+    def rows(
+        self,
+        spec: TriggerSpec,
+        outcome: str,
+        reason: str,
+        places: np.ndarray,
+        now: datetime,
+        read: tuple[tuple[str, ...], tuple[Any, ...]] | None,
+    ) -> pl.DataFrame:
+        """Rows of `campaigns.trigger_decisions` of events that come to nothing."""
+        details: pl.Expr | pl.Series = pl.lit('{"values": {}}')
+        if read is not None:
+            details = self._details_of(read).gather(places)
+        events = self._events[places] if places.size < self._events.height else self._events
+        return events.select(
+            pl.lit(now).cast(UTC_MS).alias("decided_at"),
+            pl.lit(spec.name).alias("trigger"),
+            pl.lit(spec.version).alias("version"),
+            "contact_id",
+            "event_id",
+            pl.col("type").alias("event_type"),
+            pl.lit("").alias("firing_id"),
+            pl.lit(outcome).alias("outcome"),
+            pl.lit(reason).alias("reason"),
+            details.alias("details"),
+        )
+
+    def _details_of(self, read: tuple[tuple[str, ...], tuple[Any, ...]]) -> pl.Series:
+        """What was read of each event, as it is written down."""
+        if read not in self._texts:
+            texts = [
+                _details(self.values(place, *read)) if place in self._at else ""
+                for place in range(self._events.height)
+            ]
+            self._texts[read] = pl.Series("details", texts, pl.String())
+        return self._texts[read]
+
+
 _NO_WAIT = timedelta(0)
 _NO_VALUES: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+def _details(values: Mapping[str, Any], due_at: datetime | None = None) -> str:
+    due = {"due_at": due_at.isoformat()} if due_at else {}
+    return json.dumps({"values": dict(values), **due}, ensure_ascii=False)
 
 
 def _values(
@@ -363,38 +509,9 @@ class DecisionLog:
         self.warehouse.define("create database if not exists campaigns")
         self.warehouse.define(TABLE)
 
-    def write(self, decisions: Sequence[Decision]) -> None:
-        """Append decisions."""
-        if not decisions:
-            return
-        # decisions about one event share what they read: it is written down once
-        texts: dict[int, str] = {}
-        details: list[str] = []
-        for one in decisions:
-            text = texts.get(id(one.values))
-            if text is None:
-                text = texts[id(one.values)] = json.dumps(dict(one.values), ensure_ascii=False)
-            due = f', "due_at": "{one.due_at.isoformat()}"' if one.due_at else ""
-            details.append(f'{{"values": {text}{due}}}')
-        columns = list(zip(*decisions, strict=True))
-        text_type, moment = pl.String(), UTC_MS
-        self.warehouse.insert(
-            "campaigns.trigger_decisions",
-            pl.DataFrame(
-                {
-                    "decided_at": pl.Series(columns[6]).cast(moment),
-                    "trigger": pl.Series(columns[0], dtype=text_type),
-                    "version": pl.Series(columns[1], dtype=text_type),
-                    "contact_id": pl.Series(columns[2], dtype=pl.Int64()),
-                    "event_id": pl.Series(columns[3], dtype=text_type),
-                    "event_type": pl.Series(columns[4], dtype=text_type),
-                    "firing_id": pl.Series(columns[10], dtype=text_type),
-                    "outcome": pl.Series(columns[5], dtype=text_type),
-                    "reason": pl.Series(columns[7], dtype=text_type),
-                    "details": pl.Series(details, dtype=text_type),
-                }
-            ),
-        )
+    def write(self, rows: pl.DataFrame) -> None:
+        """Append decisions: columns of `ROW_COLUMNS`."""
+        self.warehouse.insert("campaigns.trigger_decisions", rows)
 
     def read(
         self,

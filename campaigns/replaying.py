@@ -40,8 +40,10 @@ def replay(decider: Decider, spec: TriggerSpec, since: datetime, until: datetime
     decisions: list[Decision] = []
     for frame in _events(decider, spec, since, until).iter_slices(_BATCH):
         resolved = decider.live.resolved(frame)
-        decisions += decider.decide(resolved, until, is_history=True, names=[spec.name])
-    decisions = [one._replace(decided_at=_time_of(one)) for one in decisions]
+        decided = decider.decide(resolved, until, is_history=True, names=[spec.name])
+        times = dict(resolved.select("event_id", "occurred_at").iter_rows())
+        decisions += [one._replace(decided_at=times[one.event_id]) for one in decided.all()]
+    decisions.sort(key=lambda one: (one.decided_at, one.event_id))
     due = [one for one in decisions if one.outcome == "due"]
     called_off = _called_off(decider, spec, due)
     zones = _zones(decider, due) if spec.quiet_hours else {}
@@ -71,10 +73,6 @@ def replay(decider: Decider, spec: TriggerSpec, since: datetime, until: datetime
         last[one.contact_id] = fires_at
         judged[key] = one._replace(outcome="fired", due_at=fires_at)
     return [judged.get((one.event_id, one.contact_id), one) for one in decisions]
-
-
-def _time_of(decision: Decision) -> datetime:
-    return datetime.fromisoformat(decision.event["occurred_at"])
 
 
 def _events(decider: Decider, spec: TriggerSpec, since: datetime, until: datetime) -> pl.DataFrame:

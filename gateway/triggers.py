@@ -30,7 +30,7 @@ import httpx
 import polars as pl
 
 from campaigns import journey_requests
-from campaigns.deciding import Decider, Decision, DecisionLog, firing_rows
+from campaigns.deciding import Decided, Decider, Decision, DecisionLog, decision_rows, firing_rows
 from campaigns.live import MOVING_TYPES, SENT, SENT_COLUMNS, Ahead, Live, Needs
 from campaigns.recent import NEWS_SECONDS
 from campaigns.resolving import MESSAGE_COLUMNS, keyed_frame
@@ -786,18 +786,20 @@ class _Held:
     Attributes:
         events: that no trigger watches; nobody has looked yet whom they concern.
         resolved: the others, as `Live.take` returns them.
-        decisions: by event.
+        decisions: rows of `campaigns.trigger_decisions`.
     """
 
     events: pl.DataFrame
     resolved: pl.DataFrame
-    decisions: dict[str, list[Decision]] = field(default_factory=dict)
+    decisions: list[pl.DataFrame] = field(default_factory=list)
 
     def only(self, is_wanted: pl.Expr) -> _Held:
         """The part of some events."""
-        events, resolved = self.events.filter(is_wanted), self.resolved.filter(is_wanted)
-        ids = {*events["event_id"], *resolved["event_id"]}
-        return _Held(events, resolved, {key: one for key, one in self.decisions.items() if key in ids})
+        return _Held(
+            self.events.filter(is_wanted),
+            self.resolved.filter(is_wanted),
+            [one.filter(is_wanted) for one in self.decisions],
+        )
 
 
 class TriggerHandler:
@@ -909,15 +911,15 @@ class TriggerHandler:
             )
             held.resolved = resolved
             if types:
-                decisions = self.decide(resolved, now, more=more, ahead=ahead)
+                decided = self.decide(resolved, now, more=more, ahead=ahead)
                 received = dict(resolved.select("event_id", "received_at").iter_rows())
                 handed = {
                     (one.trigger, one.event_id): Handed(one.state, since, received[one.event_id])
-                    for one in decisions
+                    for one in decided.due
                     if one.state is not None
                 }
-                for one in self._begin(decisions, now, handed)[1]:
-                    held.decisions.setdefault(one.event_id, []).append(one)
+                _, named = self._begin(decided.due, now, handed)
+                held.decisions = [decision_rows(named), decided.rest]
         with self._lock:
             self._held.append(held)
 
@@ -940,16 +942,8 @@ class TriggerHandler:
         if resolved:
             whole = pl.concat(resolved).unique("event_id", keep="first", maintain_order=True)
             self.live.keep(whole, loads.drop_nulls("loaded_at"))
-        self.note(
-            list(
-                {
-                    (decision.trigger, decision.event_id): decision
-                    for one in parts
-                    for decisions in one.decisions.values()
-                    for decision in decisions
-                }.values()
-            )
-        )
+        if decisions := [rows for one in parts for rows in one.decisions if rows.height]:
+            self.note(pl.concat(decisions))
         with self._lock:
             left = (one.only(~is_meant) for one in self._held)
             self._held = [one for one in left if one.events.height or one.resolved.height]
@@ -1030,17 +1024,17 @@ class TriggerHandler:
         names: Sequence[str] | None = None,
         more: Needs | None = None,
         ahead: Ahead | None = None,
-    ) -> list[Decision]:
+    ) -> Decided:
         """What triggers make of events that `Live.take` has resolved; `more` and `ahead` as for `Decider.decide`."""
         sent = None
         if (self.decider.columns | (more.columns if more is not None else frozenset())) & SENT:
             sent = self.sent(stored["contact_id"].unique().to_list())
         return self.decider.decide(stored, now, sent=sent, names=names, more=more, ahead=ahead)
 
-    def act(self, decisions: Sequence[Decision], now: datetime) -> list[Firing]:
+    def act(self, decided: Decided, now: datetime) -> list[Firing]:
         """Write what is to be done into the ledger, and begin with what is due; returns what was begun."""
-        begun, named = self._begin(decisions, now, {})
-        self.note(named)
+        begun, named = self._begin(decided.due, now, {})
+        self.note(pl.concat([decision_rows(named), decided.rest]))
         return begun
 
     def _begin(
@@ -1067,17 +1061,20 @@ class TriggerHandler:
                 if one.due_at <= now and one.name not in paused and room[lane] < self._room(lane):
                     room[lane] += 1
                     at_once.add(key)
-            begun = self.firings.add(self.run, list(fired.values()), now, taken=at_once)
+            begun = self.firings.add(self.run, fired, now, taken=at_once)
             for lane in room:
                 mine = [one for one in begun if self.lane_of(self.decider.specs[one.name]) == lane]
                 self._give(lane, mine, handed)
         return begun, named
 
-    def note(self, decisions: Sequence[Decision]) -> None:
-        """Write decisions down, for `mailhouse why`, and count them."""
-        self.log.write(decisions)
+    def note(self, rows: pl.DataFrame) -> None:
+        """Write decisions down, rows of `campaigns.trigger_decisions`, for `mailhouse why`, and count them."""
+        self.log.write(rows)
+        counted = rows.group_by("trigger", "outcome").len()
         with self._lock:
-            self.counts.update((one.trigger, one.outcome) for one in decisions)
+            self.counts.update(
+                {(trigger, outcome): number for trigger, outcome, number in counted.iter_rows()}
+            )
 
     def messages(self, message_ids: Iterable[str]) -> pl.DataFrame:
         """What the ledger knows of messages."""
@@ -1179,7 +1176,7 @@ class TriggerHandler:
             MailhouseError: call again with the same.
         """
         # rows about it first: a crash in between tells it twice, never not at all
-        self.note([one for item in items for one in item.decisions])
+        self.note(decision_rows([one for item in items for one in item.decisions]))
         with self.ledger.transaction():
             for item in items:
                 self.firings.finish(self.run, item.done, item.now, unfired=item.unfired)

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from campaigns.deciding import OUTCOMES, Decider, DecisionLog
+from campaigns.deciding import OUTCOMES, ROW_COLUMNS, Decided, Decider, DecisionLog
 from campaigns.live import Live
 from campaigns.replaying import parse_moment, replay
 from campaigns.triggers import (
@@ -89,7 +89,7 @@ def run_test(
         resolved = live.resolved(frame)
         if contact:
             resolved = resolved.with_columns(pl.lit(contact, pl.Int64).alias("contact_id"))
-        decisions = Decider([spec], live).decide(resolved, settings.now(), names=[spec.name])
+        decisions = Decider([spec], live).decide(resolved, settings.now(), names=[spec.name]).all()
     if not decisions:
         console.print(f"{spec.name} does not look at events of type {frame['type'][0]}.", markup=False)
         return
@@ -168,7 +168,7 @@ def run_replay(name: str, since: str, until: str, *, send: bool) -> None:
                 for one in decisions
                 if one.outcome == "fired"
             ]
-            handler.act(fired, now)
+            handler.act(Decided(fired, pl.DataFrame(schema=ROW_COLUMNS)), now)
             handler.drain(now)
             done = Counter(one for _, one in handler.counts.elements() if one != "due")
     said = ", ".join(f"{number:,} {outcome}" for outcome, number in sorted(done.items()))

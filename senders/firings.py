@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 
 from campaigns.identity import message_id
@@ -61,11 +62,12 @@ class Firings:
         self._ledger = ledger
 
     def add(
-        self, run: Run, firings: Sequence[Firing], now: datetime, *, taken: Collection[str] = ()
+        self, run: Run, firings: Mapping[str, Firing], now: datetime, *, taken: Collection[str] = ()
     ) -> list[Firing]:
         """Write firings that nobody has written; returns those that this call took for the run.
 
         Args:
+            firings: by their ids.
             taken: ids of those that this run acts on at once; the others wait until they are due.
         """
         if not firings:
@@ -73,19 +75,18 @@ class Firings:
         at = milliseconds(now)
         rows = [
             (
-                one.firing_id, one.name, one.version, one.contact_id, one.event_id,
-                json.dumps(dict(one.event), ensure_ascii=False).replace("\\u0000", "\\ufffd"),
-                "taken" if one.firing_id in taken else "waiting", milliseconds(one.due_at),
-                run.run_id if one.firing_id in taken else 0, at, at,
+                key, one.name, one.version, one.contact_id, one.event_id,
+                orjson.dumps(dict(one.event)).decode().replace("\\u0000", "\\ufffd"),
+                "taken" if key in taken else "waiting", milliseconds(one.due_at), run.run_id if key in taken else 0,
+                at, at,
             )
-            for one in firings
+            for key, one in firings.items()
         ]  # fmt: skip
-        by_id = {one.firing_id: one for one in firings}
         with self._ledger._writing(lock="triggers") as connection:
             mark = connection.execute(_NEWEST).scalar_one()
             _insert(connection, trigger_firings, _COLUMNS, rows, "on conflict (firing_id) do nothing")
             created = connection.execute(_CREATED, {"mark": mark, "run_id": run.run_id}).all()
-        return [replace(by_id[row.firing_id], row_id=row.id) for row in created if row.firing_id in by_id]
+        return [replace(firings[row.firing_id], row_id=row.id) for row in created if row.firing_id in firings]
 
     def take(
         self, run: Run, now: datetime, limit: int, *, names: Collection[str], paused: Collection[str] = ()
