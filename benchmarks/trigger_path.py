@@ -24,7 +24,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import polars as pl
-import sqlalchemy as sa
+from sqlalchemy.event import listen
 
 from benchmarks.gateway import await_port, cpu_seconds, make_home, process
 from benchmarks.lib.posting import event
@@ -101,7 +101,7 @@ def measure(handler: TriggerHandler, engine: int, arrivals: Path) -> None:
         nonlocal commits
         commits += 1
 
-    sa.event.listen(handler.ledger.engine, "commit", committed)
+    listen(handler.ledger.engine, "commit", committed)
     counted(handler.warehouse, counts)
     sent, place = 0, 0
     handler.tick(datetime.now(UTC))
@@ -134,11 +134,12 @@ def measure(handler: TriggerHandler, engine: int, arrivals: Path) -> None:
             theirs_behind += cpu_seconds(engine) - others
             time.sleep(0.3)
         walls.sort()
+        questions = {name: round(count / rounds, 1) for name, count in asked.items()}
         print(
             f"{number:5d} events: {1000 * walls[len(walls) // 2]:7.1f} ms (worst {1000 * walls[-1]:7.1f});"
             f" CPU own {1000 * own / rounds:6.1f} engine {1000 * theirs / rounds:6.1f};"
             f" behind own {1000 * behind / rounds:6.1f} engine {1000 * theirs_behind / rounds:6.1f};"
-            f" asked {dict((name, round(count / rounds, 1)) for name, count in asked.items())},"
+            f" asked {questions},"
             f" {committed_before / rounds:.1f} commits",
             flush=True,
         )

@@ -266,7 +266,7 @@ class Decider:
             broken |= unfit
         asked = _Asked(events, known, judged, when)
         due: list[Decision] = []
-        rest: list[pl.DataFrame] = []
+        rest: list[_Part] = []
         late = pl.lit(False) if is_history else pl.col("received_at") - pl.col("occurred_at") > LATE
         is_late = events.select(late.alias("late"))["late"].to_numpy() & np.ones(events.height, bool)
         is_nobody = events["contact_id"].to_numpy() == 0
@@ -291,7 +291,7 @@ class Decider:
                     places = np.flatnonzero(where)
                     if places.size:
                         is_read = read is not None and outcome == "condition"
-                        rest.append(asked.rows(spec, outcome, reason, places, now, read if is_read else None))
+                        rest.append(_Part(spec, outcome, reason, places, read if is_read else None))
                 for place in np.flatnonzero(left).tolist():
                     event = asked.event(place)
                     due.append(
@@ -302,7 +302,7 @@ class Decider:
                             asked.state(place) if more is not None else None,
                         )
                     )  # fmt: skip
-        return Decided(due, pl.concat(rest) if rest else pl.DataFrame(schema=ROW_COLUMNS))
+        return Decided(due, asked.rows(rest, now))
 
     def _judged(
         self,
@@ -339,6 +339,19 @@ class Decider:
         return columns, unfit
 
 
+_Read = tuple[tuple[str, ...], tuple[Any, ...]]
+
+
+class _Part(NamedTuple):
+    """Events of which a trigger made the same; what its condition read, if it was not met."""
+
+    spec: TriggerSpec
+    outcome: str
+    reason: str
+    places: np.ndarray
+    read: _Read | None
+
+
 class _Asked:
     """Events with what was judged of them; what is asked twice is put together once."""
 
@@ -372,7 +385,7 @@ class _Asked:
             self._words[place] = _event_words(self.event(place))
         return self._words[place]
 
-    def read_by(self, name: str) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    def read_by(self, name: str) -> _Read:
         """What a trigger's condition reads: columns and calls."""
         return self._reads[name]
 
@@ -401,34 +414,40 @@ class _Asked:
             }
         return self._states[place]
 
-    def rows(
-        self,
-        spec: TriggerSpec,
-        outcome: str,
-        reason: str,
-        places: np.ndarray,
-        now: datetime,
-        read: tuple[tuple[str, ...], tuple[Any, ...]] | None,
-    ) -> pl.DataFrame:
+    def rows(self, parts: Sequence[_Part], now: datetime) -> pl.DataFrame:
         """Rows of `campaigns.trigger_decisions` of events that come to nothing."""
-        details: pl.Expr | pl.Series = pl.lit('{"values": {}}')
-        if read is not None:
-            details = self._details_of(read).gather(places)
-        events = self._events[places] if places.size < self._events.height else self._events
-        return events.select(
+        if not parts:
+            return pl.DataFrame(schema=ROW_COLUMNS)
+        height = self._events.height
+        places = np.concatenate([part.places for part in parts])
+        numbers = np.repeat(np.arange(len(parts)), [part.places.size for part in parts])
+        # texts of all events for each set of what was read, one after the other, and one for nothing at the end
+        reads = list(dict.fromkeys(part.read for part in parts if part.read is not None))
+        starts = {read: place * height for place, read in enumerate(reads)}
+        nothing = len(reads) * height
+        texts = pl.concat([*(self._details_of(read) for read in reads), pl.Series("details", [_details({})])])
+        begins = np.array([starts[part.read] if part.read is not None else nothing for part in parts])
+        at = np.where(begins[numbers] == nothing, nothing, begins[numbers] + places)
+
+        def of_part(values: Sequence[str]) -> pl.Series:
+            return pl.Series(values, dtype=pl.String()).gather(numbers)
+
+        return self._events.select("contact_id", "event_id", pl.col("type").alias("event_type"))[
+            places
+        ].select(
             pl.lit(now).cast(UTC_MS).alias("decided_at"),
-            pl.lit(spec.name).alias("trigger"),
-            pl.lit(spec.version).alias("version"),
+            of_part([part.spec.name for part in parts]).alias("trigger"),
+            of_part([part.spec.version for part in parts]).alias("version"),
             "contact_id",
             "event_id",
-            pl.col("type").alias("event_type"),
+            "event_type",
             pl.lit("").alias("firing_id"),
-            pl.lit(outcome).alias("outcome"),
-            pl.lit(reason).alias("reason"),
-            details.alias("details"),
+            of_part([part.outcome for part in parts]).alias("outcome"),
+            of_part([part.reason for part in parts]).alias("reason"),
+            texts.gather(at).alias("details"),
         )
 
-    def _details_of(self, read: tuple[tuple[str, ...], tuple[Any, ...]]) -> pl.Series:
+    def _details_of(self, read: _Read) -> pl.Series:
         """What was read of each event, as it is written down."""
         if read not in self._texts:
             texts = [

@@ -513,15 +513,20 @@ class Live:
                 given = self._told(told, addresses, strange, through, needs, said if proofs else frozenset())
                 if proofs:
                     given = pl.concat([given, _cast(proofs.result(), GIVEN)])
-            given = pl.concat([_cast(given, GIVEN), _stops_of(flying, addresses)]).unique(
-                ("address", "type", "consent_id", "event_id"), keep="first", maintain_order=True
-            )
+            given = _cast(given, GIVEN)
+            if flying.height:
+                given = pl.concat([given, _stops_of(flying, addresses)])
+            if given.height:
+                given = given.unique(
+                    ("address", "type", "consent_id", "event_id"), keep="first", maintain_order=True
+                )
         happened = [_cast(one.result(), HAPPENED) for one in (live, stops, recorded) if one is not None]
         if told is not None:
             happened.append(told.own.filter(pl.col("contact_id").is_in(contacts["contact_id"].implode())))
         if flying.height:
             happened.append(_cast(flying.filter(pl.col("type").is_in((*types, *STOPS))), HAPPENED))
         messages = sends.result() if sends else None
+        happened = [one for one in happened if one.height]
         history = (
             pl.concat(happened).unique(("contact_id", "event_id"), keep="first", maintain_order=True)
             if happened
@@ -1053,7 +1058,15 @@ def _with_permissions(
         & (pl.col("type") != "bounced")
         & (pl.col("loaded_at") > through)
         & ~pl.col("is_machine")
-    ).with_columns(pl.lit(False).alias("is_granted"), pl.lit("").alias("consent_id"))
+    )
+    if given.is_empty() and own.is_empty():
+        # nearly all: nobody has decided anything since the mart was built
+        return state.with_columns(
+            pl.col("is_suppressed", "has_marketing_consent").fill_null(False),
+            pl.lit(False).alias("is_live_bounced"),
+            pl.lit("").alias("suppression_event_id"),
+            pl.lit("").alias("consent_id"),
+        )
     by_contact = _stopped(own, "contact_id", "c")
     newest = pl.col("occurred_at") == pl.col("occurred_at").max()
     consents = (

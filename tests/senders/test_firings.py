@@ -38,7 +38,7 @@ def test_life_of_a_firing(tmp_path: Path, ledger_url: str) -> None:
             run, {one.firing_id: one for one in both}, NOW, taken={both[0].firing_id, both[1].firing_id}
         )
         assert [one.event_id for one in begun] == ["a", "b"]
-        assert firings.add(run, {one.firing_id: one for one in both}, NOW, taken={both[0].firing_id}) == []
+        assert firings.add(run, named, NOW, taken={both[0].firing_id}) == []
         assert not firings.has_due(NOW) and firings.take(run, NOW, 10, names=["cart"]) == []
         blocked = firings.reserve(run, begun, DAY, NOW)
         assert blocked == {begun[1].row_id: NOW}
