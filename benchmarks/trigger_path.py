@@ -11,7 +11,6 @@ and of the engine, until then and with what is written down behind (`keep`), que
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
@@ -45,14 +44,15 @@ _LIB = Path(__file__).parent / "lib"
 def counted(warehouse: Warehouse, counts: Counter[str]) -> None:
     """Count what the warehouse is asked."""
     for name in ("frame", "insert", "insert_select", "execute"):
+        setattr(warehouse, name, _counting(name, getattr(warehouse, name), counts))
 
-        def call(*arguments: Any, _name: str = name, _call: Callable[..., Any] = getattr(warehouse, name), **named: Any) -> Any:  # fmt: skip
-            counts[_name] += 1
-            if "SHOW" in os.environ:
-                print(_name, " ".join(str(arguments[0]).split())[:150], flush=True)
-            return _call(*arguments, **named)
 
-        setattr(warehouse, name, call)
+def _counting(name: str, work: Callable[..., Any], counts: Counter[str]) -> Callable[..., Any]:
+    def call(*arguments: Any, **more: Any) -> Any:
+        counts[name] += 1
+        return work(*arguments, **more)
+
+    return call
 
 
 def frame(first: int, number: int, run: str) -> pl.DataFrame:

@@ -186,6 +186,7 @@ class Live:
     def __post_init__(self) -> None:
         self.flight = Flight()
         self.news: News | None = None
+        self.changed_at = -1e9
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="live")
         self.resolver = Resolver(self.warehouse, self.prefix, lambda: self._tables, self._pool)
 
@@ -214,6 +215,7 @@ class Live:
 
     def changed_permissions(self) -> None:
         """This process has stored a consent or a stop: it counts for what is judged from now on."""
+        self.changed_at = time.monotonic()
         if self.news is not None:
             self.news.forget()
 

@@ -56,6 +56,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.message_seconds = Histogram(
+            f"{prefix}event_to_message_seconds",
+            "From receiving an event to the message of a trigger that waits for nothing.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self.failures = Counter(
             f"{prefix}failures", "Failures that are tried again, by place.", ["place"], registry=registry
         )

@@ -268,7 +268,7 @@ class Performer:
     ) -> dict[int, Mapping[str, Any]]:
         """The state of each firing's contact: what was handed over if it is young enough, else as it is now."""
         engine = self.engine
-        young = time.monotonic() - NEWS_SECONDS
+        young = max(time.monotonic() - NEWS_SECONDS, engine.live.changed_at)
         people: dict[int, Mapping[str, Any]] = {}
         left: list[Firing] = []
         for one in firings:
