@@ -454,7 +454,13 @@ def test_a_withdrawal_elsewhere_counts_within_a_second(shop: Shop) -> None:
     told()
     feed(handler, events({"id": "a", "person": 1}, {"id": "b", "person": 2}), shop.at(1))
     # another process writes them down: the next answer in the background has them
-    columns = {"channel": "email", "purpose": "marketing", "is_granted": False, "occurred_at": shop.now}
+    columns = {
+        "channel": "email",
+        "purpose": "marketing",
+        "is_granted": False,
+        "basis": "withdrawal",
+        "occurred_at": shop.now,
+    }
     consent = pl.DataFrame([{"consent_id": "w", "source": "web", "email": "P1@example.com", **columns}])
     load_consents(shop.warehouse, consent.with_columns(pl.col("occurred_at").cast(pl.Datetime("ms", "UTC"))))
     load_events(shop.warehouse, events({"id": "u", "type": "unsubscribed", "person": 2, "at": 1}))
