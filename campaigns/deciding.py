@@ -116,7 +116,7 @@ class Decided:
     """What triggers make of events.
 
     Attributes:
-        due: what is to be done, in the order of the triggers and events.
+        due: what is to be done, in the order of the events.
         rest: all else, columns of `ROW_COLUMNS`: with many triggers nearly all, so it never becomes objects.
     """
 
@@ -265,44 +265,46 @@ class Decider:
             judged, unfit = self._judged(known, when, sent, is_history, more, ahead)
             broken |= unfit
         asked = _Asked(events, known, judged, when)
-        due: list[Decision] = []
+        due: list[tuple[int, Decision]] = []
         rest: list[_Part] = []
-        late = pl.lit(False) if is_history else pl.col("received_at") - pl.col("occurred_at") > LATE
-        is_late = events.select(late.alias("late"))["late"].to_numpy() & np.ones(events.height, bool)
+        is_late = np.zeros(events.height, bool)
+        if not is_history:
+            is_late = (events["received_at"] - events["occurred_at"] > LATE).to_numpy()
         is_nobody = events["contact_id"].to_numpy() == 0
         kinds = events["type"].to_numpy()
         for kind in types:
             is_kind = kinds == kind
+            nobody = np.flatnonzero(is_kind & is_nobody)
+            late = np.flatnonzero(is_kind & ~is_nobody & is_late)
+            fit = is_kind & ~is_nobody & ~is_late
             for spec in by_type[kind]:
-                outcomes: list[tuple[str, str, np.ndarray]] = [("no_contact", "", is_kind & is_nobody)]
-                left = is_kind & ~is_nobody
-                outcomes.append(("late", "", left & is_late))
-                left &= ~is_late
-                read = None
-                if spec.name in broken:
-                    outcomes.append(("failed", broken[spec.name], left))
-                    left = np.zeros(events.height, bool)
-                elif spec.name in when:
-                    read = asked.read_by(spec.name)
-                    met = asked.met(spec.name)
-                    outcomes.append(("condition", spec.when or "", left & ~met))
-                    left &= met
-                for outcome, reason, where in outcomes:
-                    places = np.flatnonzero(where)
-                    if places.size:
-                        is_read = read is not None and outcome == "condition"
-                        rest.append(_Part(spec, outcome, reason, places, read if is_read else None))
+                name = spec.name
+                left, read = fit, None
+                parts: list[tuple[str, str, np.ndarray, _Read | None]] = [
+                    ("no_contact", "", nobody, None),
+                    ("late", "", late, None),
+                ]
+                if name in broken:
+                    parts.append(("failed", broken[name], np.flatnonzero(left), None))
+                    left = is_nobody & ~is_nobody
+                elif name in when:
+                    read = asked.read_by(name)
+                    met = asked.met(name)
+                    parts.append(("condition", spec.when or "", np.flatnonzero(left & ~met), read))
+                    left = left & met
+                rest += [_Part(spec, *part) for part in parts if part[2].size]
                 for place in np.flatnonzero(left).tolist():
                     event = asked.event(place)
-                    due.append(
-                        Decision(
-                            spec.name, spec.version, event["contact_id"], event["event_id"], kind, "due", now, "",
-                            asked.values(place, *read) if read is not None else _NO_VALUES,
-                            event["occurred_at"] + (spec.wait or _NO_WAIT), "", asked.words(place),
-                            asked.state(place) if more is not None else None,
-                        )
+                    decision = Decision(
+                        name, spec.version, event["contact_id"], event["event_id"], kind, "due", now, "",
+                        asked.values(place, *read) if read is not None else _NO_VALUES,
+                        event["occurred_at"] + (spec.wait or _NO_WAIT), "", asked.words(place),
+                        asked.state(place) if more is not None else None,
                     )  # fmt: skip
-        return Decided(due, asked.rows(rest, now))
+                    due.append((place, decision))
+        # in the order of the events, whose cooldowns and caps are judged in that order
+        due.sort(key=lambda one: one[0])
+        return Decided([decision for _, decision in due], asked.rows(rest, now))
 
     def _judged(
         self,

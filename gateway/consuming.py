@@ -86,6 +86,7 @@ class _Entry:
     frame: pl.DataFrame
     read_at: float
     is_handled: bool = False
+    has_failed: bool = False
     loads: pl.DataFrame | None = None
 
 
@@ -286,13 +287,15 @@ class Consumer:
                 self._stopping.wait(max(0.0, started + self._measured_pace() - time.monotonic()))
 
     def _loadable(self) -> list[_Entry]:
-        """What is to be loaded next: what was handled, or is waiting for it for too long."""
+        """What is to be loaded next: what was handled, could not be, or is waiting for it for too long."""
         together: list[_Entry] = []
         number = 0
         now = time.monotonic()
         for entry in self._unloaded:
             is_late = now - entry.read_at > _HEAD_START or self._stopping.is_set()
-            if not (entry.is_handled or is_late) or (together and number + len(entry.batch) > _MOST_LOADED):
+            if not (entry.is_handled or entry.has_failed or is_late) or (
+                together and number + len(entry.batch) > _MOST_LOADED
+            ):
                 break
             together.append(entry)
             number += len(entry.batch)
@@ -458,6 +461,10 @@ class Consumer:
                         self._change.notify_all()
                 except Exception as error:  # noqa: BLE001 - the batch is tried again
                     self._note("handle", error)
+                    with self._change:
+                        for entry in together:
+                            entry.has_failed = True
+                        self._change.notify_all()
                     not_before = time.monotonic() + wait
                     wait = min(_LONGEST_WAIT, wait * 2)
             elif first is not None:
