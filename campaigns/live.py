@@ -102,7 +102,7 @@ MOVED_COLUMNS: Final = ORDER_COLUMNS | READ_COLUMNS | SENT | PERMISSION_COLUMNS
 _PROPERTY = re.compile(r"JSONExtract\(`event_properties`(?:, '[A-Za-z_0-9]+')+, '[A-Za-z()]+'\)")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _WATERMARKS = frozenset(("events_through", "messages_through"))
-_LOOK_SECONDS = 30.0
+_LOOK_SECONDS, _UNBUILT_SECONDS = 30.0, 2.0
 
 
 def _email(column: str) -> str:
@@ -203,9 +203,11 @@ class Live:
         Raises:
             WarehouseError: it does not answer.
         """
-        self._look(_LOOK_SECONDS / 2)
+        pause = _LOOK_SECONDS / 2 if self._columns else _UNBUILT_SECONDS
+        if time.monotonic() - self._looked_at >= pause:
+            self._look(0.0)
         self.resolver.look()
-        if self.news is not None and self._is_watermarked():
+        if self.news is not None and "events_through" in self._columns:
             self.news.refresh()
 
     def known_since(self) -> float:
@@ -324,6 +326,9 @@ class Live:
             pl.col("is_sale").fill_null(False),
         )  # fmt: skip
         self.flight.add(_cast(flying, FLIGHT))
+        if flying["is_stop"].any():
+            # what was handed on before does not know of it
+            self.changed_at = time.monotonic()
         return made, ahead[0] if ahead else None
 
     def keep(self, resolved: pl.DataFrame, loads: pl.DataFrame) -> None:

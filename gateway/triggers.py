@@ -1303,9 +1303,9 @@ class TriggerHandler:
         while not self.stop.wait(_LOOK_AROUND):
             try:
                 self.live.refresh()
-            except MailhouseError as error:
-                # what is known gets old, and judging asks by itself
-                _log.warning("the warehouse was asked in vain: %s", error.message)
+            except Exception as error:  # noqa: BLE001 - what is known gets old, and judging asks by itself
+                if not isinstance(error, MailhouseError):
+                    _log.exception("a defect in what is asked in the background")
                 self.stop.wait(1.0)
 
     def _beat(self) -> None:
