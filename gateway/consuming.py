@@ -85,6 +85,7 @@ class _Entry:
     batch: Batch
     frame: pl.DataFrame
     read_at: float
+    strange: int
     is_handled: bool = False
     has_failed: bool = False
     loads: pl.DataFrame | None = None
@@ -211,22 +212,22 @@ class Consumer:
         wait = _FIRST_WAIT
         while True:
             try:
-                frame = self._unique(batch)
+                frame, strange = self._unique(batch)
                 break
             except Exception as error:  # noqa: BLE001 - going on without the batch would lose it
                 self._note("read", error)
                 if self._stopping.wait(wait):
                     return  # never acknowledged, so it is read again
                 wait = min(_LONGEST_WAIT, wait * 2)
-        entry = _Entry(batch, frame, time.monotonic())
+        entry = _Entry(batch, frame, time.monotonic(), strange)
         with self._change:
             self._unhandled.append(entry)
             self._unloaded.append(entry)
             self._in_flight += len(batch)
             self._change.notify_all()
 
-    def _unique(self, batch: Batch) -> pl.DataFrame:
-        """The events of a batch, each id once: the first counts. What is no event of ours goes into quarantine."""
+    def _unique(self, batch: Batch) -> tuple[pl.DataFrame, int]:
+        """The events of a batch, each id once: the first counts; and how many are none, which are in quarantine."""
         events: dict[str, Event] = {}
         strange: list[bytes] = []
         for payload in batch.payloads:
@@ -247,7 +248,7 @@ class Consumer:
             )
             self._metrics.quarantined.inc(len(strange))
             _log.error("%d entries of the stream are no events; see raw.quarantined_rows", len(strange))
-        return frame_of(list(events.values()))
+        return frame_of(list(events.values())), len(strange)
 
     # loading
 
@@ -317,6 +318,8 @@ class Consumer:
             "event_id", keep="first", maintain_order=True
         )
         loads = self._load(frame)
+        read = sum(len(entry.batch) - entry.strange for entry in entries)
+        self._metrics.duplicates.inc(read - frame.height)
         self._metrics.load_seconds.observe(time.monotonic() - started)
         with self._change:
             for entry in entries:
