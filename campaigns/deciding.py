@@ -11,14 +11,17 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 import polars as pl
 
-from campaigns.live import JUDGED_COLUMNS, UTC_MS, Live, Needs, judged_rows
+from campaigns.live import JUDGED_COLUMNS, Ahead, Live, Needs, judged_rows
 from campaigns.predicates import MISFITS, Predicate
+from campaigns.recent import UTC_MS
 from campaigns.triggers import Conditions, TriggerSpec, conditions_of, plain
 from warehouse.client import Warehouse
 from warehouse.errors import InputError, WarehouseError
@@ -67,15 +70,15 @@ TABLE: Final = """
 """
 
 
-@dataclass(frozen=True)
-class Decision:
-    """What a trigger makes of an event.
+class Decision(NamedTuple):
+    """What a trigger makes of an event; a tuple, for there are as many as events times triggers.
 
     Attributes:
         outcome: one of `OUTCOMES`.
         values: what its conditions read, by name.
         due_at: when it is to fire, for `due`.
         event: type, source, email, occurred_at, properties, message words: what acting needs of the event.
+        state: of the contact, as `Live.judge` returns it, if more was asked for than conditions read.
     """
 
     trigger: str
@@ -86,10 +89,56 @@ class Decision:
     outcome: str
     decided_at: datetime
     reason: str = ""
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = MappingProxyType({})
     due_at: datetime | None = None
     firing_id: str = ""
-    event: Mapping[str, Any] = field(default_factory=dict)
+    event: Mapping[str, Any] = MappingProxyType({})
+    state: Mapping[str, Any] | None = None
+
+
+ROW_COLUMNS: Final[dict[str, pl.DataType]] = {
+    "decided_at": UTC_MS,
+    "trigger": pl.String(),
+    "version": pl.String(),
+    "contact_id": pl.Int64(),
+    "event_id": pl.String(),
+    "event_type": pl.String(),
+    "firing_id": pl.String(),
+    "outcome": pl.String(),
+    "reason": pl.String(),
+    "details": pl.String(),
+}
+"""Columns of `campaigns.trigger_decisions` that are written."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What triggers make of events.
+
+    Attributes:
+        due: what is to be done, in the order of the events.
+        rest: all else, columns of `ROW_COLUMNS`: with many triggers nearly all, so it never becomes objects.
+    """
+
+    due: list[Decision]
+    rest: pl.DataFrame
+
+    def all(self) -> list[Decision]:
+        """All of them, oldest event first; for a few."""
+        others = [
+            Decision(
+                row["trigger"], row["version"], row["contact_id"], row["event_id"], row["event_type"], row["outcome"],
+                row["decided_at"], row["reason"], json.loads(row["details"])["values"],
+            )
+            for row in self.rest.iter_rows(named=True)
+        ]  # fmt: skip
+        return [*self.due, *others]
+
+
+def decision_rows(decisions: Sequence[Decision]) -> pl.DataFrame:
+    """Decisions as rows of `campaigns.trigger_decisions`."""
+    rows = [(*one[6:7], *one[:5], one[10], one[5], one[7], _details(one[8], one[9])) for one in decisions]
+    return pl.DataFrame(rows, schema=ROW_COLUMNS, orient="row")
 
 
 class Decider:
@@ -129,6 +178,27 @@ class Decider:
         """Types of events that fire anything."""
         return frozenset(kind for spec in self.specs.values() for kind in spec.event or ())
 
+    def needs(self, types: Iterable[str]) -> Needs:
+        """What of the state the conditions read of triggers that these types of events may fire."""
+        wanted = frozenset(types)
+        found: list[Predicate] = []
+        for spec in self.specs.values():
+            if wanted.intersection(spec.event or ()):
+                with contextlib.suppress(InputError):
+                    when = self.conditions(spec).when
+                    found += [when] if when is not None else []
+        return Needs.of(found)
+
+    @property
+    def watched_types(self) -> frozenset[str]:
+        """Types of events that matter to any trigger: that fire it, that it counts, or that call it off."""
+        types = set(self.event_types)
+        for spec in self.specs.values():
+            types.update(spec.unless_events)
+            with contextlib.suppress(InputError):
+                types.update(call.event_type for one in self.conditions(spec).all for call in one.calls)
+        return frozenset(types)
+
     def decide(
         self,
         events: pl.DataFrame,
@@ -137,13 +207,17 @@ class Decider:
         sent: pl.DataFrame | None = None,
         is_history: bool = False,
         names: Sequence[str] | None = None,
-    ) -> list[Decision]:
-        """What all triggers, or those named, make of events, in the order of the events.
+        more: Needs | None = None,
+        ahead: Ahead | None = None,
+    ) -> Decided:
+        """What all triggers, or those named, make of events.
 
         Args:
             events: as `Live.store` returns them.
             sent: as for `Live.judge`.
             is_history: judge the past: no event is late.
+            more: of the state, for whoever acts: decisions that are due have it.
+            ahead: as for `Live.judge`.
         """
         chosen = [spec for name, spec in self.specs.items() if names is None or name in names]
         by_type: dict[str, list[TriggerSpec]] = {}
@@ -159,8 +233,8 @@ class Decider:
             .sort("occurred_at", "event_id")
         )
         if events.is_empty():
-            return []
-        return self._decided(events, by_type, now, sent, is_history)
+            return Decided([], pl.DataFrame(schema=ROW_COLUMNS))
+        return self._decided(events, by_type, now, sent, is_history, more, ahead)
 
     def _decided(
         self,
@@ -169,7 +243,9 @@ class Decider:
         now: datetime,
         sent: pl.DataFrame | None,
         is_history: bool,
-    ) -> list[Decision]:
+        more: Needs | None,
+        ahead: Ahead | None,
+    ) -> Decided:
         types = set(events["type"])
         specs = {spec.name: spec for kind in types for spec in by_type[kind]}
         when: dict[str, Predicate] = {}
@@ -184,79 +260,232 @@ class Decider:
                     when[name] = condition
         rows = judged_rows(events)
         known = rows.filter(pl.col("contact_id") != 0)
-        judged: dict[int, dict[str, Any]] = {}
-        if known.height and when:
-            judged, unfit = self._judged(known, when, sent, is_history)
+        judged: dict[str, list[Any]] = {}
+        if known.height and (when or more is not None):
+            judged, unfit = self._judged(known, when, sent, is_history, more, ahead)
             broken |= unfit
-        decisions: list[Decision] = []
-        for place, event in enumerate(events.iter_rows(named=True)):
-            words = _event_words(event)
-            is_late = not is_history and event["received_at"] - event["occurred_at"] > LATE
-            for spec in by_type[event["type"]]:
-                condition = when.get(spec.name)
-                outcome, reason = "due", ""
-                values: dict[str, Any] = {}
-                if event["contact_id"] == 0:
-                    outcome = "no_contact"
-                elif is_late:
-                    outcome = "late"
-                elif spec.name in broken:
-                    outcome, reason = "failed", broken[spec.name]
-                elif condition is not None:
-                    row = judged[place]
-                    values = _values(row, event, condition.columns, condition.calls)
-                    outcome = "due" if row[f"met {spec.name}"] else "condition"
-                due_at = event["occurred_at"] + (spec.wait or timedelta(0)) if outcome == "due" else None
-                decisions.append(
-                    Decision(
-                        spec.name, spec.version, event["contact_id"], event["event_id"], event["type"], outcome,
-                        now, reason or ((spec.when or "") if outcome == "condition" else ""), values, due_at,
-                        event=words,
-                    )
-                )  # fmt: skip
-        return decisions
+        asked = _Asked(events, known, judged, when)
+        due: list[tuple[int, Decision]] = []
+        rest: list[_Part] = []
+        is_late = np.zeros(events.height, bool)
+        if not is_history:
+            is_late = (events["received_at"] - events["occurred_at"] > LATE).to_numpy()
+        is_nobody = events["contact_id"].to_numpy() == 0
+        kinds = events["type"].to_numpy()
+        for kind in types:
+            is_kind = kinds == kind
+            nobody = np.flatnonzero(is_kind & is_nobody)
+            late = np.flatnonzero(is_kind & ~is_nobody & is_late)
+            fit = is_kind & ~is_nobody & ~is_late
+            for spec in by_type[kind]:
+                name = spec.name
+                left, read = fit, None
+                parts: list[tuple[str, str, np.ndarray, _Read | None]] = [
+                    ("no_contact", "", nobody, None),
+                    ("late", "", late, None),
+                ]
+                if name in broken:
+                    parts.append(("failed", broken[name], np.flatnonzero(left), None))
+                    left = is_nobody & ~is_nobody
+                elif name in when:
+                    read = asked.read_by(name)
+                    met = asked.met(name)
+                    parts.append(("condition", spec.when or "", np.flatnonzero(left & ~met), read))
+                    left = left & met
+                rest += [_Part(spec, *part) for part in parts if part[2].size]
+                for place in np.flatnonzero(left).tolist():
+                    event = asked.event(place)
+                    decision = Decision(
+                        name, spec.version, event["contact_id"], event["event_id"], kind, "due", now, "",
+                        asked.values(place, *read) if read is not None else _NO_VALUES,
+                        event["occurred_at"] + (spec.wait or _NO_WAIT), "", asked.words(place),
+                        asked.state(place) if more is not None else None,
+                    )  # fmt: skip
+                    due.append((place, decision))
+        # in the order of the events, whose cooldowns and caps are judged in that order
+        due.sort(key=lambda one: one[0])
+        return Decided([decision for _, decision in due], asked.rows(rest, now))
 
     def _judged(
-        self, known: pl.DataFrame, when: Mapping[str, Predicate], sent: pl.DataFrame | None, is_history: bool
-    ) -> tuple[dict[int, dict[str, Any]], dict[str, str]]:
-        """Rows with verdicts; one condition that does not fit its values leaves all others judged."""
+        self,
+        known: pl.DataFrame,
+        when: Mapping[str, Predicate],
+        sent: pl.DataFrame | None,
+        is_history: bool,
+        more: Needs | None,
+        ahead: Ahead | None,
+    ) -> tuple[dict[str, list[Any]], dict[str, str]]:
+        """Columns with verdicts, in the order of `known`; a condition that does not fit leaves all others judged."""
 
-        def asked(names: Iterable[str]) -> list[dict[str, Any]]:
+        def asked(names: Iterable[str]) -> dict[str, list[Any]]:
             conditions = {f"met {name}": when[name] for name in names}
             needs = Needs.of(conditions.values())
-            return self.live.judge(known, conditions, needs, sent=sent, is_history=is_history).to_dicts()
+            needs = needs if more is None else needs.and_also(more)
+            found = self.live.judge(known, conditions, needs, sent=sent, is_history=is_history, ahead=ahead)
+            return found.to_dict(as_series=False)
 
         try:
-            return {row["row"]: row for row in asked(when)}, {}
+            return asked(when), {}
         except WarehouseError as error:
             if error.code not in MISFITS:
                 raise
-        rows: dict[int, dict[str, Any]] = {}
+        columns: dict[str, list[Any]] = {} if more is None else asked(())
         unfit: dict[str, str] = {}
         for name in when:
             try:
-                for row in asked([name]):
-                    rows.setdefault(row["row"], {}).update(row)
+                columns |= asked([name])
             except WarehouseError as error:
                 if error.code not in MISFITS:
                     raise
                 unfit[name] = f"its condition does not fit the values: {error.message[:300]}"
-        return rows, unfit
+        return columns, unfit
+
+
+_Read = tuple[tuple[str, ...], tuple[Any, ...]]
+
+
+class _Part(NamedTuple):
+    """Events of which a trigger made the same; what its condition read, if it was not met."""
+
+    spec: TriggerSpec
+    outcome: str
+    reason: str
+    places: np.ndarray
+    read: _Read | None
+
+
+class _Asked:
+    """Events with what was judged of them; what is asked twice is put together once."""
+
+    def __init__(
+        self,
+        events: pl.DataFrame,
+        known: pl.DataFrame,
+        judged: Mapping[str, Sequence[Any]],
+        when: Mapping[str, Predicate],
+    ) -> None:
+        self._events, self._judged = events, judged
+        # rows of `judged` for events that lead to somebody
+        self._rows = known["row"].to_numpy()
+        self._at = {row: place for place, row in enumerate(self._rows.tolist())}
+        self._reads = {
+            name: (tuple(sorted(one.columns)), tuple(sorted(one.calls))) for name, one in when.items()
+        }
+        self._events_of: dict[int, dict[str, Any]] = {}
+        self._words: dict[int, dict[str, Any]] = {}
+        self._values: dict[tuple[int, Any], dict[str, Any]] = {}
+        self._texts: dict[Any, pl.Series] = {}
+        self._states: dict[int, dict[str, Any]] = {}
+
+    def event(self, place: int) -> dict[str, Any]:
+        if place not in self._events_of:
+            self._events_of[place] = self._events.row(place, named=True)
+        return self._events_of[place]
+
+    def words(self, place: int) -> dict[str, Any]:
+        if place not in self._words:
+            self._words[place] = _event_words(self.event(place))
+        return self._words[place]
+
+    def read_by(self, name: str) -> _Read:
+        """What a trigger's condition reads: columns and calls."""
+        return self._reads[name]
+
+    def met(self, name: str) -> np.ndarray:
+        """Of which events a trigger's condition is met."""
+        made = np.zeros(self._events.height, bool)
+        if (column := self._judged.get(f"met {name}")) is not None:
+            made[self._rows] = column
+        return made
+
+    def values(self, place: int, columns: tuple[str, ...], calls: tuple[Any, ...]) -> dict[str, Any]:
+        """What a condition read of an event."""
+        key = place, (columns, calls)
+        if key not in self._values:
+            self._values[key] = _values(self._judged, self._at[place], self.event(place), columns, calls)
+        return self._values[key]
+
+    def state(self, place: int) -> dict[str, Any]:
+        """The state of an event's contact; empty for nobody."""
+        if place not in self._states:
+            at = self._at[place]
+            self._states[place] = {
+                column: found[at]
+                for column, found in self._judged.items()
+                if column != "row" and not column.startswith("met ")
+            }
+        return self._states[place]
+
+    def rows(self, parts: Sequence[_Part], now: datetime) -> pl.DataFrame:
+        """Rows of `campaigns.trigger_decisions` of events that come to nothing."""
+        if not parts:
+            return pl.DataFrame(schema=ROW_COLUMNS)
+        height = self._events.height
+        places = np.concatenate([part.places for part in parts])
+        numbers = np.repeat(np.arange(len(parts)), [part.places.size for part in parts])
+        # texts of all events for each set of what was read, one after the other, and one for nothing at the end
+        reads = list(dict.fromkeys(part.read for part in parts if part.read is not None))
+        starts = {read: place * height for place, read in enumerate(reads)}
+        nothing = len(reads) * height
+        texts = pl.concat([*(self._details_of(read) for read in reads), pl.Series("details", [_details({})])])
+        begins = np.array([starts[part.read] if part.read is not None else nothing for part in parts])
+        at = np.where(begins[numbers] == nothing, nothing, begins[numbers] + places)
+
+        def of_part(values: Sequence[str]) -> pl.Series:
+            return pl.Series(values, dtype=pl.String()).gather(numbers)
+
+        return self._events.select("contact_id", "event_id", pl.col("type").alias("event_type"))[
+            places
+        ].select(
+            pl.lit(now).cast(UTC_MS).alias("decided_at"),
+            of_part([part.spec.name for part in parts]).alias("trigger"),
+            of_part([part.spec.version for part in parts]).alias("version"),
+            "contact_id",
+            "event_id",
+            "event_type",
+            pl.lit("").alias("firing_id"),
+            of_part([part.outcome for part in parts]).alias("outcome"),
+            of_part([part.reason for part in parts]).alias("reason"),
+            texts.gather(at).alias("details"),
+        )
+
+    def _details_of(self, read: _Read) -> pl.Series:
+        """What was read of each event, as it is written down."""
+        if read not in self._texts:
+            texts = [
+                _details(self.values(place, *read)) if place in self._at else ""
+                for place in range(self._events.height)
+            ]
+            self._texts[read] = pl.Series("details", texts, pl.String())
+        return self._texts[read]
+
+
+_NO_WAIT = timedelta(0)
+_NO_VALUES: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+def _details(values: Mapping[str, Any], due_at: datetime | None = None) -> str:
+    due = {"due_at": due_at.isoformat()} if due_at else {}
+    return json.dumps({"values": dict(values), **due}, ensure_ascii=False)
 
 
 def _values(
-    row: Mapping[str, Any], event: Mapping[str, Any], columns: Iterable[str], calls: Iterable[Any]
+    judged: Mapping[str, Sequence[Any]],
+    place: int,
+    event: Mapping[str, Any],
+    columns: Iterable[str],
+    calls: Iterable[Any],
 ) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name in sorted(columns):
+    for name in columns:
         if name.startswith("message."):
             values[name] = event[f"message_{name.removeprefix('message.')}"]
         elif name in ("event.type", "event.source", "event.occurred_at"):
             values[name] = plain(event[name.removeprefix("event.")])
         else:
-            values[name] = plain(row.get(name))
-    for call in sorted(calls):
-        values[f"{call.function}('{call.event_type}', '{call.seconds}s')"] = plain(row[call.column])
+            values[name] = plain(judged[name][place]) if name in judged else None
+    for call in calls:
+        values[f"{call.function}('{call.event_type}', '{call.seconds}s')"] = plain(judged[call.column][place])
     return values
 
 
@@ -301,31 +530,9 @@ class DecisionLog:
         self.warehouse.define("create database if not exists campaigns")
         self.warehouse.define(TABLE)
 
-    def write(self, decisions: Sequence[Decision]) -> None:
-        """Append decisions."""
-        if not decisions:
-            return
-        rows = [
-            {
-                "decided_at": one.decided_at,
-                "trigger": one.trigger,
-                "version": one.version,
-                "contact_id": one.contact_id,
-                "event_id": one.event_id,
-                "event_type": one.event_type,
-                "firing_id": one.firing_id,
-                "outcome": one.outcome,
-                "reason": one.reason,
-                "details": json.dumps(
-                    {"values": one.values, **({"due_at": one.due_at.isoformat()} if one.due_at else {})},
-                    ensure_ascii=False,
-                ),
-            }
-            for one in decisions
-        ]
-        self.warehouse.insert(
-            "campaigns.trigger_decisions", pl.DataFrame(rows, schema_overrides={"decided_at": UTC_MS})
-        )
+    def write(self, rows: pl.DataFrame) -> None:
+        """Append decisions: columns of `ROW_COLUMNS`."""
+        self.warehouse.insert("campaigns.trigger_decisions", rows)
 
     def read(
         self,
@@ -355,7 +562,7 @@ class DecisionLog:
                     event_type::String as event_type, firing_id, outcome::String as outcome, reason, details
                 from campaigns.trigger_decisions where {where}
                 order by decided_at desc, written_at desc limit 1 by event_id, outcome, decided_at limit {int(limit)}
-            ) order by decided_at, event_id
+            ) order by decided_at, event_id, outcome != 'due'
             """,
             {"firing": firing_id, "trigger": trigger, "contact": contact_id, "event": event_id},
         )

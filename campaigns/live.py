@@ -1,15 +1,17 @@
 # ruff: noqa: S608  (queries are put together from checked conditions and names of this module)
-"""Live state: whom an event concerns, and what is so of them now, the last second included.
+"""Live state: what is so of the people whom events concern now, the last second included.
 
 Marts are built now and then; triggers and journeys must know what happened since. `live.events` holds the events of
 the last 35 days that came through the gateway's stream, each with the contact that dbt gives it, or will give it once
-it is built (`dbt_project/macros/identity.sql`, `int_contacts__identified`). Where an event led to nobody, `contact_id`
-is 0. An event may stand there twice after a crash: readers count each `event_id` once.
+it is built (`campaigns.resolving`). Where an event led to nobody, `contact_id` is 0. An event may stand there twice
+after a crash: readers count each `event_id` once. Events that are judged before they are there are in flight
+(`campaigns.recent`) and count all the same, in the process that judges them.
 
 `Live.judge` tells for a whole batch what conditions say of events: over the columns of `marts.contact_profiles`, moved
 by what was loaded after the mart was built (its `events_through`), and over counts of earlier events. The rows of the
 batch's contacts are read by key with a query a table, side by side, and added up here: planning one query with all
-the joins would cost ten times as much. Conditions are judged in process (`campaigns.evaluating`); what that declines
+the joins would cost ten times as much. `Live.take` asks for the profiles of those whom the events will most likely
+concern while it finds out whom they do. Conditions are judged in process (`campaigns.evaluating`); what that declines
 travels to ClickHouse as one flat table, over which one query judges it.
 Everything is as of each event's own time (`as_of`), so that a batch is judged the same however it is
 cut, and `is_history` judges the past in the same way from all events that there are.
@@ -23,16 +25,20 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import orjson
 import polars as pl
 
 from campaigns.evaluating import Rows, judged
 from campaigns.predicates import EventCall, Predicate, property_sql
-from warehouse.client import Warehouse
+from campaigns.recent import FLIGHT, GIVEN, HAPPENED, NOT_LOADED, STOPS, UTC_MS, Flight, News, Told
+from campaigns.resolving import Guess, Resolver, keyed_frame, loads_of
+from campaigns.siphash import normalised_email
+from warehouse.client import INSERT_SETTINGS, Warehouse
 from warehouse.errors import WarehouseError
 
 DAYS: Final = 35
@@ -58,7 +64,6 @@ TABLES: Final = (
     comment 'One event of the last {DAYS} days with its contact, 0 if it led to none; count each event_id once.'
     """,
 )
-UTC_MS: Final = pl.Datetime("ms", "UTC")
 JUDGED_COLUMNS: Final[dict[str, pl.DataType]] = {
     "row": pl.Int64(),
     "contact_id": pl.Int64(),
@@ -75,16 +80,6 @@ JUDGED_COLUMNS: Final[dict[str, pl.DataType]] = {
     "message_occurrence": pl.String(),
 }
 """Columns of a frame that `Live.judge` takes. `email` is the event's, for contacts that marts do not have yet."""
-MESSAGE_COLUMNS: Final[dict[str, pl.DataType]] = {
-    "message_id": pl.String(),
-    "contact_id": pl.Int64(),
-    "email": pl.String(),
-    "kind": pl.String(),
-    "name": pl.String(),
-    "template": pl.String(),
-    "occurrence": pl.String(),
-}
-"""What is known of messages that events are about."""
 SENT_COLUMNS: Final[dict[str, pl.DataType]] = {
     "message_id": pl.String(),
     "contact_id": pl.Int64(),
@@ -101,30 +96,20 @@ READ_COLUMNS: Final = frozenset(
 )
 SENT: Final = frozenset(("messages_sent_count", "first_message_at", "last_message_at"))
 PERMISSION_COLUMNS: Final = frozenset(("is_suppressed", "has_marketing_consent"))
+MOVING_TYPES: Final = frozenset((*STOPS, "order.placed", "order.cancelled", "opened", "clicked"))
+"""Events that move profiles, whatever conditions say."""
 MOVED_COLUMNS: Final = ORDER_COLUMNS | READ_COLUMNS | SENT | PERMISSION_COLUMNS
 """Columns of a profile that are moved by what happened since the mart was built."""
 
-_STOPS = ("unsubscribed", "complained", "bounced", "subscribed")
 _PROPERTY = re.compile(r"JSONExtract\(`event_properties`(?:, '[A-Za-z_0-9]+')+, '[A-Za-z()]+'\)")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _WATERMARKS = frozenset(("events_through", "messages_through"))
-_LOOK_SECONDS = 30.0
+_LOOK_SECONDS, _UNBUILT_SECONDS = 30.0, 2.0
 
 
 def _email(column: str) -> str:
     # as macros/identity.sql
     return f"lower(trim(both ' \\t\\r\\n' from {column}))"
-
-
-def _identity(source: str, external_id: str, email: str) -> str:
-    return (
-        f"if({external_id} != '' or {email} != '', toInt64(bitShiftRight(sipHash64("
-        f"if({external_id} = '', '', {source}::String), {external_id}, {email}), 1)), 0)"
-    )
-
-
-def _contact(key: str) -> str:
-    return f"toInt64(bitShiftRight(sipHash64({key}), 1))"
 
 
 @dataclass(frozen=True)
@@ -136,12 +121,14 @@ class Needs:
         calls: what conditions ask about earlier events.
         properties: paths of the event's properties to be returned, as `cart.value`.
         has_permission: consent and suppression, with the rows that prove them.
+        has_proof: false if the consent's row is of no interest, which may spare a query.
     """
 
     columns: frozenset[str] = frozenset()
     calls: frozenset[EventCall] = frozenset()
     properties: frozenset[str] = frozenset()
     has_permission: bool = False
+    has_proof: bool = True
 
     @classmethod
     def of(cls, predicates: Iterable[Predicate], *, has_permission: bool = False) -> Needs:
@@ -159,6 +146,30 @@ class Needs:
                     properties.add(path)
         return cls(frozenset(columns), frozenset(calls), frozenset(properties), has_permission)
 
+    def and_also(self, other: Needs) -> Needs:
+        """What both need."""
+        return Needs(
+            self.columns | other.columns,
+            self.calls | other.calls,
+            self.properties | other.properties,
+            self.has_permission or other.has_permission,
+            (self.has_permission and self.has_proof) or (other.has_permission and other.has_proof),
+        )
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Profiles that were asked for before it was certain whom events concern.
+
+    Attributes:
+        asked: contacts; one of them who is not in the answer is not in the mart.
+        columns: of the profile.
+    """
+
+    asked: frozenset[int]
+    columns: frozenset[str]
+    answer: Future[pl.DataFrame]
+
 
 @dataclass
 class Live:
@@ -173,6 +184,44 @@ class Live:
     _looked_at: float = field(default=-1e9, init=False)
     _tables: frozenset[str] = field(default=frozenset(), init=False)
     _columns: dict[str, str] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.flight = Flight()
+        self.news: News | None = None
+        self.changed_at = -1e9
+        self._pool = ThreadPoolExecutor(8, thread_name_prefix="live")
+        self.resolver = Resolver(self.warehouse, self.prefix, lambda: self._tables, self._pool)
+
+    def follow(self) -> None:
+        """Let `refresh` be called every now and then by a thread, so that judging need not ask what it can know.
+
+        Stops and consents that another process writes then count after `recent.NEWS_SECONDS` at most.
+        """
+        self.news = News(self.warehouse, self.prefix)
+
+    def refresh(self) -> None:
+        """Ask for what changes by itself: tables, rules about machines, stops and consents.
+
+        Raises:
+            WarehouseError: it does not answer.
+        """
+        pause = _LOOK_SECONDS / 2 if self._columns else _UNBUILT_SECONDS
+        if time.monotonic() - self._looked_at >= pause:
+            self._look(0.0)
+        self.resolver.look()
+        if self.news is not None and "events_through" in self._columns:
+            self.news.refresh()
+
+    def known_since(self) -> float:
+        """Since when, on the monotonic clock, what judging says of permissions may have changed unnoticed."""
+        told = self.news.fresh() if self.news is not None else None
+        return time.monotonic() if told is None else told.asked_at
+
+    def changed_permissions(self) -> None:
+        """This process has stored a consent or a stop: it counts for what is judged from now on."""
+        self.changed_at = time.monotonic()
+        if self.news is not None:
+            self.news.forget()
 
     def prepare(self) -> None:
         """Make the tables, if they are not there."""
@@ -212,228 +261,110 @@ class Live:
             hints: any of `source`, `external_id`, `email`, `message_id`.
             messages: columns of `MESSAGE_COLUMNS`, of messages that the warehouse may not know.
         """
-        rows = self._hints(hints, messages)
-        return self._resolved(rows)["contact_id"]
+        self._look()
+        return self.resolver.resolved(hints, messages)["contact_id"]
 
-    def store(self, events: pl.DataFrame, messages: pl.DataFrame | None = None) -> pl.DataFrame:
-        """Find the contact of each event and keep the events; the same events may come again.
+    def resolved(
+        self, events: pl.DataFrame, messages: pl.DataFrame | None = None, *, guess: Guess | None = None
+    ) -> pl.DataFrame:
+        """Find the contact of each event; nothing is kept.
 
         Args:
-            events: columns of `warehouse.loads.EVENT_COLUMNS`; `raw.events` has them.
+            events: columns of `warehouse.loads.EVENT_COLUMNS`.
             messages: as for `resolve`.
 
         Returns:
             the events with `contact_id`, `is_machine`, and `message_kind`, `message_name`, `message_template`,
             `message_occurrence` of the message that they are about.
         """
-        made = self.resolved(events, messages)
-        self.warehouse.insert(
-            "live.events",
-            made.select(
-                "event_id", "contact_id", "type", "source", "message_id", "is_machine", "occurred_at",
-                "received_at", "properties", "loaded_at",
-            ),
-        )  # fmt: skip
-        return made
-
-    def resolved(self, events: pl.DataFrame, messages: pl.DataFrame | None = None) -> pl.DataFrame:
-        """What `store` returns, without keeping anything."""
-        found = self._resolved(self._hints(events, messages))
-        made = events.with_columns(*(found[name] for name in found.columns if name != "row"))
+        self._look()
+        found = self.resolver.resolved(events, messages, guess=guess)
+        made = events.with_columns(found.get_columns())
         # some providers name only the message
         return made.with_columns(
             pl.when(pl.col("email") == "").then("message_email").otherwise("email").alias("email")
         ).drop("message_email")
 
-    def _hints(self, hints: pl.DataFrame, messages: pl.DataFrame | None) -> pl.DataFrame:
-        texts = ("event_id", "type", "source", "external_id", "email", "message_id", "properties")
-        rows = hints.select(
-            pl.int_range(hints.height, dtype=pl.Int64).alias("row"),
-            *(
-                (pl.col(name).fill_null("") if name in hints.columns else pl.lit("")).alias(name)
-                for name in texts
-            ),
-            (pl.col("occurred_at") if "occurred_at" in hints.columns else pl.lit(None, UTC_MS)).alias(
-                "occurred_at"
-            ),
-        ).with_columns(
-            pl.col("occurred_at").fill_null(pl.datetime(1970, 1, 1, time_zone="UTC", time_unit="ms"))
-        )
-        known = (
-            pl.DataFrame(schema=MESSAGE_COLUMNS) if messages is None else messages.select(*MESSAGE_COLUMNS)
-        )
-        known = known.unique("message_id").rename(
-            {name: f"message_{name}" for name in MESSAGE_COLUMNS if name != "message_id"}
-        )
-        joined = rows.join(known, on="message_id", how="left", maintain_order="left")
-        return joined.with_columns(
-            pl.col(name).fill_null(0 if dtype == pl.Int64 else "")
-            for name, dtype in known.schema.items()
-            if name != "message_id"
-        )
+    def take(
+        self, events: pl.DataFrame, messages: pl.DataFrame | None = None, *, needs: Needs | None = None
+    ) -> tuple[pl.DataFrame, Ahead | None]:
+        """Find the contact of each event, and count the events from now on; `keep` them when the warehouse has them.
 
-    def _resolved(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """`row`, `contact_id`, `is_machine`, `loaded_at` and the message's words; queries by key, side by side."""
+        Args:
+            events, messages: as for `resolved`.
+            needs: what `judge` will be asked for.
+
+        Returns:
+            what `resolved` returns, and what was asked ahead for `judge`.
+        """
         self._look()
-        missing = rows.filter((pl.col("message_id") != "") & (pl.col("message_contact_id") == 0))
-        keyless = rows.filter(pl.col("event_id") != "").select("type", "occurred_at", "event_id")
-        with ThreadPoolExecutor(2) as pool:
-            loads = pool.submit(self._loads, keyless) if keyless.height else None
-            rows = self._with_stored_messages(rows, missing) if missing.height else rows
-            keyed = self._keyed(rows)
-            known = self._known(keyed)
-            loaded = (
-                loads.result() if loads else pl.DataFrame(schema={"event_id": pl.String, "loaded_at": UTC_MS})
-            )
-        contacts = dict(zip(known["identity_id"], known["contact_id"], strict=True))
-        people = self._existing(rows)
-        found: list[int] = []
-        unseen: list[int] = []
-        names = ("record_key", "email_key", "message_key", "sent_key", "own_id", "message_contact_id")
-        for place, (record, email, message, sent, own, said) in enumerate(keyed.select(names).iter_rows()):
-            contact = 0
-            if said:
-                # as int_contacts__identified: a contact that has merged into another is found by the address
-                contact = contacts.get(message, 0) or (said if said in people else contacts.get(sent, said))
-            elif record and record in contacts:
-                contact = contacts[record]
-            elif record:
-                unseen.append(place)
-            found.append(contact or contacts.get(email, 0) or own)
-        if unseen:
-            # records that dbt has not seen yet: the first email ever loaded names the contact
-            fresh = self._fresh_records(rows[unseen])
-            for place in unseen:
-                key = (rows["source"][place], rows["external_id"][place])
-                found[place] = fresh.get(key, found[place])
-        return (
-            keyed.select("row", "is_machine", "event_id")
-            .with_columns(
-                pl.Series("contact_id", found, pl.Int64),
-                *(rows[f"message_{name}"] for name in ("email", "kind", "name", "template", "occurrence")),
-            )
-            .join(loaded, on="event_id", how="left", maintain_order="left")
-            .with_columns(pl.col("loaded_at").fill_null(datetime.now(UTC)).cast(UTC_MS))
-            .drop("event_id")
+        ahead: list[Ahead] = []
+
+        def guess(contacts: Collection[int]) -> None:
+            if needs is not None and contacts and self._columns:
+                names = self._profile_columns(needs)
+                answer = self._pool.submit(self._profiles, frozenset(contacts), names)
+                ahead.append(Ahead(frozenset(contacts), names, answer))
+
+        is_order = pl.col("type").is_in(("order.placed", "order.cancelled"))
+        orders = events.filter(is_order).select("event_id", "properties")
+        sold = self._pool.submit(self._sold, orders) if orders.height else None
+        made = self.resolved(events, messages, guess=guess)
+        flying = made.with_columns(
+            pl.lit(NOT_LOADED).cast(UTC_MS).alias("loaded_at"),
+            pl.Series("address", [normalised_email(one) for one in events["email"]], pl.String()),
+            pl.Series(
+                "is_stop",
+                [_is_stop(*one) for one in events.select("type", "properties").iter_rows()],
+                pl.Boolean(),
+            ),
         )
-
-    def _loads(self, keys: pl.DataFrame) -> pl.DataFrame:
-        """When raw.events got them: what a mart has taken in is told by that time."""
-        return self.warehouse.frame(
-            "select event_id, min(loaded_at) as loaded_at from raw.events"
-            " where (type, occurred_at, event_id) in (select type, occurred_at, event_id from hints) group by event_id",
-            external={"hints": keys.unique()},
-        ).with_columns(pl.col("loaded_at").cast(UTC_MS))
-
-    def _with_stored_messages(self, rows: pl.DataFrame, missing: pl.DataFrame) -> pl.DataFrame:
-        stored = self.warehouse.frame(
-            """
-            select message_id, any(contact_id) as stored_contact_id, any(email) as stored_email,
-                any(kind)::String as stored_kind, any(name)::String as stored_name,
-                any(template)::String as stored_template, any(occurrence) as stored_occurrence
-            from raw.messages where message_id in (select message_id from hints) group by message_id
-            """,
-            external={"hints": missing.select("message_id").unique()},
-        )
-        if stored.is_empty():
-            return rows
-        joined = rows.join(stored, on="message_id", how="left", maintain_order="left")
-        names = [name for name in MESSAGE_COLUMNS if name != "message_id"]
-        return joined.with_columns(
-            pl.when(pl.col("message_contact_id") != 0)
-            .then(f"message_{name}")
-            .otherwise(pl.coalesce(f"stored_{name}", f"message_{name}"))
-            .alias(f"message_{name}")
-            for name in names
-        ).drop(f"stored_{name}" for name in names)
-
-    def _keyed(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Rows with the keys of identity that dbt would give them."""
-        agents = rows.with_columns(
-            pl.when(pl.col("properties").str.contains("is_machine", literal=True)
-                    | pl.col("properties").str.contains("user_agent", literal=True))
-            .then("properties").otherwise(pl.lit("")).alias("properties")
+        if sold is not None:
+            flying = flying.join(sold.result(), on="event_id", how="left", maintain_order="left")
+        else:
+            flying = flying.with_columns(pl.lit(None, FLIGHT[name]).alias(name) for name in _SOLD)
+        flying = flying.with_columns(
+            pl.col("order_id").fill_null(""), pl.col("order_revenue", "order_items").fill_null(0),
+            pl.col("is_sale").fill_null(False),
         )  # fmt: skip
-        return self.warehouse.frame(
-            f"""
-            with {_email("email")} as address, {_email("message_email")} as said
-            select row, event_id, message_contact_id,
-                if(external_id = '', 0, {_identity("source", "external_id", "''")}) as record_key,
-                {_identity("''", "''", "address")} as email_key,
-                if(message_contact_id = 0, 0,
-                    toInt64(bitShiftRight(sipHash64('message', message_contact_id, said), 1))) as message_key,
-                {_identity("''", "''", "said")} as sent_key,
-                if(address = '', 0, {_contact("address")}) as own_id,
-                ({self._machine_sql()})::Bool as is_machine
-            from keyed order by row
-            """,
-            external={"keyed": agents},
-        )
+        self.flight.add(_cast(flying, FLIGHT))
+        if flying["is_stop"].any():
+            # what was handed on before does not know of it
+            self.changed_at = time.monotonic()
+        return made, ahead[0] if ahead else None
 
-    def _known(self, keyed: pl.DataFrame) -> pl.DataFrame:
-        if "intermediate.int_contacts__identified" not in self._tables:
-            return pl.DataFrame(schema={"identity_id": pl.Int64, "contact_id": pl.Int64})
-        names = ("record_key", "email_key", "message_key", "sent_key")
-        keys = pl.concat([keyed.select(pl.col(name).alias("identity_id")) for name in names])
-        return self.warehouse.frame(
-            f"select identity_id, contact_id from {self.prefix}intermediate.int_contacts__identified"
-            " where identity_id in (select identity_id from keys)",
-            external={"keys": keys.filter(pl.col("identity_id") != 0).unique()},
-        )
+    def keep(self, resolved: pl.DataFrame, loads: pl.DataFrame) -> None:
+        """Keep events in `live.events`; the same events may come again.
 
-    def _existing(self, rows: pl.DataFrame) -> set[int]:
-        """Contacts of messages that marts have."""
-        said = rows.filter(pl.col("message_contact_id") != 0).select("message_contact_id").unique()
-        if said.is_empty() or "marts.contact_profiles" not in self._tables:
-            return set()
-        found = self.warehouse.frame(
-            f"select contact_id from {self.prefix}marts.contact_profiles"
-            " where contact_id in (select message_contact_id from said)",
-            external={"said": said},
-        )
-        return set(found["contact_id"])
+        Args:
+            resolved: what `take` or `resolved` returned.
+            loads: `event_id` and `loaded_at` as `raw.events` has them; events that are not among them are forgotten.
+        """
+        self.warehouse.insert("live.events", resolved.join(loads, on="event_id").select(_KEPT))
+        self.flight.drop(resolved["event_id"].to_list())
 
-    def _fresh_records(self, rows: pl.DataFrame) -> dict[tuple[str, str], int]:
-        keys = rows.select("source", "external_id").unique()
+    def store(self, events: pl.DataFrame, messages: pl.DataFrame | None = None) -> pl.DataFrame:
+        """Find the contact of each event and keep the events, which `raw.events` has; returns as `resolved`."""
+        made = self.resolved(events, messages)
+        loads = made.select("event_id").join(
+            loads_of(self.warehouse, events), on="event_id", how="left", maintain_order="left"
+        )
+        self.keep(made, loads.with_columns(pl.col("loaded_at").fill_null(datetime.now(UTC)).cast(UTC_MS)))
+        return made
+
+    def _sold(self, orders: pl.DataFrame) -> pl.DataFrame:
+        """What orders sold, by the very expressions that read them where they are stored."""
+        # a text that looks like a day stays a text, as where they are stored
         found = self.warehouse.frame(
             f"""
-            select source, external_id, argMin(email, (email = '', loaded_at, updated_at)) as first_email,
-                {_contact("if(first_email != '', first_email, concat(source, ':', external_id))")} as contact_id
-            from (
-                select source::String as source, external_id, loaded_at, updated_at,
-                    {_email("coalesce(properties.email::Nullable(String), '')")} as email
-                from raw.crm_records
-                where object = 'contact' and (source, external_id) in (select source, external_id from keys)
+            select event_id, order_id, order_revenue, order_items, is_sale from (
+                select {_sold_columns()} from (select event_id, properties::JSON as properties from orders)
             )
-            group by source, external_id
             """,
-            external={"keys": keys},
+            external={"orders": orders.unique("event_id")},
+            settings=INSERT_SETTINGS,
         )
-        return {(source, key): contact for source, key, _, contact in found.iter_rows()}
-
-    def _machine_sql(self) -> str:
-        """Whether an event tells by itself that a machine did it; as macros/machines.sql."""
-        said = (
-            "(lower(JSONExtractString(keyed.properties, 'is_machine')) in ('true', '1')"
-            " or JSONExtractBool(keyed.properties, 'is_machine'))"
-        )
-        if "staging.machine_rules" not in self._tables:
-            return said
-        agent = "lower(JSONExtractString(keyed.properties, 'user_agent'))"
-
-        def patterns(field_name: str, kind: str) -> str:
-            return (
-                "(select arrayMap(one -> lower(one), groupArray(pattern))"
-                f" from {self.prefix}staging.machine_rules"
-                f" where field = '{field_name}' and event_type in ('', '{kind}'))"
-            )
-
-        by_agent = " or ".join(
-            f"(type = '{kind}' and (multiSearchAny({agent}, {patterns('user_agent', kind)})"
-            f" or has({patterns('user_agent_is', kind)}, {agent})))"
-            for kind in ("opened", "clicked", "unsubscribed")
-        )
-        return f"{said} or ({agent} != '' and ({by_agent}))"
+        return _cast(found, {"event_id": pl.String(), **{name: FLIGHT[name] for name in _SOLD}})
 
     # what is so of them
 
@@ -445,6 +376,7 @@ class Live:
         *,
         sent: pl.DataFrame | None = None,
         is_history: bool = False,
+        ahead: Ahead | None = None,
     ) -> pl.DataFrame:
         """What conditions say of events, and the state that they read.
 
@@ -454,6 +386,7 @@ class Live:
             needs: what of the state is needed.
             sent: columns of `SENT_COLUMNS`.
             is_history: judge from all events up to `as_of` rather than from the mart and what came since.
+            ahead: what `take` has asked for.
 
         Returns:
             `row`, `contact_id`, a Boolean for each condition, the columns that are needed, `email`, `is_known` (marts
@@ -465,7 +398,7 @@ class Live:
         """
         self.require_marts()
         frame = rows.select(pl.col(name).cast(dtype) for name, dtype in JUDGED_COLUMNS.items()).sort("row")
-        state = self._state(frame, needs, sent, is_history=is_history)
+        state = self._state(frame, needs, sent, is_history=is_history, ahead=ahead)
         verdicts = self._verdicts(frame, state, conditions, needs)
         return state.join(verdicts, on="row", maintain_order="left")
 
@@ -544,7 +477,13 @@ class Live:
         """
 
     def _state(
-        self, frame: pl.DataFrame, needs: Needs, sent: pl.DataFrame | None, *, is_history: bool
+        self,
+        frame: pl.DataFrame,
+        needs: Needs,
+        sent: pl.DataFrame | None,
+        *,
+        is_history: bool,
+        ahead: Ahead | None,
     ) -> pl.DataFrame:
         """The needed columns of each row."""
         has_permission = needs.has_permission or bool(needs.columns & PERMISSION_COLUMNS)
@@ -553,38 +492,73 @@ class Live:
             *(("opened", "clicked") if needs.columns & READ_COLUMNS else ()),
         }
         types = moved_types | {call.event_type for call in needs.calls}
-        live_types = types | (set(_STOPS) if has_permission else set())
         contacts = frame.select("contact_id").filter(pl.col("contact_id") != 0).unique()
-        has_contacts = contacts.height > 0
+        ids = frozenset(contacts["contact_id"].to_list())
         since = frame["as_of"].min()
-        with ThreadPoolExecutor(4) as pool:
+        said = {normalised_email(one) for one in frame["email"].to_list() if one}
+        # before the warehouse is asked: what it gets in between is in either
+        flying = self.flight.all().filter(
+            pl.col("contact_id").is_in(contacts["contact_id"].implode()) | pl.col("is_stop")
+        )
+        told = self.news.fresh() if self.news is not None and has_permission and not is_history else None
+        names = self._profile_columns(needs)
 
-            def started(is_wanted: object, work: Callable[..., pl.DataFrame], *arguments: Any) -> Any:
-                # a copy for each thread: polars locks a frame while it is written, and may wait for Python's lock
-                given = [one.clone() if isinstance(one, pl.DataFrame) else one for one in arguments]
-                return pool.submit(work, *given) if is_wanted and has_contacts else None
+        def started(is_wanted: object, work: Callable[..., pl.DataFrame], *arguments: Any) -> Any:
+            # a copy for each thread: polars locks a frame while it is written, and may wait for Python's lock
+            given = [one.clone() if isinstance(one, pl.DataFrame) else one for one in arguments]
+            return self._pool.submit(work, *given) if is_wanted and ids else None
 
-            people = pool.submit(self._people, contacts.clone(), needs, has_permission)
-            live = started(live_types, self._live, contacts, live_types)
-            # live events alone reach back far enough for what moved since the mart was built
-            past = moved_types if is_history else set[str]()
-            recorded_types = past | {call.event_type for call in needs.calls}
-            longest = max((call.seconds for call in needs.calls), default=0)
-            recorded = started(
-                recorded_types, self._recorded, contacts, recorded_types, None if past else (since, longest)
-            )
-            profiles = people.result()
-            through, messages_through = self._watermarks(profiles)
-            addresses = _addresses(frame, profiles)
-            permissions = started(has_permission, self._permissions, addresses, through)
-            sends = started(needs.columns & SENT, self._sends, contacts, messages_through, sent, is_history)
-            happened = [_cast(one.result(), _HAPPENED) for one in (live, recorded) if one is not None]
-            given = permissions.result() if permissions else None
-            messages = sends.result() if sends else None
+        live = started(types, self._live, ids, types)
+        stops = started(has_permission and told is None, self._live, ids, STOPS)
+        # live events alone reach back far enough for what moved since the mart was built
+        past = moved_types if is_history else set[str]()
+        recorded_types = past | {call.event_type for call in needs.calls}
+        longest = max((call.seconds for call in needs.calls), default=0)
+        recorded = started(
+            recorded_types, self._recorded, contacts, recorded_types, None if past else (since, longest)
+        )
+        proofs = started(told is not None and needs.has_proof and said, self._consents, frozenset(said))
+        profiles = self._people(ids, names, ahead)
+        through, messages_through = self._watermarks(profiles, told)
+        sends = started(needs.columns & SENT, self._sends, contacts, messages_through, sent, is_history)
+        given = pl.DataFrame(schema=GIVEN)
+        if has_permission and ids:
+            if told is not None and told.through > through:
+                # a mart that was built meanwhile: what it took in is not among the news
+                told = None
+                stops = self._pool.submit(self._live, ids, STOPS)
+            addresses = said | {one for one in profiles["email"].cast(pl.String).to_list() if one}
+            if told is None:
+                asked = pl.DataFrame({"address": sorted(addresses)}, {"address": pl.String()})
+                given = self._permissions(asked, through)
+            else:
+                known = set(profiles["contact_id"].to_list())
+                strange = {
+                    normalised_email(email)
+                    for contact, email in frame.select("contact_id", "email").iter_rows()
+                    if contact not in known and email
+                }
+                given = self._told(told, addresses, strange, through, needs, said if proofs else frozenset())
+                if proofs:
+                    given = pl.concat([given, _cast(proofs.result(), GIVEN)])
+            given = _cast(given, GIVEN)
+            if flying.height:
+                given = pl.concat([given, _stops_of(flying, addresses)])
+            if given.height:
+                given = given.unique(
+                    ("address", "type", "consent_id", "event_id"), keep="first", maintain_order=True
+                )
+        happened = [_cast(one.result(), HAPPENED) for one in (live, stops, recorded) if one is not None]
+        if told is not None:
+            happened.append(told.own.filter(pl.col("contact_id").is_in(contacts["contact_id"].implode())))
+        if flying.height:
+            happened.append(_cast(flying.filter(pl.col("type").is_in((*types, *STOPS))), HAPPENED))
+        messages = sends.result() if sends else None
+        happened = [one for one in happened if one.height]
         history = (
-            pl.concat(happened).unique(("contact_id", "event_id"), keep="first")
+            pl.concat(happened).unique(("contact_id", "event_id"), keep="first", maintain_order=True)
             if happened
-            else pl.DataFrame(schema=_HAPPENED)
+            else pl.DataFrame(schema=HAPPENED)
         )
         state = frame.select(
             "row", "contact_id", "as_of", pl.col("email").alias("event_email"), "event_occurred_at"
@@ -593,7 +567,7 @@ class Live:
             pl.col("is_known").fill_null(False)
         )
         state = self._with_defaults(state, is_history=is_history)
-        near = _up_to(frame, history)
+        near = _up_to(frame, history) if types else pl.DataFrame()
         if needs.columns & ORDER_COLUMNS:
             orders = near.filter(pl.col("type").is_in(("order.placed", "order.cancelled")))
             state = self._with_orders(state, orders, None if is_history else through)
@@ -608,22 +582,38 @@ class Live:
             state = _with_call(state, near, call)
         return state.drop("as_of", "event_email", "event_occurred_at")
 
-    def _people(self, contacts: pl.DataFrame, needs: Needs, has_permission: bool) -> pl.DataFrame:
-        columns = self._columns
-        wanted = {"email", "events_through", "messages_through"} | (needs.columns & columns.keys())
+    def _profile_columns(self, needs: Needs) -> frozenset[str]:
+        """Columns of the mart that the state is made of."""
+        wanted = {"email", "events_through", "messages_through"} | needs.columns
         if needs.columns & ORDER_COLUMNS:
             wanted |= ORDER_COLUMNS
-        if has_permission:
+        if needs.has_permission or needs.columns & PERMISSION_COLUMNS:
             wanted |= PERMISSION_COLUMNS
-        names = ", ".join(f"`{name}`" for name in columns if name in wanted and name != "contact_id")
-        return self.warehouse.frame(
-            f"select contact_id, true as is_known, {names} from {self.prefix}marts.contact_profiles"
-            " where contact_id in (select contact_id from contacts)",
-            external={"contacts": contacts},
+        return frozenset(wanted & self._columns.keys()) - {"contact_id"}
+
+    def _people(self, contacts: frozenset[int], names: frozenset[str], ahead: Ahead | None) -> pl.DataFrame:
+        """Profiles of contacts, of which some may have been asked for ahead."""
+        if ahead is None or not names <= ahead.columns or not contacts & ahead.asked:
+            return self._profiles(contacts, names)
+        columns = ["contact_id", "is_known", *(name for name in self._columns if name in names)]
+        found = ahead.answer.result().filter(pl.col("contact_id").is_in(pl.Series(list(contacts)).implode()))
+        others = contacts - ahead.asked
+        more = [self._profiles(others, names).select(columns)] if others else []
+        return pl.concat([found.select(columns), *more])
+
+    def _profiles(self, contacts: frozenset[int], names: frozenset[str]) -> pl.DataFrame:
+        listed = ", ".join(f"`{name}`" for name in self._columns if name in names)
+        return keyed_frame(
+            self.warehouse,
+            f"select contact_id, true as is_known, {listed} from {self.prefix}marts.contact_profiles"
+            " where contact_id in {keys}",
+            contacts,
         ).with_columns(pl.col("is_known").cast(pl.Boolean))
 
-    def _watermarks(self, profiles: pl.DataFrame) -> tuple[datetime, datetime]:
+    def _watermarks(self, profiles: pl.DataFrame, told: Told | None) -> tuple[datetime, datetime]:
         """Up to when the mart has taken in events and messages."""
+        if profiles.is_empty() and told is not None:
+            return told.through, told.messages_through
         if profiles.is_empty():
             profiles = self.warehouse.frame(
                 f"select events_through, messages_through from {self.prefix}marts.contact_profiles limit 1"
@@ -632,11 +622,46 @@ class Live:
             return _EPOCH, _EPOCH
         return profiles["events_through"][0], profiles["messages_through"][0]
 
-    def _live(self, contacts: pl.DataFrame, types: Collection[str]) -> pl.DataFrame:
-        return self.warehouse.frame(
+    def _live(self, contacts: frozenset[int], types: Collection[str]) -> pl.DataFrame:
+        return keyed_frame(
+            self.warehouse,
             f"select contact_id, {_columns(types)} from live.events"
-            f" where contact_id in (select contact_id from contacts) and type in {_listed(types)}",
-            external={"contacts": contacts},
+            f" where contact_id in {{keys}} and type in {_listed(types)}",
+            contacts,
+        )
+
+    def _told(
+        self,
+        told: Told,
+        addresses: Collection[str],
+        strange: Collection[str],
+        through: datetime,
+        needs: Needs,
+        asked: Collection[str],
+    ) -> pl.DataFrame:
+        """What `_permissions` returns, of which the news are known: consents are asked for where they matter."""
+        is_consent = pl.col("type") == "consent"
+        news = told.given.filter(
+            pl.col("address").is_in(pl.Series(list(addresses), dtype=pl.String()).implode())
+            & (is_consent | (pl.col("loaded_at") > through))
+        )
+        matters = {*strange, *news.filter(is_consent)["address"]} & set(addresses)
+        wanted = (set(addresses) if needs.has_proof else matters) - set(asked)
+        if wanted:
+            news = pl.concat([news, _cast(self._consents(frozenset(wanted)), GIVEN)])
+        return news
+
+    def _consents(self, addresses: frozenset[str]) -> pl.DataFrame:
+        """All that these addresses have consented to and withdrawn."""
+        return keyed_frame(
+            self.warehouse,
+            f"""
+            select {_email("email")} as address, 'consent' as type, consent_id, '' as event_id, is_granted, occurred_at,
+                loaded_at
+            from raw.consents where channel = 'email' and purpose = 'marketing' and email in {{keys}}
+            """,
+            addresses,
+            "String",
         )
 
     def _recorded(
@@ -645,7 +670,7 @@ class Live:
         """The events of marts, which have those that came another way than through the gateway."""
         identified = f"{self.prefix}intermediate.int_contacts__identified"
         if "intermediate.int_events__recorded" not in self._tables:
-            return pl.DataFrame(schema=_HAPPENED)
+            return pl.DataFrame(schema=HAPPENED)
         since = "{since:DateTime64(3, 'UTC')}"
         # nothing is loaded before it happens: partitions of older loads are not read
         recent = f"and occurred_at > {since} and loaded_on >= toDate({since})" if look_back else ""
@@ -677,7 +702,7 @@ class Live:
         return self.warehouse.frame(
             f"""
             select {fields}, occurred_at, loaded_at from raw.events
-            where type in {_listed(_STOPS)} and loaded_at > {since} and address in {wanted}
+            where type in {_listed(STOPS)} and loaded_at > {since} and address in {wanted}
                 and (type != 'bounced' or properties.bounce_class::Nullable(String) = 'hard')
                 and lower(coalesce(properties.is_machine::Nullable(String), '')) not in ('true', '1')
             union all
@@ -838,12 +863,11 @@ class Live:
         self._look()
         contacts = rows.select(pl.col("contact_id").cast(pl.Int64)).unique()
         since: Any = rows["since"].min()
-        found = pl.concat(
-            [
-                _cast(self._live(contacts, types), _HAPPENED),
-                _cast(self._recorded(contacts, types, (since, 0)), _HAPPENED),
-            ]
-        ).unique(("contact_id", "event_id"), keep="first")
+        flying = self.flight.all().filter(pl.col("type").is_in(list(types)))
+        live = self._pool.submit(self._live, frozenset(contacts["contact_id"].to_list()), types)
+        recorded = self._recorded(contacts, types, (since, 0))
+        happened = [_cast(one, HAPPENED) for one in (live.result(), recorded, flying)]
+        found = pl.concat(happened).unique(("contact_id", "event_id"), keep="first")
         return (
             rows.select("row", pl.col("contact_id").cast(pl.Int64), "since", "until")
             .join(found, on="contact_id")
@@ -856,10 +880,10 @@ class Live:
             .select("row", "type", "event_id", "occurred_at")
         )
 
-    def _look(self) -> None:
+    def _look(self, seconds: float = _LOOK_SECONDS) -> None:
         """See which tables there are; they change when models are built for the first time."""
         now = time.monotonic()
-        if now - self._looked_at < _LOOK_SECONDS and self._columns:
+        if now - self._looked_at < seconds and self._columns:
             return
         wanted = ("staging", "intermediate", "marts")
         found = self.warehouse.frame(
@@ -878,20 +902,11 @@ class Live:
         self._looked_at = now
 
 
-_HAPPENED: Final[dict[str, pl.DataType]] = {
-    "contact_id": pl.Int64(),
-    "event_id": pl.String(),
-    "type": pl.String(),
-    "source": pl.String(),
-    "message_id": pl.String(),
-    "is_machine": pl.Boolean(),
-    "occurred_at": UTC_MS,
-    "loaded_at": UTC_MS,
-    "order_id": pl.String(),
-    "order_revenue": pl.Float64(),
-    "order_items": pl.Int64(),
-    "is_sale": pl.Boolean(),
-}
+_SOLD = ("order_id", "order_revenue", "order_items", "is_sale")
+_KEPT = (
+    "event_id", "contact_id", "type", "source", "message_id", "is_machine", "occurred_at", "received_at", "properties",
+    "loaded_at",
+)  # fmt: skip
 _KNOWN_ORDERS: Final[dict[str, pl.DataType]] = {
     "source": pl.String(),
     "order_id": pl.String(),
@@ -908,11 +923,15 @@ def _cast(frame: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFram
 
 
 def _columns(types: Collection[str]) -> str:
-    """SQL: columns of `_HAPPENED` after the contact; what orders sold as int_orders__combined counts it."""
-    names = "event_id, type::String as type, source::String as source, message_id, is_machine, occurred_at, loaded_at"
+    """SQL: columns of `HAPPENED` after the contact; what orders sold as int_orders__combined counts it."""
+    names = "type::String as type, source::String as source, message_id, is_machine, occurred_at, loaded_at"
     if not {"order.placed", "order.cancelled"} & set(types):
-        return f"{names}, '' as order_id, 0. as order_revenue, 0::Int64 as order_items, false as is_sale"
-    return f"""{names},
+        return f"event_id, {names}, '' as order_id, 0. as order_revenue, 0::Int64 as order_items, false as is_sale"
+    return f"{names}, {_sold_columns()}"
+
+
+def _sold_columns() -> str:
+    return """event_id,
         coalesce(nullIf(properties.order_id::Nullable(String), ''), event_id) as order_id,
         arrayFilter(
             line -> line.1 > 0 and line.2 > 0,
@@ -954,10 +973,28 @@ def _normalised(column: str) -> pl.Expr:
     return pl.col(column).str.strip_chars(" \t\r\n").str.to_lowercase()
 
 
-def _addresses(frame: pl.DataFrame, profiles: pl.DataFrame) -> pl.DataFrame:
-    said = frame.select(_normalised("email").alias("address"))
-    known = profiles.select(pl.col("email").cast(pl.String).alias("address"))
-    return pl.concat([said, known]).filter(pl.col("address") != "").unique()
+def _is_stop(type_: str, properties: str) -> bool:
+    """Whether an event stops mail to its address, or lets it go again, as `_permissions` has it."""
+    if type_ not in STOPS:
+        return False
+    try:
+        said = orjson.loads(properties)
+    except orjson.JSONDecodeError:
+        return False
+    if not isinstance(said, dict) or (type_ == "bounced" and said.get("bounce_class") != "hard"):
+        return False
+    return str(said.get("is_machine", "")).lower() not in ("true", "1")
+
+
+def _stops_of(flying: pl.DataFrame, addresses: Collection[str]) -> pl.DataFrame:
+    """Stops in flight, as `_permissions` returns stops."""
+    stops = flying.filter(
+        pl.col("is_stop") & pl.col("address").is_in(pl.Series(list(addresses), dtype=pl.String()).implode())
+    )
+    return stops.select(
+        "address", "type", pl.lit("").alias("consent_id"), "event_id", pl.lit(False).alias("is_granted"),
+        "occurred_at", "loaded_at",
+    )  # fmt: skip
 
 
 def _up_to(frame: pl.DataFrame, happened: pl.DataFrame) -> pl.DataFrame:
@@ -1039,17 +1076,25 @@ def _with_permissions(
 ) -> pl.DataFrame:
     """Suppression and consent of now, whatever `as_of` is: nobody is written to by what they once allowed."""
     if given is None:
-        given = pl.DataFrame(schema=_GIVEN)
-    given = given.select(pl.col(name).cast(dtype) for name, dtype in _GIVEN.items())
+        given = pl.DataFrame(schema=GIVEN)
+    given = given.select(pl.col(name).cast(dtype) for name, dtype in GIVEN.items())
     stops = given.filter(pl.col("type") != "consent")
     by_address = _stopped(stops, "address", "a")
     # what a person decided holds for every address of theirs; a dead mailbox is one address
     own = history.filter(
-        pl.col("type").is_in(_STOPS)
+        pl.col("type").is_in(STOPS)
         & (pl.col("type") != "bounced")
         & (pl.col("loaded_at") > through)
         & ~pl.col("is_machine")
-    ).with_columns(pl.lit(False).alias("is_granted"), pl.lit("").alias("consent_id"))
+    )
+    if given.is_empty() and own.is_empty():
+        # nearly all: nobody has decided anything since the mart was built
+        return state.with_columns(
+            pl.col("is_suppressed", "has_marketing_consent").fill_null(False),
+            pl.lit(False).alias("is_live_bounced"),
+            pl.lit("").alias("suppression_event_id"),
+            pl.lit("").alias("consent_id"),
+        )
     by_contact = _stopped(own, "contact_id", "c")
     newest = pl.col("occurred_at") == pl.col("occurred_at").max()
     consents = (
@@ -1092,17 +1137,6 @@ def _with_permissions(
         "address", "a_stopped", "c_stopped", "a_bounced", "c_bounced", "a_event", "c_event", "consent_changed_at",
         "consent_loaded_at", "is_consent_granted",
     )  # fmt: skip
-
-
-_GIVEN: Final[dict[str, pl.DataType]] = {
-    "address": pl.String(),
-    "type": pl.String(),
-    "consent_id": pl.String(),
-    "event_id": pl.String(),
-    "is_granted": pl.Boolean(),
-    "occurred_at": UTC_MS,
-    "loaded_at": UTC_MS,
-}
 
 
 def _stopped(stops: pl.DataFrame, key: str, prefix: str) -> pl.DataFrame:

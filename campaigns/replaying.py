@@ -9,7 +9,6 @@ Frequency caps are the ledger's, and judged when something is sent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -41,8 +40,10 @@ def replay(decider: Decider, spec: TriggerSpec, since: datetime, until: datetime
     decisions: list[Decision] = []
     for frame in _events(decider, spec, since, until).iter_slices(_BATCH):
         resolved = decider.live.resolved(frame)
-        decisions += decider.decide(resolved, until, is_history=True, names=[spec.name])
-    decisions = [replace(one, decided_at=_time_of(one)) for one in decisions]
+        decided = decider.decide(resolved, until, is_history=True, names=[spec.name])
+        times = dict(resolved.select("event_id", "occurred_at").iter_rows())
+        decisions += [one._replace(decided_at=times[one.event_id]) for one in decided.all()]
+    decisions.sort(key=lambda one: (one.decided_at, one.event_id))
     due = [one for one in decisions if one.outcome == "due"]
     called_off = _called_off(decider, spec, due)
     zones = _zones(decider, due) if spec.quiet_hours else {}
@@ -59,23 +60,19 @@ def replay(decider: Decider, spec: TriggerSpec, since: datetime, until: datetime
             spec.quiet_hours.quiet_until(fires_at, zones.get(one.contact_id)) if spec.quiet_hours else None
         )
         if reason := called_off.get(key):
-            judged[key] = replace(one, outcome="unless", reason=reason)
+            judged[key] = one._replace(outcome="unless", reason=reason)
             continue
         if quiet and spec.quiet_hours and spec.quiet_hours.then == "skip":
-            judged[key] = replace(one, outcome="quiet_hours", reason=f"until {quiet:%Y-%m-%d %H:%M} UTC")
+            judged[key] = one._replace(outcome="quiet_hours", reason=f"until {quiet:%Y-%m-%d %H:%M} UTC")
             continue
         fires_at = quiet or fires_at
         before = last.get(one.contact_id)
         if before is not None and spec.cooldown and fires_at - before < spec.cooldown:
-            judged[key] = replace(one, outcome="cooldown", reason=f"it fired {before:%Y-%m-%d %H:%M:%S} UTC")
+            judged[key] = one._replace(outcome="cooldown", reason=f"it fired {before:%Y-%m-%d %H:%M:%S} UTC")
             continue
         last[one.contact_id] = fires_at
-        judged[key] = replace(one, outcome="fired", due_at=fires_at)
+        judged[key] = one._replace(outcome="fired", due_at=fires_at)
     return [judged.get((one.event_id, one.contact_id), one) for one in decisions]
-
-
-def _time_of(decision: Decision) -> datetime:
-    return datetime.fromisoformat(decision.event["occurred_at"])
 
 
 def _events(decider: Decider, spec: TriggerSpec, since: datetime, until: datetime) -> pl.DataFrame:

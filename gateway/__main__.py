@@ -16,6 +16,7 @@ from gateway.app import Gateway
 from gateway.appending import Appender
 from gateway.clicks import Clicks
 from gateway.consuming import BatchHandler, Consumer
+from gateway.events import Event
 from gateway.journeys import Moves
 from gateway.leading import lead_of
 from gateway.metrics import Metrics
@@ -71,7 +72,7 @@ def gateway(
     """The application with all behind it, running; finishes batches at the end.
 
     Args:
-        handlers: act on events once the warehouse has them, in this order; left out, triggers.
+        handlers: act on events, in this order; left out, triggers.
         journeys: takes requests for journeys; left out, `gateway.journeys.Moves`.
 
     Raises:
@@ -83,9 +84,13 @@ def gateway(
         # connections of their own: a slow page must not hold up the consumer
         warehouse = stack.enter_context(Warehouse.connect(settings, comment="gateway"))
         loading = stack.enter_context(Warehouse.connect(settings, comment="gateway consumer"))
+        triggers: TriggerHandler | None = None
         if handlers is None:
             judging = stack.enter_context(Warehouse.connect(settings, comment="gateway triggers"))
-            handlers = [stack.enter_context(TriggerHandler(settings, ledger, judging))]
+            triggers = stack.enter_context(
+                TriggerHandler(settings, ledger, judging, observe=metrics.message_seconds.observe)
+            )
+            handlers = [triggers]
         stream = open_stream(settings, ledger)
         stack.callback(stream.close)
         metrics.watch_depth(lambda: _depth(stream))
@@ -96,7 +101,15 @@ def gateway(
         appender.start()
         # before the consumer stops, so that it may still take what was appended last
         stack.callback(appender.stop)
-        unsubscribes = Unsubscribes(settings, ledger, warehouse, appender.append_now)
+        changed = triggers.live.changed_permissions if triggers is not None else None
+
+        def tell(events: Sequence[Event]) -> None:
+            # the warehouse has it
+            if changed is not None:
+                changed()
+            appender.append_now(events)
+
+        unsubscribes = Unsubscribes(settings, ledger, warehouse, tell)
         yield Gateway(
             EventApi(
                 settings,
@@ -105,7 +118,7 @@ def gateway(
                 journeys=journeys or Moves(settings.content_dir / "journeys", warehouse),
             ),
             unsubscribes,
-            PreferenceCentre(settings, warehouse, unsubscribes),
+            PreferenceCentre(settings, warehouse, unsubscribes, changed=changed),
             Clicks(settings, ledger),
             Webhooks(settings, appender.append_now, metrics, seen=LedgerSeenStore(ledger)),
             stream,

@@ -1,9 +1,11 @@
-"""Out of the stream into the warehouse, and then to whoever acts on events.
+"""Out of the stream to whoever acts on events, and into the warehouse.
 
-Two threads. One reads micro-batches and loads them into `raw.events`, each event once by its id. The other hands what
-is loaded to the handlers, all that waits at once, and acknowledges it when all handlers returned. A handler that
-fails is tried again with the same batch, while later batches go on into the warehouse. What is not acknowledged when
-the process dies is read again: `raw.events` has it once all the same, and handlers are idempotent by event_id.
+Acting comes first: the stream is on disk already, so events need not be in the warehouse before they are judged. Three
+threads: one reads; one hands what was read to the handlers, all that waits at once; one loads it into `raw.events`
+behind them, each event once by its id, in bigger batches, lets the handlers write down what they have to (`keep`), and
+only then acknowledges it. A handler that fails is tried again with the same events, while later ones go on into the
+warehouse. What is not acknowledged when the process dies is read again: `raw.events` has it once all the same, and
+handlers are idempotent by event_id.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
 import polars as pl
 
+from campaigns.resolving import loads_of
 from gateway.events import Event, frame_of
 from gateway.leading import Lead
 from gateway.metrics import Metrics
@@ -30,13 +34,18 @@ MOST_EVENTS = 1_000
 """Events of one micro-batch."""
 TICK = 0.1
 """Seconds between ticks of the handlers, at most, while they have nothing to handle."""
+MOST_IN_FLIGHT = 20_000
+"""Events that were read and are not acknowledged; beyond that they wait in the stream."""
 
-_PACE = 0.02  # seconds from one load to the next at least, unless a batch is full: each load makes a part
+_MOST_LOADED = 5_000  # events of one load
+_HEAD_START = 0.5  # seconds that handlers have before events are loaded beside them rather than behind
+_PACE = 0.2  # seconds from one load to the next at least, unless a batch is full: each load makes a part
 # parts of raw.events of one month -> seconds between loads: merging must keep up
-_PACES = ((300, 1.0), (150, 0.25), (0, _PACE))
+_PACES = ((300, 1.0), (150, 0.5), (0, _PACE))
 _PARTS_EVERY = 5.0
 _STANDBY = 0.5
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 10.0
+_LOADS = {"event_id": pl.String(), "loaded_at": pl.Datetime("ms", "UTC")}
 _log = logging.getLogger("mailhouse.gateway")
 
 
@@ -44,10 +53,24 @@ class BatchHandler(Protocol):
     """Acts on events."""
 
     def handle(self, events: pl.DataFrame, now: datetime) -> None:
-        """Act on events that `raw.events` has. Columns: `warehouse.loads.EVENT_COLUMNS`.
+        """Act on events, which `raw.events` may not have yet. Columns: `warehouse.loads.EVENT_COLUMNS`.
 
         May be called again with the same events after a crash, or when it raised; must be idempotent by event_id.
         """
+        ...
+
+    def keep(self, loads: pl.DataFrame) -> None:
+        """Write down what must outlive the process about events that were handled, before they are acknowledged.
+
+        Called by another thread than `handle`. May be called again with the same events; must be idempotent.
+
+        Args:
+            loads: `event_id`, and `loaded_at` as `raw.events` has it; null for what is in quarantine instead.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Another gateway has taken over: it is handed what was handled here and not kept."""
         ...
 
     def tick(self, now: datetime) -> None:
@@ -55,8 +78,43 @@ class BatchHandler(Protocol):
         ...
 
 
+@dataclass(eq=False)
+class _Entry:
+    """Events that were read together."""
+
+    batch: Batch
+    frame: pl.DataFrame
+    read_at: float
+    strange: int
+    is_handled: bool = False
+    has_failed: bool = False
+    loads: pl.DataFrame | None = None
+
+
+class _Patience:
+    """How long to wait after failures."""
+
+    def __init__(self) -> None:
+        self._wait, self._until = _FIRST_WAIT, 0.0
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() >= self._until
+
+    @property
+    def has_failed(self) -> bool:
+        return self._until > 0
+
+    def succeeded(self) -> None:
+        self._wait, self._until = _FIRST_WAIT, 0.0
+
+    def failed(self) -> None:
+        self._until = time.monotonic() + self._wait
+        self._wait = min(_LONGEST_WAIT, self._wait * 2)
+
+
 class Consumer:
-    """Consumes a stream in two threads.
+    """Consumes a stream in three threads.
 
     Args:
         lead: who consumes, if several gateways run.
@@ -77,24 +135,36 @@ class Consumer:
         self._stream, self._warehouse, self._lead = stream, warehouse, lead
         self._handlers, self._metrics, self._now = list(handlers), metrics, now
         self._stopping = threading.Event()
-        self._loader = threading.Thread(target=self._load_all, name="loader", daemon=True)
-        self._handler = threading.Thread(target=self._handle_all, name="handler", daemon=True)
-        self._loaded: deque[tuple[Batch, pl.DataFrame]] = deque()
+        self._threads = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for name, work in (
+                ("reader", self._read_all),
+                ("handler", self._handle_all),
+                ("loader", self._load_all),
+            )
+        ]
+        # oldest first; an entry leaves the last of them when it is acknowledged
+        self._unhandled: deque[_Entry] = deque()
+        self._unloaded: deque[_Entry] = deque()
+        self._unkept: deque[_Entry] = deque()
+        self._in_flight = 0
         self._change = threading.Condition()
-        self._is_loading_over = False
+        self._is_reading_over = self._is_handling_over = False
         self._leads = False
         self._pace, self._counted_at = _PACE, 0.0
 
     def start(self) -> None:
         """Begin."""
-        self._loader.start()
-        self._handler.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self, *, seconds: float = 10.0) -> None:
-        """Finish the batch under way and hand over what is loaded; what does not fit into the time is read again."""
+        """Finish the batch under way and hand over what was read; what does not fit into the time is read again."""
         self._stopping.set()
+        with self._change:
+            self._change.notify_all()
         until = time.monotonic() + seconds
-        for thread in (self._loader, self._handler):
+        for thread in self._threads:
             if thread.is_alive():
                 thread.join(max(0.0, until - time.monotonic()))
         self._lead.give_up()
@@ -102,12 +172,12 @@ class Consumer:
 
     @property
     def is_well(self) -> bool:
-        """Whether both threads run."""
-        return self._loader.is_alive() and self._handler.is_alive()
+        """Whether all threads run."""
+        return all(thread.is_alive() for thread in self._threads)
 
-    # loading
+    # reading
 
-    def _load_all(self) -> None:
+    def _read_all(self) -> None:
         wait = _FIRST_WAIT
         try:
             while not self._stopping.is_set():
@@ -120,43 +190,44 @@ class Consumer:
                         self._stream.restart()
                         self._await_running_loads()
                         self._set_leads(True)
-                    self._load_next()
+                    self._read_next()
                     wait = _FIRST_WAIT
                 except Exception as error:  # noqa: BLE001 - whatever it is, events must go on
-                    self._note("load", error)
+                    self._note("read", error)
                     self._stopping.wait(wait)
                     wait = min(_LONGEST_WAIT, wait * 2)
         finally:
             with self._change:
-                self._is_loading_over = True
+                self._is_reading_over = True
                 self._change.notify_all()
 
-    def _load_next(self) -> None:
+    def _read_next(self) -> None:
+        with self._change:
+            if self._in_flight >= MOST_IN_FLIGHT:
+                self._change.wait(TICK)
+                return
         batch = self._stream.read(MOST_EVENTS, TICK)
         if batch is None:
             return
-        started = time.monotonic()
         wait = _FIRST_WAIT
         while True:
             try:
-                frame = self._load(self._unique(batch))
+                frame, strange = self._unique(batch)
                 break
             except Exception as error:  # noqa: BLE001 - going on without the batch would lose it
-                self._note("load", error)
+                self._note("read", error)
                 if self._stopping.wait(wait):
                     return  # never acknowledged, so it is read again
                 wait = min(_LONGEST_WAIT, wait * 2)
-                # the answer may have been lost on its way while the rows are still being written
-                self._await_running_loads()
-        self._metrics.load_seconds.observe(time.monotonic() - started)
+        entry = _Entry(batch, frame, time.monotonic(), strange)
         with self._change:
-            self._loaded.append((batch, frame))
+            self._unhandled.append(entry)
+            self._unloaded.append(entry)
+            self._in_flight += len(batch)
             self._change.notify_all()
-        if len(batch) < MOST_EVENTS:
-            self._stopping.wait(max(0.0, started + self._measured_pace() - time.monotonic()))
 
-    def _unique(self, batch: Batch) -> pl.DataFrame:
-        """The events of a batch, each id once: the first counts. What is no event of ours goes into quarantine."""
+    def _unique(self, batch: Batch) -> tuple[pl.DataFrame, int]:
+        """The events of a batch, each id once: the first counts; and how many are none, which are in quarantine."""
         events: dict[str, Event] = {}
         strange: list[bytes] = []
         for payload in batch.payloads:
@@ -177,22 +248,129 @@ class Consumer:
             )
             self._metrics.quarantined.inc(len(strange))
             _log.error("%d entries of the stream are no events; see raw.quarantined_rows", len(strange))
-        return frame_of(list(events.values()))
+        return frame_of(list(events.values())), len(strange)
+
+    # loading
+
+    def _load_all(self) -> None:
+        load, keep = _Patience(), _Patience()
+        while True:
+            with self._change:
+                together = self._loadable() if load.is_over else []
+                if not together and not (keep.is_over and self._keepable()):
+                    is_all = not self._unloaded and not any(entry.is_handled for entry in self._unkept)
+                    # what fails is left to the next start
+                    if (self._is_reading_over and self._is_handling_over
+                            and (is_all or load.has_failed or keep.has_failed)):  # fmt: skip
+                        return
+                    self._change.wait(0.05 if self._unloaded or self._unkept else TICK)
+                    continue
+            started = time.monotonic()
+            if together:
+                try:
+                    self._load_entries(together)
+                    load.succeeded()
+                except Exception as error:  # noqa: BLE001 - going on without the events would lose them
+                    self._note("load", error)
+                    load.failed()
+                    # the answer may have been lost on its way while the rows are still being written
+                    self._await_running_loads()
+            with self._change:
+                ready = self._keepable() if keep.is_over else []
+            if ready:
+                try:
+                    self._keep_entries(ready)
+                    keep.succeeded()
+                except Exception as error:  # noqa: BLE001 - the same
+                    self._note("keep", error)
+                    keep.failed()
+            if together and sum(len(entry.batch) for entry in together) < MOST_EVENTS:
+                self._stopping.wait(max(0.0, started + self._measured_pace() - time.monotonic()))
+
+    def _loadable(self) -> list[_Entry]:
+        """What is to be loaded next: what was handled, could not be, or is waiting for it for too long."""
+        together: list[_Entry] = []
+        number = 0
+        now = time.monotonic()
+        for entry in self._unloaded:
+            is_late = now - entry.read_at > _HEAD_START or self._stopping.is_set()
+            if not (entry.is_handled or entry.has_failed or is_late) or (
+                together and number + len(entry.batch) > _MOST_LOADED
+            ):
+                break
+            together.append(entry)
+            number += len(entry.batch)
+        return together
+
+    def _keepable(self) -> list[_Entry]:
+        """What is loaded and handled, oldest first."""
+        ready: list[_Entry] = []
+        for entry in self._unkept:
+            if not entry.is_handled:
+                break
+            ready.append(entry)
+        return ready
+
+    def _load_entries(self, entries: Sequence[_Entry]) -> None:
+        started = time.monotonic()
+        # several reads may have brought the same event
+        frame = pl.concat([entry.frame for entry in entries]).unique(
+            "event_id", keep="first", maintain_order=True
+        )
+        loads = self._load(frame)
+        read = sum(len(entry.batch) - entry.strange for entry in entries)
+        self._metrics.duplicates.inc(read - frame.height)
+        self._metrics.load_seconds.observe(time.monotonic() - started)
+        with self._change:
+            for entry in entries:
+                entry.loads = loads
+                if self._unloaded and self._unloaded[0] is entry:
+                    self._unloaded.popleft()
+                    self._unkept.append(entry)
+
+    def _keep_entries(self, entries: Sequence[_Entry]) -> None:
+        frames = list({id(one): one for entry in entries if (one := entry.loads) is not None}.values())
+        ids = pl.concat([entry.frame.select("event_id") for entry in entries]).unique(maintain_order=True)
+        loads = pl.concat(frames).unique("event_id", keep="first", maintain_order=True)
+        loads = loads.join(ids, on="event_id", how="semi", maintain_order="left")
+        if loads.height:
+            for handler in self._handlers:
+                handler.keep(loads)
+        for entry in entries:
+            with self._change:
+                if not self._unkept or self._unkept[0] is not entry:
+                    return  # another gateway has taken over
+            self._stream.ack(entry.batch)
+            with self._change:
+                if self._unkept and self._unkept[0] is entry:
+                    self._unkept.popleft()
+                    self._in_flight -= len(entry.batch)
+                    self._change.notify_all()
 
     def _load(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Load events; returns those that `raw.events` has."""
-        result = append_events(self._warehouse, frame, run_id="gateway")
+        """Load events; returns `event_id` and `loaded_at`, null for those that `raw.events` does not have."""
+        if frame.is_empty():
+            return pl.DataFrame(schema=_LOADS)
+        # by the warehouse's clock, as whatever others load
+        moment = self._warehouse.value("select now64(3, 'UTC')")
+        result = append_events(self._warehouse, frame, run_id="gateway", loaded_at=moment)
         self._metrics.loaded.inc(result.loaded)
         self._metrics.duplicates.inc(result.duplicates)
+        loads = frame.select("event_id", pl.lit(moment).cast(_LOADS["loaded_at"]).alias("loaded_at"))
+        if result.duplicates or result.quarantined:
+            # what a mart has taken in is told by when it was loaded first
+            before = loads_of(self._warehouse, frame)
+            loads = loads.update(before, on="event_id", how="left")
         if not result.quarantined:
-            return frame
+            return loads
         self._metrics.quarantined.inc(result.quarantined)
         _log.warning("%d events are in raw.quarantined_rows", result.quarantined)
         stored = self._warehouse.frame(
             "select event_id from raw.events where event_id in (select event_id from given)",
             external={"given": frame.select("event_id")},
         )
-        return frame.join(stored.unique(), on="event_id", how="semi", maintain_order="left")
+        is_stored = pl.col("event_id").is_in(stored["event_id"].implode())
+        return loads.with_columns(pl.when(is_stored).then("loaded_at").alias("loaded_at"))
 
     def _await_running_loads(self) -> None:
         """Wait while a load of ours, or of a gateway that died, is still being written: it would not be found yet."""
@@ -229,28 +407,40 @@ class Consumer:
         if self._leads and not leads:
             # another reads them again from the stream; what a handler has in hand it may finish
             with self._change:
-                self._loaded.clear()
+                for queue in (self._unhandled, self._unloaded, self._unkept):
+                    queue.clear()
+                self._in_flight = 0
+            for handler in self._handlers:
+                handler.forget()
         self._leads = leads
         self._metrics.is_consuming.set(int(leads))
 
     # handling
 
     def _handle_all(self) -> None:
+        try:
+            self._handle_each()
+        finally:
+            with self._change:
+                self._is_handling_over = True
+                self._change.notify_all()
+
+    def _handle_each(self) -> None:
         wait = _FIRST_WAIT
-        current = None
-        together: list[tuple[Batch, pl.DataFrame]] = []  # what is loaded is handled together
+        current: _Entry | None = None
+        together: list[_Entry] = []  # what waits is handled together
         frame = pl.DataFrame()
         done = 0  # handlers that have had it
         not_before = 0.0
         next_tick = 0.0
         while True:
             with self._change:
-                while not self._loaded and not self._is_loading_over and time.monotonic() < next_tick:
+                while not self._unhandled and not self._is_reading_over and time.monotonic() < next_tick:
                     self._change.wait(max(0.001, next_tick - time.monotonic()))
-                first = self._loaded[0] if self._loaded else None
-                if first is None and self._is_loading_over:
+                first = self._unhandled[0] if self._unhandled else None
+                if first is None and self._is_reading_over:
                     return
-                if self._is_loading_over and time.monotonic() < not_before:
+                if self._is_reading_over and time.monotonic() < not_before:
                     return  # what fails is left to the next start
                 if first is not current:
                     current, done, wait, not_before = first, 0, _FIRST_WAIT, 0.0
@@ -258,7 +448,7 @@ class Consumer:
             if first is not None and time.monotonic() >= not_before:
                 if done == 0:
                     # several reads may have brought the same event
-                    frame = pl.concat(one for _, one in together).unique(
+                    frame = pl.concat([entry.frame for entry in together]).unique(
                         "event_id", keep="first", maintain_order=True
                     )
                 try:
@@ -266,13 +456,18 @@ class Consumer:
                         if frame.height:
                             self._handlers[done].handle(frame, self._now())
                         done += 1
-                    for entry in together:
-                        self._stream.ack(entry[0])
-                        with self._change:
-                            if self._loaded and self._loaded[0] is entry:
-                                self._loaded.popleft()
+                    with self._change:
+                        for entry in together:
+                            entry.is_handled = True
+                            if self._unhandled and self._unhandled[0] is entry:
+                                self._unhandled.popleft()
+                        self._change.notify_all()
                 except Exception as error:  # noqa: BLE001 - the batch is tried again
                     self._note("handle", error)
+                    with self._change:
+                        for entry in together:
+                            entry.has_failed = True
+                        self._change.notify_all()
                     not_before = time.monotonic() + wait
                     wait = min(_LONGEST_WAIT, wait * 2)
             elif first is not None:
@@ -281,11 +476,11 @@ class Consumer:
                 self._tick()
                 next_tick = time.monotonic() + TICK
 
-    def _waiting(self) -> list[tuple[Batch, pl.DataFrame]]:
-        """What is loaded, oldest first, as much as makes one micro-batch."""
-        together: list[tuple[Batch, pl.DataFrame]] = []
-        for entry in self._loaded:
-            if together and sum(len(batch) for batch, _ in together) + len(entry[0]) > MOST_EVENTS:
+    def _waiting(self) -> list[_Entry]:
+        """What waits to be handled, oldest first, as much as makes one micro-batch."""
+        together: list[_Entry] = []
+        for entry in self._unhandled:
+            if together and sum(len(one.batch) for one in together) + len(entry.batch) > MOST_EVENTS:
                 break
             together.append(entry)
         return together

@@ -41,9 +41,7 @@ class Metrics:
             f"{prefix}events_appended", "Events that the stream took, durably.", registry=registry
         )
         self.loaded = Counter(f"{prefix}events_loaded", "Events new in raw.events.", registry=registry)
-        self.duplicates = Counter(
-            f"{prefix}events_duplicate", "Events that raw.events had already.", registry=registry
-        )
+        self.duplicates = Counter(f"{prefix}events_duplicate", "Events that came again.", registry=registry)
         self.quarantined = Counter(
             f"{prefix}events_quarantined", "Events in raw.quarantined_rows.", registry=registry
         )
@@ -53,6 +51,12 @@ class Metrics:
         self.append_seconds = Histogram(
             f"{prefix}append_seconds",
             "Time of one commit to the stream.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.message_seconds = Histogram(
+            f"{prefix}event_to_message_seconds",
+            "From receiving an event to the message of a trigger that waits for nothing.",
             buckets=_SECONDS,
             registry=registry,
         )

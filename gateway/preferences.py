@@ -153,11 +153,16 @@ class _Stored:
 
 @dataclass
 class PreferenceCentre:
-    """Reads and changes recipients' preferences. Safe to share between threads."""
+    """Reads and changes recipients' preferences. Safe to share between threads.
+
+    Args:
+        changed: is called when the warehouse has a change, so that triggers of this process heed it at once.
+    """
 
     settings: SenderSettings
     warehouse: Warehouse
     unsubscribes: Unsubscribes
+    changed: Callable[[], None] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, recipient: Recipient) -> Preferences:
@@ -252,6 +257,8 @@ class PreferenceCentre:
                         rows.append(self._row(recipient, one, kept, wanted, paused_until, ip))
                 if rows:
                     load_consents(self.warehouse, _frame(rows), run_id="gateway")
+                    if self.changed is not None:
+                        self.changed()
                 if lifts:
                     moment = self.settings.now().isoformat()
                     event_id = f"gateway:subscribed:{_digest(recipient.message_id, moment)}"

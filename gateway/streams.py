@@ -114,6 +114,24 @@ def open_stream(settings: GatewaySettings, ledger: Ledger) -> EventStream:
     return SqliteStream(path.with_name(path.name.removesuffix(".db") + "-stream.db"))
 
 
+class _Growth:
+    """Tells a reader at once what this process has appended, also while it was looking."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._change = threading.Condition()
+
+    def tell(self) -> None:
+        with self._change:
+            self.number += 1
+            self._change.notify_all()
+
+    def wait(self, seen: int, seconds: float) -> None:
+        with self._change:
+            if self.number == seen:
+                self._change.wait(seconds)
+
+
 class SqliteStream:
     """The stream in a SQLite file of its own: WAL, every commit on disk.
 
@@ -127,7 +145,7 @@ class SqliteStream:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._grown = threading.Condition()
+        self._grown = _Growth()
         self._last = 0  # newest id that was read
         self._acked = 0  # newest id that may be forgotten
         self._forgotten = 0
@@ -148,13 +166,13 @@ class SqliteStream:
             connection.executemany("insert into events (payload) values (?)", [(one,) for one in payloads])
             # the commit goes to disk anyway
             self._forget(connection)
-        with self._grown:
-            self._grown.notify_all()
+        self._grown.tell()
 
     def read(self, most: int, wait: float) -> Batch | None:
         """See `EventStream`."""
         until = time.monotonic() + wait
         while True:
+            seen = self._grown.number
             try:
                 rows = self._reader.execute(
                     "select id, payload from events where id > ? order by id limit ?", (self._last, most)
@@ -170,9 +188,8 @@ class SqliteStream:
             left = until - time.monotonic()
             if left <= 0:
                 return None
-            with self._grown:
-                # another process may append, too
-                self._grown.wait(min(left, _POLL))
+            # another process may append, too
+            self._grown.wait(seen, min(left, _POLL))
 
     def ack(self, batch: Batch) -> None:
         """See `EventStream`; takes effect with the next commit, or when there is nothing to read."""
@@ -249,7 +266,7 @@ class PostgresStream:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
         self._last = 0
-        self._grown = threading.Condition()
+        self._grown = _Growth()
 
     def append(self, payloads: Sequence[bytes]) -> None:
         """See `EventStream`."""
@@ -260,8 +277,7 @@ class PostgresStream:
                 " as rows (given, place) order by place",
                 (list(payloads),),
             )
-        with self._grown:
-            self._grown.notify_all()
+        self._grown.tell()
 
     def read(self, most: int, wait: float) -> Batch | None:
         """See `EventStream`."""
@@ -273,6 +289,7 @@ class PostgresStream:
             .limit(most)
         )
         while True:
+            seen = self._grown.number
             with self._errors(), self._engine.connect() as connection:
                 rows = connection.execute(query).all()
             if rows:
@@ -281,8 +298,7 @@ class PostgresStream:
             left = until - time.monotonic()
             if left <= 0:
                 return None
-            with self._grown:
-                self._grown.wait(min(left, _POLL))
+            self._grown.wait(seen, min(left, _POLL))
 
     def ack(self, batch: Batch) -> None:
         """See `EventStream`."""

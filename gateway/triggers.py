@@ -1,10 +1,12 @@
 """Triggers in real time: a micro-batch of events is judged at once, and what it fires is done on other threads.
 
-`TriggerHandler` is a `BatchHandler` of the gateway's consumer, and comes first: it keeps the events in `live.events`,
-judges all triggers, and writes what is to be done into the ledger before it returns. So a batch that comes again after
-a crash decides the same and does nothing twice. Doing it is the business of lanes: a thread for each provider, and one
-for all that is no message, each with a bounded queue. A provider that is slow or away holds up its own lane alone; what
-finds no room waits in the ledger. Every decision is a row of `campaigns.trigger_decisions`.
+`TriggerHandler` is a `BatchHandler` of the gateway's consumer: it judges all triggers, and writes what is to be done
+into the ledger before it returns; `keep` writes events into `live.events` and decisions into the warehouse, behind it.
+So a batch that comes again after a crash does nothing twice. Doing it is the business of lanes: a thread for each
+provider, and one for all that is no message, each with a bounded queue. A provider that is slow or away holds up its
+own lane alone; what finds no room waits in the ledger. What is due at once goes to its lane with the state that was
+judged, so that acting asks the warehouse nothing. What became of it is written down by a thread of its own, first in
+`campaigns.trigger_decisions`, then in the ledger: a crash in between does it again, which sends nothing twice.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,9 +31,11 @@ import polars as pl
 
 from campaigns import journey_requests
 from campaigns.audience import Recipients
-from campaigns.deciding import Decider, Decision, DecisionLog, firing_rows
-from campaigns.live import MESSAGE_COLUMNS, SENT, SENT_COLUMNS, Live, Needs
+from campaigns.deciding import Decided, Decider, Decision, DecisionLog, decision_rows, firing_rows
+from campaigns.live import MOVING_TYPES, SENT, SENT_COLUMNS, Ahead, Live, Needs
 from campaigns.permissions import CHANNELS, refusal
+from campaigns.recent import NEWS_SECONDS
+from campaigns.resolving import MESSAGE_COLUMNS, keyed_frame
 from campaigns.specs import SendSpec
 from campaigns.triggers import TriggerSpec, load_trigger, record_triggers
 from senders.event_context import EVENT_COLUMN, event_text
@@ -40,7 +44,7 @@ from senders.ledger import Ledger, Run
 from senders.loopback import is_loopback
 from senders.message import Reason, Status
 from senders.pipeline import SendPlan
-from senders.realtime import RealtimeSender, Sent
+from senders.realtime import Parcel, RealtimeSender, Sent
 from senders.rendering import PROFILE_COLUMNS, TemplateLibrary
 from senders.retries import LONGEST_RETRY, is_retryable, parse_retry_after
 from senders.settings import SenderSettings
@@ -54,15 +58,16 @@ QUEUE = 2_000
 """Firings that a lane holds at most; the others wait in the ledger."""
 WINDOW = 1_000
 """Firings that a lane judges together at most."""
-AT_ONCE = 100
-"""Firings of one trigger that are handed over together: so many messages may be in doubt after a crash."""
 FIRST_RETRY = timedelta(seconds=30)
 MOST_TRIES = 8
 """Tries of one firing, as of one message in the ledger."""
 _ACTIONS_LANE = ""
 _RECOVER_SECONDS, _CLEAR_SECONDS, _RELOAD_SECONDS = 30.0, 3600.0, 5.0
 _CALL_SECONDS = 10.0
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 10.0
+_LOOK_AROUND = 0.1  # seconds between looks whether something is to be asked in the background
 _ALWAYS = ("email", "timezone", "is_deleted")  # columns of a profile that every firing needs
+_FIRES = frozenset(("fired", "unknown", "failed"))  # outcomes that a cooldown counts
 _SKIPPED = frozenset(("no_consent", "suppressed", "invalid", "deleted", "frequency_cap", "quiet_hours"))
 
 JourneyMoves = Callable[[Warehouse, pl.DataFrame], int]
@@ -99,6 +104,35 @@ class Outcome:
     is_try: bool = False
 
 
+@dataclass(frozen=True)
+class Handed:
+    """What is known of a firing that is due at once.
+
+    Attributes:
+        state: of its contact, as `TriggerHandler.people` returns it.
+        since: on the monotonic clock, since when it may have changed unnoticed.
+        received_at: of the event.
+    """
+
+    state: Mapping[str, Any]
+    since: float
+    received_at: datetime | None = None
+
+
+@dataclass
+class _Settled:
+    """What became of firings, to be written down."""
+
+    decisions: list[Decision]
+    done: dict[int, str]
+    unfired: set[int]
+    again: list[tuple[dict[int, datetime], str, bool]]
+    now: datetime
+
+
+_Entry = tuple[Firing, TriggerSpec, Mapping[str, Any]]
+
+
 class Performer:
     """Does what is due: judges `unless`, quiet hours, consent and cooldown, then acts. Used by one thread at a time."""
 
@@ -108,6 +142,8 @@ class Performer:
         self.templates: TemplateLibrary | None = None
         self._loaded = -1
         self._bounced: dict[str, tuple[float, bool]] = {}
+        #: columns of a profile that triggers need, by name and version; None for all
+        self.columns: dict[tuple[str, str], frozenset[str] | None] = {}
 
     def warm_up(self) -> bool:
         """Compile what the lane's triggers send, before the first is due; False if it is too early for that."""
@@ -117,17 +153,30 @@ class Performer:
             if spec.send is not None and self.engine.lane_of(spec) == self.lane:
                 # what is wrong is said when it is due
                 with contextlib.suppress(MailhouseError):
-                    self._sender().prepare(plan_of(spec), self._templates())
+                    self.columns_of(spec)
         return True
+
+    def columns_of(self, spec: TriggerSpec) -> frozenset[str] | None:
+        """Columns of profiles that a trigger needs when it acts; None for all.
+
+        Raises:
+            MailhouseError: it cannot be sent.
+        """
+        key = (spec.name, spec.version)
+        if spec.send is None:
+            self.columns[key] = frozenset()
+            return self.columns[key]
+        templates = self._templates()
+        if key not in self.columns:
+            self.columns[key] = self._sender().columns(plan_of(spec), templates)
+        return self.columns[key]
 
     def _columns(self, specs: Iterable[TriggerSpec]) -> frozenset[str] | None:
         """Columns of profiles that triggers need when they act; None for all."""
         needed: set[str] = set()
         for spec in {spec.name: spec for spec in specs}.values():
-            if spec.send is None:
-                continue
             try:
-                columns = self._sender().columns(plan_of(spec), self._templates())
+                columns = self.columns_of(spec)
             except MailhouseError:
                 continue
             if columns is None:
@@ -140,18 +189,23 @@ class Performer:
         if self.sender is not None:
             self.sender.close()
 
-    def perform(self, firings: Sequence[Firing]) -> None:
-        """Do firings that this run has taken; each ends done, or waits again."""
+    def perform(self, firings: Sequence[Firing], handed: Mapping[int, Handed] | None = None) -> None:
+        """Do firings that this run has taken; each ends done, or waits again.
+
+        Args:
+            handed: what is known of them, by row id.
+        """
         engine = self.engine
+        handed = handed or {}
         now = engine.clock()
         try:
-            outcomes, values = self._outcomes(firings, now)
+            outcomes, values = self._outcomes(firings, handed, now)
         except MailhouseError as error:
             names = {one.name for one in firings}
             if len(names) > 1:
                 # what is wrong with one trigger holds up no other
                 for name in sorted(names):
-                    self.perform([one for one in firings if one.name == name])
+                    self.perform([one for one in firings if one.name == name], handed)
                 return
             _log.error("triggers could not be judged when due: %s", error.message)
             outcomes = {
@@ -171,7 +225,7 @@ class Performer:
         self._settle(firings, outcomes, values, engine.clock())
 
     def _outcomes(
-        self, firings: Sequence[Firing], now: datetime
+        self, firings: Sequence[Firing], handed: Mapping[int, Handed], now: datetime
     ) -> tuple[dict[int, Outcome], dict[int, dict[str, Any]]]:
         engine = self.engine
         specs = {one.row_id: engine.decider.specs.get(one.name) for one in firings}
@@ -185,20 +239,19 @@ class Performer:
             if one.tries >= MOST_TRIES and one.row_id not in outcomes:
                 outcomes[one.row_id] = Outcome("failed", f"it was put off {one.tries} times")
         left = [one for one in firings if one.row_id not in outcomes]
-        if not left:
-            return outcomes, values
-        wanted = [spec for one in left if (spec := specs[one.row_id]) is not None]
-        people = engine.people(left, now, self._columns(wanted))
-        called_off = engine.called_off(left, people, now)
-        ready: list[tuple[Firing, TriggerSpec, dict[str, Any]]] = []
-        for place, one in enumerate(left):
-            spec, person = specs[one.row_id], people[place]
+        people = self._people(left, handed, now)
+        asked = [one for one in left if one.row_id in people and one.row_id not in handed]
+        called_off = engine.called_off(asked, [people[one.row_id] for one in asked], now) if asked else {}
+        off = {asked[place].row_id: reason for place, reason in called_off.items()}
+        ready: list[_Entry] = []
+        for one in left:
+            spec, person = specs[one.row_id], people[one.row_id]
             assert spec is not None
             values[one.row_id] = {
                 name: person[name] for name in ("is_suppressed", "has_marketing_consent", "consent_id")
             }
-            if place in called_off:
-                outcomes[one.row_id] = Outcome("unless", called_off[place])
+            if one.row_id in off:
+                outcomes[one.row_id] = Outcome("unless", off[one.row_id])
             elif person.get("is_deleted"):
                 outcomes[one.row_id] = Outcome("deleted")
             elif spec.quiet_hours and (until := spec.quiet_hours.quiet_until(now, person.get("timezone"))):
@@ -206,34 +259,169 @@ class Performer:
                 outcomes[one.row_id] = Outcome("quiet_hours", f"until {until:%Y-%m-%d %H:%M} UTC", again)
             else:
                 ready.append((one, spec, person))
-        blocked = engine.firings.reserve(
-            engine.run, [one for one, _, _ in ready], {spec.name: spec.cooldown for _, spec, _ in ready}, now
-        )
-        for one, _, _ in ready:
-            if one.row_id in blocked:
-                outcomes[one.row_id] = Outcome(
-                    "cooldown", f"it fired {blocked[one.row_id]:%Y-%m-%d %H:%M:%S} UTC"
-                )
-        ready = [entry for entry in ready if entry[0].row_id not in blocked]
-        by_trigger: dict[str, list[tuple[Firing, TriggerSpec, dict[str, Any]]]] = {}
+        if ready:
+            done = self._acted(ready, now)
+            outcomes |= done
+            for one, _, _ in ready:
+                if done[one.row_id].outcome == "fired" and one.row_id in handed:
+                    engine.measure(handed[one.row_id])
+        return outcomes, values
+
+    def _people(
+        self, firings: Sequence[Firing], handed: Mapping[int, Handed], now: datetime
+    ) -> dict[int, Mapping[str, Any]]:
+        """The state of each firing's contact: what was handed over if it is young enough, else as it is now."""
+        engine = self.engine
+        young = max(time.monotonic() - NEWS_SECONDS, engine.live.changed_at)
+        people: dict[int, Mapping[str, Any]] = {}
+        left: list[Firing] = []
+        for one in firings:
+            known = handed.get(one.row_id)
+            if known is not None and known.since >= young and self._suffices(one, known.state):
+                people[one.row_id] = known.state
+            else:
+                left.append(one)
+        if left:
+            columns = self._columns(engine.decider.specs[one.name] for one in left)
+            found = engine.people(left, now, columns)
+            people |= {one.row_id: person for one, person in zip(left, found, strict=True)}
+        return people
+
+    def _suffices(self, firing: Firing, state: Mapping[str, Any]) -> bool:
+        """Whether a state has what the trigger, which may have changed meanwhile, needs."""
+        spec = self.engine.decider.specs[firing.name]
+        if spec.unless_events or spec.unless_conditions:
+            return False
+        known = self.engine.live.columns().keys()
+        columns = self._columns([spec])
+        wanted = known if columns is None else known & {*columns, *_ALWAYS}
+        return wanted <= state.keys()
+
+    def _acted(self, ready: Sequence[_Entry], now: datetime) -> dict[int, Outcome]:
+        """Judge cooldowns and act: all messages together, everything else by trigger."""
+        engine = self.engine
+        sends = [entry for entry in ready if entry[1].send is not None]
+        outcomes, parcels = self._parcels(sends, now) if sends else ({}, {})
+        templates = self._templates() if parcels else None
+        sent: list[tuple[list[_Entry], Parcel]] = []
+        with engine.ledger.transaction():
+            blocked = engine.firings.reserve(
+                engine.run,
+                [one for one, _, _ in ready],
+                {spec.name: spec.cooldown for _, spec, _ in ready},
+                now,
+            )
+            for name, parcel in parcels.items():
+                entries = [entry for entry in sends if entry[0].name == name]
+                kept = [at for at, (one, _, _) in enumerate(entries) if one.row_id not in blocked]
+                if kept:
+                    part = Parcel(
+                        parcel.plan,
+                        [parcel.people[at] for at in kept],
+                        [parcel.occurrences[at] for at in kept],
+                        [parcel.details[at] for at in kept],
+                    )
+                    sent.append(([entries[at] for at in kept], part))
+            opened = (
+                self._sender().claim(templates, [parcel for _, parcel in sent])
+                if sent and templates is not None
+                else []
+            )
+        if opened:
+            answers = self._sender().deliver(opened, stop=engine.stop)
+            for (entries, _), mine in zip(sent, answers, strict=True):
+                for (one, _, _), answer in zip(entries, mine, strict=True):
+                    outcomes[one.row_id] = _sent_outcome(answer, one, now)
+        outcomes |= {
+            row_id: Outcome("cooldown", f"it fired {moment:%Y-%m-%d %H:%M:%S} UTC")
+            for row_id, moment in blocked.items()
+        }
+        by_trigger: dict[str, list[_Entry]] = {}
         for entry in ready:
-            by_trigger.setdefault(entry[0].name, []).append(entry)
+            if entry[0].row_id not in outcomes:
+                by_trigger.setdefault(entry[0].name, []).append(entry)
         for entries in by_trigger.values():
             spec = entries[0][1]
             act = getattr(self, f"_do_{spec.action}")
-            for start in range(0, len(entries), AT_ONCE):
-                part = [(one, person) for one, _, person in entries[start : start + AT_ONCE]]
-                try:
-                    outcomes |= act(spec, part, now)
-                except MailhouseError as error:
-                    _log.error("trigger %s: %s", spec.name, error.message)
+            try:
+                outcomes |= act(spec, [(one, person) for one, _, person in entries], now)
+            except MailhouseError as error:
+                outcomes |= self._put_off(spec, entries, error, now)
+        came_to_nothing = [
+            one.row_id
+            for one, _, _ in ready
+            if one.row_id not in blocked
+            and outcomes[one.row_id].again_at is None
+            and outcomes[one.row_id].outcome not in _FIRES
+        ]
+        if came_to_nothing:
+            # at once: the next firing may be judged before this one is written down
+            engine.firings.let_go(engine.run, came_to_nothing)
+        return outcomes
+
+    @staticmethod
+    def _put_off(
+        spec: TriggerSpec, entries: Sequence[_Entry], error: MailhouseError, now: datetime
+    ) -> dict[int, Outcome]:
+        _log.error("trigger %s: %s", spec.name, error.message)
+        return {
+            one.row_id: Outcome("put_off", error.message, now + retry_wait(one.tries), is_try=True)
+            for one, _, _ in entries
+        }
+
+    def _parcels(
+        self, sends: Sequence[_Entry], now: datetime
+    ) -> tuple[dict[int, Outcome], dict[str, Parcel]]:
+        """What is to be sent, by trigger, and what is wrong with the rest."""
+        engine = self.engine
+        outcomes: dict[int, Outcome] = {}
+        parcels: dict[str, Parcel] = {}
+        by_trigger: dict[str, list[_Entry]] = {}
+        for entry in sends:
+            by_trigger.setdefault(entry[0].name, []).append(entry)
+        for name, entries in by_trigger.items():
+            spec = entries[0][1]
+            send = spec.send
+            assert send is not None
+            try:
+                sender = self._sender()
+                if sender.breaker.is_open:
+                    again = now + timedelta(seconds=sender.breaker.wait)
                     outcomes |= {
-                        one.row_id: Outcome(
-                            "put_off", error.message, now + retry_wait(one.tries), is_try=True
-                        )
-                        for one, _ in part
+                        one.row_id: Outcome("put_off", "the provider is away", again) for one, _, _ in entries
                     }
-        return outcomes, values
+                    continue
+                plan = plan_of(spec)
+                sender.prepare(plan, self._templates())
+                items = (
+                    engine.recommended({one.contact_id for one, _, _ in entries}, send.recommendations)
+                    if send.recommendations
+                    else {}
+                )
+                judged = (
+                    entries if CHANNELS[send.channel].is_mail else self._judged_by_warehouse(send, entries)
+                )
+            except MailhouseError as error:
+                outcomes |= self._put_off(spec, entries, error, now)
+                continue
+            people: list[dict[str, Any]] = []
+            details: list[dict[str, object]] = []
+            for one, _, person in judged:
+                row = {key: value for key, value in person.items() if not key.startswith("unless ")}
+                if "skip_reason" not in row:
+                    row["skip_reason"] = self._skip_reason(send, person)
+                row[EVENT_COLUMN] = event_text(one.event)
+                if items:
+                    row["recommendations"] = items.get(one.contact_id)
+                people.append(row)
+                details.append(
+                    {
+                        "consent_id": person["consent_id"], "suppression_event_id": person["suppression_event_id"],
+                        "trigger_event": {"event_id": one.event_id, "type": one.event["type"]},
+                    }
+                )  # fmt: skip
+            parcels[name] = Parcel(plan, people, [one.event_id for one, _, _ in entries], details)
+        return outcomes, parcels
 
     def _settle(
         self,
@@ -242,8 +430,6 @@ class Performer:
         values: Mapping[int, Mapping[str, Any]],
         now: datetime,
     ) -> None:
-        engine = self.engine
-        # rows about it first: a crash in between tells it twice, never not at all
         decisions = [
             Decision(
                 one.name, one.version, one.contact_id, one.event_id, one.event["type"],
@@ -252,12 +438,9 @@ class Performer:
             )
             for one in firings
         ]  # fmt: skip
-        engine.note(decisions)
         done = {row_id: one.outcome for row_id, one in outcomes.items() if one.again_at is None}
-        unfired = {
-            row_id for row_id, outcome in done.items() if outcome not in ("fired", "unknown", "failed")
-        }
-        engine.firings.finish(engine.run, done, now, unfired=unfired)
+        unfired = {row_id for row_id, outcome in done.items() if outcome not in _FIRES}
+        again: list[tuple[dict[int, datetime], str, bool]] = []
         for is_try in (True, False):
             later = {
                 row_id: one.again_at
@@ -266,66 +449,24 @@ class Performer:
             }
             if later:
                 reason = next(one.outcome for one in outcomes.values() if one.again_at is not None)
-                engine.firings.postpone(engine.run, later, now, reason, is_try=is_try)
+                again.append((later, reason, is_try))
+        self.engine.settle(_Settled(decisions, done, unfired, again, now))
 
     # what is done
 
-    def _do_send(
-        self, spec: TriggerSpec, entries: Sequence[tuple[Firing, dict[str, Any]]], now: datetime
-    ) -> dict[int, Outcome]:
-        engine, send = self.engine, spec.send
-        assert send is not None
-        sender = self._sender()
-        if sender.breaker.is_open:
-            again = now + timedelta(seconds=sender.breaker.wait)
-            return {one.row_id: Outcome("put_off", "the provider is away", again) for one, _ in entries}
-        plan = plan_of(spec)
-        templates = self._templates()
-        if not CHANNELS[send.channel].is_mail:
-            entries = self._judged_by_warehouse(send, entries)
-        rows = [
-            {
-                **{name: value for name, value in person.items() if not name.startswith("unless ")},
-                "skip_reason": person["skip_reason"]
-                if "skip_reason" in person
-                else self._skip_reason(send, person),
-                EVENT_COLUMN: event_text(one.event),
-            }
-            for one, person in entries
-        ]
-        people = pl.DataFrame(rows, infer_schema_length=None)
-        if send.recommendations:
-            people = engine.recommended(people, send.recommendations)
-        details: list[dict[str, object]] = [
-            {
-                "consent_id": person["consent_id"], "suppression_event_id": person["suppression_event_id"],
-                "trigger_event": {"event_id": one.event_id, "type": one.event["type"]},
-            }
-            for one, person in entries
-        ]  # fmt: skip
-        answers = sender.send(
-            plan, templates, people, [one.event_id for one, _ in entries], details, stop=engine.stop
-        )
-        return {
-            one.row_id: _sent_outcome(answer, one, now)
-            for (one, _), answer in zip(entries, answers, strict=True)
-        }
-
-    def _judged_by_warehouse(
-        self, send: SendSpec, entries: Sequence[tuple[Firing, dict[str, Any]]]
-    ) -> list[tuple[Firing, dict[str, Any]]]:
+    def _judged_by_warehouse(self, send: SendSpec, entries: Sequence[_Entry]) -> list[_Entry]:
         """Consent and stops of channels that live state does not follow, as campaigns read them."""
         recipients = Recipients(self.engine.warehouse, send, clock=self.engine.clock)
-        rows = recipients.judge({one.contact_id for one, _ in entries})
+        rows = recipients.judge({one.contact_id for one, _, _ in entries})
         found = {row["contact_id"]: row for row in rows.to_dicts()}
         kept = ("skip_reason", "consent_id", "suppression_event_id")
-        judged: list[tuple[Firing, dict[str, Any]]] = []
-        for one, person in entries:
+        judged: list[_Entry] = []
+        for one, spec, person in entries:
             said = {name: found[one.contact_id][name] for name in kept}
             if not person["is_known"]:
                 # whom marts do not have yet has no address of this channel
                 said["skip_reason"] = Reason.INVALID
-            judged.append((one, {**person, **said}))
+            judged.append((one, spec, {**person, **said}))
         return judged
 
     def _skip_reason(self, send: SendSpec, person: Mapping[str, Any]) -> str:
@@ -368,17 +509,18 @@ class Performer:
                 settings.content_dir / "templates", columns, assets_url=settings.assets_url
             )
             self._loaded = self.engine.loads
+            self.columns = {}
             if self.sender is not None:
                 self.sender.forget()
         return self.templates
 
     def _do_enter_journey(
-        self, spec: TriggerSpec, entries: Sequence[tuple[Firing, dict[str, Any]]], now: datetime
+        self, spec: TriggerSpec, entries: Sequence[tuple[Firing, Mapping[str, Any]]], now: datetime
     ) -> dict[int, Outcome]:
         return self._move(spec.enter_journey or "", "enter", spec, entries, now)
 
     def _do_leave_journey(
-        self, spec: TriggerSpec, entries: Sequence[tuple[Firing, dict[str, Any]]], now: datetime
+        self, spec: TriggerSpec, entries: Sequence[tuple[Firing, Mapping[str, Any]]], now: datetime
     ) -> dict[int, Outcome]:
         return self._move(spec.leave_journey or "", "leave", spec, entries, now)
 
@@ -387,7 +529,7 @@ class Performer:
         journey: str,
         action: str,
         spec: TriggerSpec,
-        entries: Sequence[tuple[Firing, dict[str, Any]]],
+        entries: Sequence[tuple[Firing, Mapping[str, Any]]],
         now: datetime,
     ) -> dict[int, Outcome]:
         frame = pl.DataFrame(
@@ -405,7 +547,7 @@ class Performer:
         return {one.row_id: Outcome("fired", f"{action} journey {journey}") for one, _ in entries}
 
     def _do_tag(
-        self, spec: TriggerSpec, entries: Sequence[tuple[Firing, dict[str, Any]]], now: datetime
+        self, spec: TriggerSpec, entries: Sequence[tuple[Firing, Mapping[str, Any]]], now: datetime
     ) -> dict[int, Outcome]:
         tag = spec.tag
         assert tag is not None
@@ -432,7 +574,7 @@ class Performer:
         }
 
     def _do_crm_task(
-        self, spec: TriggerSpec, entries: Sequence[tuple[Firing, dict[str, Any]]], now: datetime
+        self, spec: TriggerSpec, entries: Sequence[tuple[Firing, Mapping[str, Any]]], now: datetime
     ) -> dict[int, Outcome]:
         task = spec.crm_task
         assert task is not None
@@ -464,7 +606,7 @@ class Performer:
         return {one.row_id: Outcome("fired", f"task {task.subject!r}") for one, _ in entries}
 
     def _do_webhook(
-        self, spec: TriggerSpec, entries: Sequence[tuple[Firing, dict[str, Any]]], now: datetime
+        self, spec: TriggerSpec, entries: Sequence[tuple[Firing, Mapping[str, Any]]], now: datetime
     ) -> dict[int, Outcome]:
         assert spec.webhook is not None
         settings = self.engine.settings
@@ -589,7 +731,7 @@ class _Lane(threading.Thread):
     def __init__(self, engine: TriggerHandler, name: str) -> None:
         super().__init__(name=f"triggers {name or 'actions'}", daemon=True)
         self.engine = engine
-        self.queue: queue.Queue[Firing] = queue.Queue(QUEUE)
+        self.queue: queue.Queue[tuple[Firing, Handed | None]] = queue.Queue(QUEUE)
         self.performer = Performer(engine, name)
         self._warm = -1
 
@@ -604,20 +746,84 @@ class _Lane(threading.Thread):
                 with contextlib.suppress(MailhouseError):
                     self._warm = loads if self.performer.warm_up() else self._warm
             try:
-                first = self.queue.get(timeout=0.2)
+                entries = [self.queue.get(timeout=0.2)]
             except queue.Empty:
                 continue
-            firings = [first]
             with contextlib.suppress(queue.Empty):
-                while len(firings) < WINDOW:
-                    firings.append(self.queue.get_nowait())
+                while len(entries) < WINDOW:
+                    entries.append(self.queue.get_nowait())
+            firings = [one for one, _ in entries]
+            handed = {one.row_id: known for one, known in entries if known is not None}
             try:
-                self.performer.perform(firings)
+                self.performer.perform(firings, handed)
             except MailhouseError as error:
                 # the ledger does not answer: what it holds is taken up again when this run is found dead, or by recover
                 _log.error("firings could not be recorded: %s", error.message)
                 self.engine.abandoned(firings)
         self.performer.close()
+
+
+class _Scribe(threading.Thread):
+    """Writes down what became of firings, for all lanes: they need not wait for the warehouse."""
+
+    def __init__(self, engine: TriggerHandler) -> None:
+        super().__init__(name="triggers scribe", daemon=True)
+        self.engine = engine
+        self.queue: queue.Queue[_Settled | None] = queue.Queue()
+
+    def run(self) -> None:
+        wait = _FIRST_WAIT
+        items: list[_Settled] = []
+        is_over = False
+        while True:
+            if not items:
+                first = self.queue.get()
+                items, is_over = ([first], False) if first is not None else ([], True)
+            with contextlib.suppress(queue.Empty):
+                while len(items) < WINDOW:
+                    one = self.queue.get_nowait()
+                    if one is None:
+                        is_over = True
+                    else:
+                        items.append(one)
+            try:
+                if items:
+                    self.engine.write_down(items)
+                items, wait = [], _FIRST_WAIT
+            except Exception as error:  # noqa: BLE001 - what is not written down would be done again
+                if isinstance(error, MailhouseError):
+                    _log.error("what became of triggers could not be written down: %s", error.message)
+                else:
+                    _log.exception("what became of triggers could not be written down")
+                if is_over:
+                    return  # firings stay taken by a run that is over: the next one finds what became of them
+                time.sleep(wait)
+                wait = min(_LONGEST_WAIT, wait * 2)
+            if is_over:
+                return
+
+
+@dataclass
+class _Held:
+    """A micro-batch that was judged, until it is kept.
+
+    Attributes:
+        events: that no trigger watches; nobody has looked yet whom they concern.
+        resolved: the others, as `Live.take` returns them.
+        decisions: rows of `campaigns.trigger_decisions`.
+    """
+
+    events: pl.DataFrame
+    resolved: pl.DataFrame
+    decisions: list[pl.DataFrame] = field(default_factory=list)
+
+    def only(self, is_wanted: pl.Expr) -> _Held:
+        """The part of some events."""
+        return _Held(
+            self.events.filter(is_wanted),
+            self.resolved.filter(is_wanted),
+            [one.filter(is_wanted) for one in self.decisions],
+        )
 
 
 class TriggerHandler:
@@ -628,6 +834,7 @@ class TriggerHandler:
         is_collecting: do nothing, leave all that is due to the gateways: for the clock.
         request_moves: how journeys are entered and left; left out, `campaigns.journey_requests.request_moves`.
         clock: the time, UTC; left out, that of the settings.
+        observe: is told how many seconds it took from receiving an event to the message that it fired at once.
 
     A file that is wrong is logged and left aside, or stays as it was before; the other triggers go on.
     """
@@ -643,8 +850,10 @@ class TriggerHandler:
         request_moves: JourneyMoves | None = None,
         clock: Callable[[], datetime] | None = None,
         live: Live | None = None,
+        observe: Callable[[float], None] | None = None,
     ) -> None:
         self.settings, self.ledger, self.warehouse = settings, ledger, warehouse
+        self._observe = observe
         self.clock = clock or settings.now
         self.live = live or Live(warehouse)
         self.firings = Firings(ledger)
@@ -655,6 +864,7 @@ class TriggerHandler:
         self.stop = threading.Event()
         self.loads = 0
         self.counts: Counter[tuple[str, str]] = Counter()
+        self._held: list[_Held] = []
         self._lanes: dict[str, _Lane] = {}
         self._performers: dict[str, Performer] = {}
         self._lock = threading.Lock()
@@ -664,12 +874,25 @@ class TriggerHandler:
         self.run: Run = ledger.begin_run(KIND, "", "", self.clock())
         self._heart = threading.Thread(target=self._beat, name="triggers heartbeat", daemon=True)
         self._heart.start()
+        self._scribe: _Scribe | None = None
+        self._watch: threading.Thread | None = None
+        if not is_inline and not is_collecting:
+            self._scribe = _Scribe(self)
+            self._scribe.start()
+            self.live.follow()
+            self._watch = threading.Thread(target=self._look_around, name="triggers watch", daemon=True)
+            self._watch.start()
 
     def close(self) -> None:
         """Finish what is under way; what waits is for the next run."""
         self.stop.set()
         for lane in self._lanes.values():
             lane.join(timeout=30)
+        if self._scribe is not None:
+            self._scribe.queue.put(None)
+            self._scribe.join(timeout=10)
+        if self._watch is not None:
+            self._watch.join(timeout=5)
         for performer in self._performers.values():
             performer.close()
         self._heart.join(timeout=5)
@@ -684,12 +907,12 @@ class TriggerHandler:
     # BatchHandler
 
     def handle(self, events: pl.DataFrame, now: datetime) -> None:
-        """Keep events in `live.events`, judge them by all triggers, and see that what they fire is done.
+        """Judge events by all triggers, and see that what they fire is done; `keep` them when `raw.events` has them.
 
         May be called again with the same events: what was decided stays decided.
 
         Args:
-            events: columns of `warehouse.loads.EVENT_COLUMNS`, that `raw.events` has.
+            events: columns of `warehouse.loads.EVENT_COLUMNS`.
 
         Raises:
             MailhouseError: nothing was lost; call again with the same events.
@@ -697,9 +920,97 @@ class TriggerHandler:
         self.prepare()
         if events.is_empty():
             return
-        stored = self.live.store(events, self.messages(events["message_id"].to_list()))
-        decisions = self.decide(stored, now)
-        self.act(decisions, now)
+        is_watched = pl.col("type").is_in(list(MOVING_TYPES | self.decider.watched_types))
+        watched, others = events.filter(is_watched), events.filter(~is_watched)
+        held = _Held(others, pl.DataFrame({"event_id": pl.Series([], dtype=pl.String())}))
+        if watched.height:
+            types = set(watched["type"]) & self.decider.event_types
+            more = self._acting_needs(types)
+            needs = self.decider.needs(types) if types else None
+            since = self.live.known_since()
+            resolved, ahead = self.live.take(
+                watched,
+                self.messages(watched["message_id"].to_list()),
+                needs=needs.and_also(more) if needs is not None and more is not None else needs,
+            )
+            held.resolved = resolved
+            if types:
+                decided = self.decide(resolved, now, more=more, ahead=ahead)
+                received = dict(resolved.select("event_id", "received_at").iter_rows())
+                handed = {
+                    (one.trigger, one.event_id): Handed(one.state, since, received[one.event_id])
+                    for one in decided.due
+                    if one.state is not None
+                }
+                _, named = self._begin(decided.due, now, handed)
+                held.decisions = [decision_rows(named), decided.rest]
+        with self._lock:
+            self._held.append(held)
+
+    def keep(self, loads: pl.DataFrame) -> None:
+        """Write events into `live.events`, and what was decided about them; may be called again with the same.
+
+        Args:
+            loads: see `BatchHandler.keep`.
+
+        Raises:
+            WarehouseError: nothing was lost; call again.
+        """
+        is_meant = pl.col("event_id").is_in(loads["event_id"].implode())
+        with self._lock:
+            parts = [one.only(is_meant) for one in self._held]
+        resolved = [one.resolved for one in parts if one.resolved.height]
+        if others := [one.events for one in parts if one.events.height]:
+            rest = pl.concat(others).unique("event_id", keep="first", maintain_order=True)
+            resolved.append(self.live.resolved(rest, self.messages(rest["message_id"].to_list())))
+        if resolved:
+            whole = pl.concat(resolved).unique("event_id", keep="first", maintain_order=True)
+            self.live.keep(whole, loads.drop_nulls("loaded_at"))
+        if decisions := [rows for one in parts for rows in one.decisions if rows.height]:
+            self.note(pl.concat(decisions))
+        with self._lock:
+            left = (one.only(~is_meant) for one in self._held)
+            self._held = [one for one in left if one.events.height or one.resolved.height]
+
+    def forget(self) -> None:
+        """See `BatchHandler.forget`."""
+        with self._lock:
+            self._held.clear()
+        self.live.flight.clear()
+
+    def measure(self, handed: Handed) -> None:
+        """Note how long it took to a message."""
+        if self._observe is not None and handed.received_at is not None:
+            self._observe(max(0.0, (self.clock() - handed.received_at).total_seconds()))
+
+    def _acting_needs(self, types: Iterable[str]) -> Needs | None:
+        """What acting at once on events of these types needs; None if nothing acts at once."""
+        wanted = set(types)
+        known = self.live.columns().keys()
+        columns: set[str] = set()
+        has_proof = is_any = False
+        for spec in self.decider.specs.values():
+            if (
+                not wanted.intersection(spec.event or ())
+                or spec.wait
+                or spec.unless_events
+                or spec.unless_conditions
+            ):
+                continue
+            performer = self._performer(self.lane_of(spec))
+            key = (spec.name, spec.version)
+            if performer is None or (not self.is_inline and key not in performer.columns):
+                continue  # its lane has not got ready: it asks when it acts
+            if self.is_inline:
+                with contextlib.suppress(MailhouseError):
+                    performer.columns_of(spec)
+            needed = performer.columns.get(key, frozenset[str]())
+            columns |= known if needed is None else known & needed
+            has_proof |= spec.send is not None and spec.send.category == "marketing"
+            is_any = True
+        if not is_any:
+            return None
+        return Needs(frozenset(columns | (known & set(_ALWAYS))), has_permission=True, has_proof=has_proof)
 
     def tick(self, now: datetime) -> None:
         """Take what is due by the clock, as far as lanes have room."""
@@ -730,52 +1041,64 @@ class TriggerHandler:
     # its steps
 
     def decide(
-        self, stored: pl.DataFrame, now: datetime, *, names: Sequence[str] | None = None
-    ) -> list[Decision]:
-        """What triggers make of events that `Live.store` has resolved."""
+        self,
+        stored: pl.DataFrame,
+        now: datetime,
+        *,
+        names: Sequence[str] | None = None,
+        more: Needs | None = None,
+        ahead: Ahead | None = None,
+    ) -> Decided:
+        """What triggers make of events that `Live.take` has resolved; `more` and `ahead` as for `Decider.decide`."""
         sent = None
-        if self.decider.columns & SENT:
+        if (self.decider.columns | (more.columns if more is not None else frozenset())) & SENT:
             sent = self.sent(stored["contact_id"].unique().to_list())
-        return self.decider.decide(stored, now, sent=sent, names=names)
+        return self.decider.decide(stored, now, sent=sent, names=names, more=more, ahead=ahead)
 
-    def act(self, decisions: Sequence[Decision], now: datetime) -> list[Firing]:
+    def act(self, decided: Decided, now: datetime) -> list[Firing]:
         """Write what is to be done into the ledger, and begin with what is due; returns what was begun."""
-        fired = [
-            Firing(one.trigger, one.version, one.contact_id, one.event_id, one.event, one.due_at)
-            for one in decisions
-            if one.due_at is not None
-        ]
+        begun, named = self._begin(decided.due, now, {})
+        self.note(pl.concat([decision_rows(named), decided.rest]))
+        return begun
+
+    def _begin(
+        self, decisions: Sequence[Decision], now: datetime, handed: Mapping[tuple[str, str], Handed]
+    ) -> tuple[list[Firing], list[Decision]]:
+        """What was begun, and the decisions with the ids of their firings."""
+        named: list[Decision] = []
+        fired: dict[str, Firing] = {}
+        for one in decisions:
+            if one.due_at is not None:
+                firing = Firing(one.trigger, one.version, one.contact_id, one.event_id, one.event, one.due_at)
+                key = firing.firing_id
+                fired[key] = firing
+                named.append(one._replace(firing_id=key, state=None))
+            else:
+                named.append(one)
         begun: list[Firing] = []
         if fired:
             paused = self.ledger.paused(KIND)
             room = Counter[str]()
             at_once: set[str] = set()
-            for one in fired:
+            for key, one in fired.items():
                 lane = self.lane_of(self.decider.specs[one.name])
                 if one.due_at <= now and one.name not in paused and room[lane] < self._room(lane):
                     room[lane] += 1
-                    at_once.add(one.firing_id)
+                    at_once.add(key)
             begun = self.firings.add(self.run, fired, now, taken=at_once)
             for lane in room:
                 mine = [one for one in begun if self.lane_of(self.decider.specs[one.name]) == lane]
-                self._give(lane, mine)
-        self.note(
-            [
-                replace(
-                    one, firing_id=Firing(one.trigger, "", one.contact_id, one.event_id, {}, now).firing_id
-                )
-                if one.due_at is not None
-                else one
-                for one in decisions
-            ]
-        )
-        return begun
+                self._give(lane, mine, handed)
+        return begun, named
 
-    def note(self, decisions: Sequence[Decision]) -> None:
-        """Write decisions down, for `mailhouse why`, and count them."""
-        self.log.write(decisions)
+    def note(self, rows: pl.DataFrame) -> None:
+        """Write decisions down, rows of `campaigns.trigger_decisions`, for `mailhouse why`, and count them."""
+        self.log.write(rows)
+        counted = rows.group_by("trigger", "outcome").len()
         with self._lock:
-            self.counts.update((one.trigger, one.outcome) for one in decisions)
+            self.counts.update(
+                {(trigger, outcome): number for trigger, outcome, number in counted.iter_rows()}
+            )
 
     def messages(self, message_ids: Iterable[str]) -> pl.DataFrame:
         """What the ledger knows of messages."""
@@ -811,7 +1134,8 @@ class TriggerHandler:
         wanted = known if columns is None else known & {*columns, *needs.columns, *_ALWAYS}
         needs = replace(needs, columns=frozenset(wanted))
         rows = firing_rows(firings, now)
-        state = self.live.judge(rows, conditions, needs, sent=self.sent({one.contact_id for one in firings}))
+        sent = self.sent({one.contact_id for one in firings}) if needs.columns & SENT else None
+        state = self.live.judge(rows, conditions, needs, sent=sent)
         return state.drop("row").to_dicts()
 
     def called_off(
@@ -844,23 +1168,44 @@ class TriggerHandler:
                 reasons.setdefault(place, f"{kind} {occurred_at:%Y-%m-%d %H:%M:%S} UTC, event {event_id}")
         return reasons
 
-    def recommended(self, people: pl.DataFrame, number: int) -> pl.DataFrame:
-        """People with the products that are recommended to them, best first."""
-        found = self.warehouse.frame(
+    def recommended(self, contact_ids: Collection[int], number: int) -> dict[int, list[dict[str, Any]]]:
+        """The products that are recommended to contacts, best first."""
+        found = keyed_frame(
+            self.warehouse,
             """
-            select contact_id, rank, product_id, product_name as name, price, ifNull(image_url, '') as image_url,
-                ifNull(url, '') as url, reason::String as reason, model_version as recommendation_version
-            from marts.recommendations where contact_id in (select contact_id from people)
+            select contact_id, product_id, product_name as name, price, ifNull(image_url, '') as image_url,
+                ifNull(url, '') as url, reason::String as reason
+            from marts.recommendations where contact_id in {keys}
             order by contact_id, rank limit {number:UInt64} by contact_id
             """,
-            {"number": number},
-            external={"people": people.select("contact_id").unique()},
+            contact_ids,
+            parameters={"number": number},
         )
-        items = found.group_by("contact_id", maintain_order=True).agg(
-            pl.struct("product_id", "name", "price", "image_url", "url", "reason").alias("recommendations"),
-            pl.col("recommendation_version").first(),
-        )
-        return people.join(items, on="contact_id", how="left", maintain_order="left")
+        items: dict[int, list[dict[str, Any]]] = {}
+        for row in found.iter_rows(named=True):
+            items.setdefault(row.pop("contact_id"), []).append(row)
+        return items
+
+    def settle(self, settled: _Settled) -> None:
+        """See that what became of firings is written down."""
+        if self._scribe is not None:
+            self._scribe.queue.put(settled)
+        else:
+            self.write_down([settled])
+
+    def write_down(self, items: Sequence[_Settled]) -> None:
+        """Write down what became of firings.
+
+        Raises:
+            MailhouseError: call again with the same.
+        """
+        # rows about it first: a crash in between tells it twice, never not at all
+        self.note(decision_rows([one for item in items for one in item.decisions]))
+        with self.ledger.transaction():
+            for item in items:
+                self.firings.finish(self.run, item.done, item.now, unfired=item.unfired)
+                for later, reason, is_try in item.again:
+                    self.firings.postpone(self.run, later, item.now, reason, is_try=is_try)
 
     def drain(self, now: datetime) -> None:
         """Do all that is due, in this thread: for tests and commands."""
@@ -897,13 +1242,25 @@ class TriggerHandler:
             return WINDOW
         return self._lanes[lane].room if lane in self._lanes else QUEUE
 
-    def _give(self, lane: str, firings: Sequence[Firing]) -> None:
+    def _give(
+        self, lane: str, firings: Sequence[Firing], handed: Mapping[tuple[str, str], Handed] | None = None
+    ) -> None:
+        known = handed or {}
         if self.is_inline:
-            self._perform(firings)
+            by_row = {one.row_id: known[key] for one in firings if (key := (one.name, one.event_id)) in known}
+            self._perform(firings, by_row)
             return
         self._start(lane)
         for one in firings:
-            self._lanes[lane].queue.put(one)
+            self._lanes[lane].queue.put((one, known.get((one.name, one.event_id))))
+
+    def _performer(self, lane: str) -> Performer | None:
+        """Who acts in a lane, if there is anybody yet."""
+        if not self.is_inline:
+            return self._lanes[lane].performer if lane in self._lanes else None
+        if lane not in self._performers:
+            self._performers[lane] = Performer(self, lane)
+        return self._performers[lane]
 
     def _start(self, lane: str) -> None:
         if lane not in self._lanes:
@@ -916,14 +1273,13 @@ class TriggerHandler:
             for lane in {self.lane_of(spec) for spec in self.decider.specs.values()}:
                 self._start(lane)
 
-    def _perform(self, firings: Sequence[Firing]) -> None:
+    def _perform(self, firings: Sequence[Firing], handed: Mapping[int, Handed] | None = None) -> None:
         by_lane: dict[str, list[Firing]] = {}
         for one in firings:
             by_lane.setdefault(self.lane_of(self.decider.specs[one.name]), []).append(one)
         for lane, mine in by_lane.items():
-            if lane not in self._performers:
-                self._performers[lane] = Performer(self, lane)
-            self._performers[lane].perform(mine)
+            if (performer := self._performer(lane)) is not None:
+                performer.perform(mine, handed)
 
     # housekeeping
 
@@ -966,6 +1322,15 @@ class TriggerHandler:
         self.decider = Decider(specs.values(), self.live)
         self.loads += 1
         self._start_all()
+
+    def _look_around(self) -> None:
+        while not self.stop.wait(_LOOK_AROUND):
+            try:
+                self.live.refresh()
+            except Exception as error:  # noqa: BLE001 - what is known gets old, and judging asks by itself
+                if not isinstance(error, MailhouseError):
+                    _log.exception("a defect in what is asked in the background")
+                self.stop.wait(1.0)
 
     def _beat(self) -> None:
         while not self.stop.wait(self.settings.claim_lease / 4):

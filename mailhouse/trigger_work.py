@@ -7,14 +7,13 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from campaigns.deciding import OUTCOMES, Decider, DecisionLog
+from campaigns.deciding import OUTCOMES, ROW_COLUMNS, Decided, Decider, DecisionLog
 from campaigns.live import Live
 from campaigns.replaying import parse_moment, replay
 from campaigns.triggers import (
@@ -98,7 +97,7 @@ def run_test(
         resolved = live.resolved(frame)
         if contact:
             resolved = resolved.with_columns(pl.lit(contact, pl.Int64).alias("contact_id"))
-        decisions = Decider([spec], live).decide(resolved, settings.now(), names=[spec.name])
+        decisions = Decider([spec], live).decide(resolved, settings.now(), names=[spec.name]).all()
     if not decisions:
         console.print(f"{spec.name} does not look at events of type {frame['type'][0]}.", markup=False)
         return
@@ -173,11 +172,11 @@ def run_replay(name: str, since: str, until: str, *, send: bool) -> None:
         ):
             handler.prepare()
             fired = [
-                replace(one, outcome="due", decided_at=now, due_at=now)
+                one._replace(outcome="due", decided_at=now, due_at=now)
                 for one in decisions
                 if one.outcome == "fired"
             ]
-            handler.act(fired, now)
+            handler.act(Decided(fired, pl.DataFrame(schema=ROW_COLUMNS)), now)
             handler.drain(now)
             done = Counter(one for _, one in handler.counts.elements() if one != "due")
     said = ", ".join(f"{number:,} {outcome}" for outcome, number in sorted(done.items()))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 
 from campaigns.identity import message_id
@@ -61,11 +62,12 @@ class Firings:
         self._ledger = ledger
 
     def add(
-        self, run: Run, firings: Sequence[Firing], now: datetime, *, taken: Collection[str] = ()
+        self, run: Run, firings: Mapping[str, Firing], now: datetime, *, taken: Collection[str] = ()
     ) -> list[Firing]:
         """Write firings that nobody has written; returns those that this call took for the run.
 
         Args:
+            firings: by their ids.
             taken: ids of those that this run acts on at once; the others wait until they are due.
         """
         if not firings:
@@ -73,19 +75,18 @@ class Firings:
         at = milliseconds(now)
         rows = [
             (
-                one.firing_id, one.name, one.version, one.contact_id, one.event_id,
-                json.dumps(dict(one.event), ensure_ascii=False).replace("\\u0000", "\\ufffd"),
-                "taken" if one.firing_id in taken else "waiting", milliseconds(one.due_at),
-                run.run_id if one.firing_id in taken else 0, at, at,
+                key, one.name, one.version, one.contact_id, one.event_id,
+                orjson.dumps(dict(one.event)).decode().replace("\\u0000", "\\ufffd"),
+                "taken" if key in taken else "waiting", milliseconds(one.due_at), run.run_id if key in taken else 0,
+                at, at,
             )
-            for one in firings
+            for key, one in firings.items()
         ]  # fmt: skip
-        by_id = {one.firing_id: one for one in firings}
         with self._ledger._writing(lock="triggers") as connection:
             mark = connection.execute(_NEWEST).scalar_one()
             _insert(connection, trigger_firings, _COLUMNS, rows, "on conflict (firing_id) do nothing")
             created = connection.execute(_CREATED, {"mark": mark, "run_id": run.run_id}).all()
-        return [replace(by_id[row.firing_id], row_id=row.id) for row in created if row.firing_id in by_id]
+        return [replace(firings[row.firing_id], row_id=row.id) for row in created if row.firing_id in firings]
 
     def take(
         self, run: Run, now: datetime, limit: int, *, names: Collection[str], paused: Collection[str] = ()
@@ -132,20 +133,41 @@ class Firings:
             of those that may not: row id -> when the other one fired. The rest are marked as fired now.
         """
         blocked: dict[int, datetime] = {}
+        new = [one for one in firings if one.fired_at is None]
+        if not new:
+            return blocked
         at = milliseconds(now)
         with self._ledger._writing(lock="triggers") as connection:
-            for one in firings:
-                if one.fired_at is not None:
-                    continue
-                since = milliseconds(now - cooldowns[one.name]) if cooldowns[one.name] else at + 1
-                other = connection.execute(
-                    _LAST, {"name": one.name, "contact_id": one.contact_id, "since": since, "id": one.row_id}
-                ).scalar()
-                if other is not None:
-                    blocked[one.row_id] = moment(other)
+            last: dict[tuple[str, int], int] = {}
+            limited: dict[str, set[int]] = {}
+            for one in new:
+                if cooldowns[one.name]:
+                    limited.setdefault(one.name, set()).add(one.contact_id)
+            own = {one.row_id for one in new}
+            for name, contacts in limited.items():
+                since = milliseconds(now - cooldowns[name])
+                for part in _chunks(sorted(contacts)):
+                    for row in _with_ids(connection, _LAST, part, name=name, since=since):
+                        if row.id not in own:
+                            key = (name, row.contact_id)
+                            last[key] = max(row.fired_at, last.get(key, 0))
+            fired: list[int] = []
+            for one in new:
+                key = (one.name, one.contact_id)
+                if key in last and cooldowns[one.name]:
+                    blocked[one.row_id] = moment(last[key])
                 else:
-                    connection.execute(_FIRED, {"id": one.row_id, "run_id": run.run_id, "at": at})
+                    fired.append(one.row_id)
+                    last[key] = at
+            for part in _chunks(fired):
+                _with_ids(connection, _FIRED, part, run_id=run.run_id, at=at)
         return blocked
+
+    def let_go(self, run: Run, row_ids: Sequence[int]) -> None:
+        """Take back that firings count for their cooldown: they come to nothing, and `finish` will say so."""
+        with self._ledger._writing() as connection:
+            for part in _chunks(row_ids):
+                _with_ids(connection, _UNFIRED, part, run_id=run.run_id)
 
     def finish(
         self, run: Run, outcomes: Mapping[int, str], now: datetime, *, unfired: Collection[int] = ()
@@ -155,13 +177,18 @@ class Firings:
         Args:
             unfired: those that the cooldown had let through and that came to nothing: they hold back no other.
         """
+        if not outcomes:
+            return
+        alike: dict[tuple[str, bool], list[int]] = {}
+        for row_id, reason in sorted(outcomes.items()):
+            alike.setdefault((reason[:100], row_id in unfired), []).append(row_id)
         with self._ledger._writing() as connection:
-            for row_id, reason in sorted(outcomes.items()):
-                statement = _DONE_UNFIRED if row_id in unfired else _DONE
-                connection.execute(
-                    statement,
-                    {"id": row_id, "run_id": run.run_id, "reason": reason[:100], "at": milliseconds(now)},
-                )
+            for (reason, is_unfired), row_ids in alike.items():
+                statement = _DONE_UNFIRED if is_unfired else _DONE
+                for part in _chunks(row_ids):
+                    _with_ids(
+                        connection, statement, part, run_id=run.run_id, reason=reason, at=milliseconds(now)
+                    )
 
     def postpone(
         self, run: Run, due: Mapping[int, datetime], now: datetime, reason: str, *, is_try: bool = False
@@ -242,21 +269,24 @@ _AGAIN = (
     "update trigger_firings set state = 'waiting', due_at = :at, changed_at = :at "
     "where id in :ids and state = 'taken'"
 )
-_LAST = sa.text(
-    "select max(fired_at) from trigger_firings where name = :name and contact_id = :contact_id "
-    "and fired_at > :since and id <> :id"
+_LAST = (
+    "select id, contact_id, fired_at from trigger_firings where name = :name and contact_id in :ids "
+    "and fired_at > :since"
 )
-_FIRED = sa.text(
+_FIRED = (
     "update trigger_firings set fired_at = :at, changed_at = :at "
-    "where id = :id and run_id = :run_id and state = 'taken'"
+    "where id in :ids and run_id = :run_id and state = 'taken'"
 )
-_DONE = sa.text(
+_UNFIRED = (
+    "update trigger_firings set fired_at = null where id in :ids and run_id = :run_id and state = 'taken'"
+)
+_DONE = (
     "update trigger_firings set state = 'done', reason = :reason, changed_at = :at "
-    "where id = :id and run_id = :run_id and state = 'taken'"
+    "where id in :ids and run_id = :run_id and state = 'taken'"
 )
-_DONE_UNFIRED = sa.text(
+_DONE_UNFIRED = (
     "update trigger_firings set state = 'done', reason = :reason, fired_at = null, changed_at = :at "
-    "where id = :id and run_id = :run_id and state = 'taken'"
+    "where id in :ids and run_id = :run_id and state = 'taken'"
 )
 _POSTPONE = sa.text(
     "update trigger_firings set state = 'waiting', due_at = :due, reason = :reason, tries = tries + :tries, "

@@ -26,6 +26,7 @@ import hashlib
 import json
 import re
 import sqlite3
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -173,6 +174,12 @@ def moment(value: int) -> datetime:
     return datetime.fromtimestamp(value / 1000, UTC)
 
 
+class _Joined(threading.local):
+    """The transaction that a thread has open."""
+
+    connection: sa.Connection | None = None
+
+
 class Ledger:
     """The ledger of one database; safe to share between threads, never across a fork."""
 
@@ -182,6 +189,7 @@ class Ledger:
         self._lease = lease
         # runs of this very process, which end without the process ending; shared by all its ledgers of one database
         self._active = _ACTIVE.setdefault(place, set())
+        self._joined = _Joined()
 
     @classmethod
     def open(cls, settings: SenderSettings) -> Ledger:
@@ -347,13 +355,50 @@ class Ledger:
         A message that nobody had is inserted, `claimed` or `skipped`. One that a dead owner left `claimed`, or that
         failed in a way that is safe to repeat, is taken over under the plan, address and decision of now.
         """
-        answer = Claimed()
-        if not claim.message_ids:
-            return answer
-        at = milliseconds(now)
+        return self.claim_all(run, [(claim, cap)], now)[0]
+
+    def claim_all(self, run: Run, claims: Sequence[tuple[Claim, Cap | None]], now: datetime) -> list[Claimed]:
+        """`claim` for several things at once, in one transaction; one answer a claim.
+
+        A frequency cap counts what the claims before it have claimed.
+        """
+        answers = [Claimed() for _ in claims]
+        free = [at for at, (claim, cap) in enumerate(claims) if claim.message_ids and cap is None]
+        capped = [at for at, (claim, cap) in enumerate(claims) if claim.message_ids and cap is not None]
+        if not free and not capped:
+            return answers
         with self._writing(lock="claims") as connection:
-            counts = self._recent(connection, claim, now, cap) if cap else {}
-            ((mark,),) = _directly(connection, _NEWEST)
+            for group in ([free] if free else []) + [[at] for at in capped]:
+                mine = [claims[at][0] for at in group]
+                cap = claims[group[0]][1]
+                self._claim(connection, run, mine, [answers[at] for at in group], now, cap)
+        return answers
+
+    def _claim(
+        self,
+        connection: sa.Connection,
+        run: Run,
+        claims: Sequence[Claim],
+        answers: Sequence[Claimed],
+        now: datetime,
+        cap: Cap | None,
+    ) -> None:
+        """Claim things that no cap holds back, or one that a cap does; under the lock of claims."""
+        at = milliseconds(now)
+        counts = self._recent(connection, claims[0], now, cap) if cap else {}
+        ((mark,),) = _directly(connection, _NEWEST)
+        plan_ids = self._plan_ids(
+            connection,
+            dict.fromkeys(
+                (place, occurrence)
+                for place, claim in enumerate(claims)
+                for occurrence in (claim.occurrences or [claim.plan.get("occurrence", "")])
+            ),
+            [claim.plan for claim in claims],
+        )
+        rows: list[list[tuple[Any, ...]]] = []
+        places: dict[str, tuple[int, int]] = {}
+        for place, claim in enumerate(claims):
             reasons = [
                 reason
                 or (Reason.FREQUENCY_CAP.value if cap and counts.get(contact, 0) >= cap.messages else "")
@@ -364,61 +409,71 @@ class Ledger:
                 emails = [_storable(email) for email in emails]
             variants = claim.variants or [""] * len(reasons)
             occurrences = claim.occurrences or [claim.plan.get("occurrence", "")] * len(reasons)
-            plan_ids = self._plan_ids(connection, claim.plan, dict.fromkeys(occurrences))
-            rows = [
-                (message_id, contact_id, email, variant, details, "skipped" if reason else "claimed", reason,
-                 1 if reason else 0, not reason, run.run_id, plan_ids[occurrence], at, at)
-                for message_id, contact_id, email, variant, reason, details, occurrence in zip(
-                    claim.message_ids, claim.contact_ids, emails, variants, reasons, claim.details, occurrences,
-                    strict=True,
-                )
-            ]  # fmt: skip
-            _insert(connection, messages, _COLUMNS, rows, "on conflict (message_id) do nothing")
-            created = _directly(connection, _CREATED, run_id=run.run_id, mark=mark)
-            positions = {message_id: position for position, message_id in enumerate(claim.message_ids)}
-            for row_id, message_id, status, reason in created:
-                if status == "claimed":
-                    answer.rows[positions[message_id]] = row_id
-                else:
-                    answer.skipped[reason] += 1
-            if answer.skipped:
-                connection.execute(_SKIPPED_CHANGES, {"run_id": run.run_id, "mark": mark})
-            if len(created) < len(positions):
-                missing = positions.keys() - {message_id for _, message_id, _, _ in created}
+            rows.append(
+                [
+                    (message_id, contact_id, email, variant, details, "skipped" if reason else "claimed",
+                     reason, 1 if reason else 0, not reason, run.run_id, plan_ids[place, occurrence], at, at)
+                    for message_id, contact_id, email, variant, reason, details, occurrence in zip(
+                        claim.message_ids, claim.contact_ids, emails, variants, reasons, claim.details,
+                        occurrences, strict=True,
+                    )
+                ]
+            )  # fmt: skip
+            places |= {one: (place, position) for position, one in enumerate(claim.message_ids)}
+        _insert(
+            connection,
+            messages,
+            _COLUMNS,
+            [row for part in rows for row in part],
+            "on conflict (message_id) do nothing",
+        )
+        created = _directly(connection, _CREATED, run_id=run.run_id, mark=mark)
+        for row_id, message_id, status, reason in created:
+            place, position = places[message_id]
+            if status == "claimed":
+                answers[place].rows[position] = row_id
+            else:
+                answers[place].skipped[reason] += 1
+        if any(answer.skipped for answer in answers):
+            connection.execute(_SKIPPED_CHANGES, {"run_id": run.run_id, "mark": mark})
+        missing = places.keys() - {message_id for _, message_id, _, _ in created}
+        for place, (claim, answer) in enumerate(zip(claims, answers, strict=True)):
+            mine = [one for one in claim.message_ids if one in missing] if missing else []
+            if mine:
+                positions = {message_id: position for position, message_id in enumerate(claim.message_ids)}
                 is_marketing = claim.plan.get("category") == "marketing"
                 self._take_over(
                     connection,
                     run,
-                    missing,
+                    dict.fromkeys(mine),
                     positions,
-                    rows,
+                    rows[place],
                     counts,
                     cap,
                     now,
                     answer,
                     is_marketing=is_marketing,
                 )
-        answer.already_claimed = len(claim.message_ids) - len(answer.rows) - answer.skipped.total()
-        return answer
+            answer.already_claimed = len(claim.message_ids) - len(answer.rows) - answer.skipped.total()
 
     def _plan_ids(
-        self, connection: sa.Connection, plan: Mapping[str, str], occurrences: Iterable[str]
-    ) -> dict[str, int]:
-        """The row of the plan for each occurrence, made where there is none; under the lock of claims."""
-        rows: dict[str, tuple[str, ...]] = {}
-        for occurrence in occurrences:
-            values = {**plan, "occurrence": occurrence}
+        self, connection: sa.Connection, wanted: Iterable[tuple[int, str]], given: Sequence[Mapping[str, str]]
+    ) -> dict[tuple[int, str], int]:
+        """The row for each plan, by its place, and occurrence, made where there is none; under the lock of claims."""
+        rows: dict[tuple[int, str], tuple[str, ...]] = {}
+        for place, occurrence in wanted:
+            values = {**given[place], "occurrence": occurrence}
             columns = [values.get(name, "") for name in PLAN_COLUMNS]
             digest = hashlib.sha256(json.dumps(columns, ensure_ascii=False).encode()).hexdigest()
-            rows[occurrence] = (digest, *columns)
+            rows[place, occurrence] = (digest, *columns)
         found: dict[str, int] = {}
         for is_last in (False, True):
-            missing = [row for row in rows.values() if row[0] not in found]
+            missing = {row[0]: row for row in rows.values() if row[0] not in found}
             if is_last and missing:
-                _insert(connection, plans, ("digest", *PLAN_COLUMNS), missing)
-            for digests in _chunks([row[0] for row in missing]):
+                _insert(connection, plans, ("digest", *PLAN_COLUMNS), list(missing.values()))
+            for digests in _chunks(list(missing)):
                 found.update((one.digest, one.plan_id) for one in _with_ids(connection, _PLANS, digests))
-        return {occurrence: found[row[0]] for occurrence, row in rows.items()}
+        return {key: found[row[0]] for key, row in rows.items()}
 
     def _recent(
         self, connection: sa.Connection, claim: Claim, now: datetime, cap: Cap | None
@@ -838,15 +893,39 @@ class Ledger:
                 ) from error
 
     @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Let all that this thread reads and writes here meanwhile be one transaction: one commit to disk.
+
+        What fails takes all of it back; do not go on in it after an error. Locks are taken in the order of the calls:
+        `triggers` before `claims`, everywhere.
+        """
+        if self._joined.connection is not None:
+            yield
+            return
+        with self._errors(), self._engine.begin() as connection:
+            self._joined.connection = connection
+            try:
+                yield
+            finally:
+                self._joined.connection = None
+
+    @contextlib.contextmanager
     def _writing(self, *, lock: str = "") -> Iterator[sa.Connection]:
         """A transaction that writes; SQLite takes its write lock at once, so that it cannot fail half way for it."""
-        with self._errors(), self._engine.begin() as connection:
-            if lock:
-                connection.execute(_LOCK, {"name": lock})
-            yield connection
+        with self.transaction():
+            connection = self._joined.connection
+            assert connection is not None
+            with self._errors():
+                if lock:
+                    connection.execute(_LOCK, {"name": lock})
+                yield connection
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
+        if self._joined.connection is not None:
+            with self._errors():
+                yield self._joined.connection
+            return
         with self._errors(), self._engine.connect().execution_options(is_reading=True) as connection:
             yield connection
 
@@ -982,7 +1061,7 @@ def _directly(
     cursor = connection.connection.cursor()
     try:
         cursor.execute(_driver_statement(statement, dialect), parameters)
-        return cursor.fetchall() if cursor.description else []
+        return list(cursor.fetchall()) if cursor.description else []
     finally:
         cursor.close()
 

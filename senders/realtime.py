@@ -1,18 +1,18 @@
-"""Sending one thing to a few people now: claim, dispatch, hand over, record, in one call.
+"""Sending a few things to a few people now: claim, then dispatch, hand over and record, all of them together.
 
 The same ledger steps as `senders.pipeline` takes, over the same worker; what is put off is left to the caller, who
-tries again later (`senders.firings`).
+tries again later (`senders.firings`). Each step is one commit, whatever the number of things: a micro-batch in which
+fifty triggers fire costs what one does.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-
-import polars as pl
+from typing import Any
 
 from campaigns.identity import message_id
 from campaigns.permissions import ADDRESS_COLUMNS
@@ -20,15 +20,52 @@ from senders.composing import Envelope
 from senders.ledger import Claim, Ledger, Outcome, Run
 from senders.limits import CircuitBreaker, DailyAllowance, LimitsSpec, Throttle
 from senders.links import Links
-from senders.message import Delivery, Reason, Status
-from senders.pipeline import require_attachable, rows_of, texts
+from senders.message import Delivery, Message, Reason, Status
+from senders.pipeline import require_attachable
 from senders.plan import Cap, SendPlan
 from senders.providers import get_provider
 from senders.providers.base import Provider, ProviderError, ProviderUnavailableError, require_capabilities
 from senders.rendering import TemplateLibrary
+from senders.rows import NOT_PROFILE, Rows, columns_of, items_of
 from senders.settings import SenderSettings, require_identity, require_rehearsal_safe
 from senders.tracking import tracking_of
-from senders.workers import Window, Worker, needed_columns
+from senders.workers import Answer, Window, Worker, needed_columns
+
+AT_ONCE = 200
+"""Messages that are handed over together at most: so many may be in doubt after a crash."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One thing and the people to whom it goes.
+
+    Attributes:
+        plan: its occurrence is not read.
+        people: an audience's columns: `contact_id`, `email`, `skip_reason` and what the template needs.
+        occurrences: of each of them.
+        details: what explains each decision, for `mailhouse why`.
+    """
+
+    plan: SendPlan
+    people: Sequence[Mapping[str, Any]]
+    occurrences: Sequence[str]
+    details: Sequence[Mapping[str, object]]
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A parcel of which this run has claimed some.
+
+    Attributes:
+        places: of those people.
+        window: their messages.
+    """
+
+    parcel: Parcel
+    worker: Worker
+    message_ids: list[str]
+    places: list[int]
+    window: Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,136 +145,180 @@ class RealtimeSender:
         """
         self._worker(plan, templates)
 
-    def send(
-        self,
-        plan: SendPlan,
-        templates: TemplateLibrary,
-        people: pl.DataFrame,
-        occurrences: Sequence[str],
-        details: Sequence[dict[str, object]],
-        *,
-        stop: threading.Event | None = None,
-    ) -> list[Sent]:
-        """Send to each row what has not been sent; one answer a row.
-
-        Args:
-            plan: its occurrence is not read.
-            people: an audience's columns: `contact_id`, `email`, `skip_reason` and what the template needs.
-            occurrences: of each row.
-            details: what explains each decision, for `mailhouse why`.
+    def claim(self, templates: TemplateLibrary, parcels: Sequence[Parcel]) -> list[_Open]:
+        """Claim what has not been sent, for `deliver`; may be part of a transaction of the caller's.
 
         Raises:
             MailhouseError: what `prepare` raises, or the ledger cannot be written.
         """
-        worker, template_version = self._worker(plan, templates)
-        now = self.clock()
-        contacts: list[int] = people["contact_id"].to_list()
-        ids = [
-            message_id(plan.kind, plan.name, one, key) for one, key in zip(contacts, occurrences, strict=True)
-        ]
-        cap = self._cap(plan)
-        if column := ADDRESS_COLUMNS.get(plan.channel):
-            details = [
-                {**one, "address": address}
-                for one, address in zip(details, texts(people, column), strict=True)
-            ]
-        claimed = self.ledger.claim(
-            self.run,
-            Claim(
-                self._ledger_plan(plan, template_version), ids, contacts, texts(people, "email"),
-                texts(people, "skip_reason"), [json.dumps(_with_cap(one, cap)) for one in details],
-                occurrences=occurrences,
-            ),
-            now,
-            cap=cap,
-        )  # fmt: skip
-        places = sorted(claimed.rows)
-        found: dict[int, Sent] = {}
-        if places:
-            needed = needed_columns(worker.template, plan.channel)
-            rows = rows_of(people[places], needed, worker.template.source.product_fields)
-            window = Window([claimed.rows[at] for at in places], [ids[at] for at in places], rows)
-            found = dict(zip(places, self._hand_over(plan, worker, window, now, stop), strict=True))
-        left = [at for at in range(len(ids)) if at not in found]
-        standing = self.ledger.standing([ids[at] for at in left]) if left else {}
-        for at in left:
-            status, reason = standing.get(ids[at], (Status.UNKNOWN.value, ""))
-            found[at] = Sent(ids[at], status, reason)
-        return [found[at] for at in range(len(ids))]
+        workers = [self._worker(parcel.plan, templates) for parcel in parcels]
+        claims: list[tuple[Claim, Cap | None]] = []
+        for parcel, (_, template_version) in zip(parcels, workers, strict=True):
+            plan, people = parcel.plan, parcel.people
+            contacts = [one["contact_id"] for one in people]
+            cap = self._cap(plan)
+            details = parcel.details
+            if column := ADDRESS_COLUMNS.get(plan.channel):
+                details = [
+                    {**one, "address": person.get(column) or ""}
+                    for one, person in zip(details, people, strict=True)
+                ]
+            claim = Claim(
+                self._ledger_plan(plan, template_version),
+                [
+                    message_id(plan.kind, plan.name, one, key)
+                    for one, key in zip(contacts, parcel.occurrences, strict=True)
+                ],
+                contacts, [one["email"] or "" for one in people], [one["skip_reason"] or "" for one in people],
+                [json.dumps(_with_cap(one, cap)) for one in details], occurrences=parcel.occurrences,
+            )  # fmt: skip
+            claims.append((claim, cap))
+        answers = self.ledger.claim_all(self.run, claims, self.clock())
+        opened: list[_Open] = []
+        for parcel, (worker, _), (claim, _), claimed in zip(parcels, workers, claims, answers, strict=True):
+            places = sorted(claimed.rows)
+            ids = list(claim.message_ids)
+            window = Window(
+                [claimed.rows[at] for at in places],
+                [ids[at] for at in places],
+                _rows(
+                    [parcel.people[at] for at in places], needed_columns(worker.template, parcel.plan.channel)
+                ),
+            )
+            opened.append(_Open(parcel, worker, ids, places, window))
+        return opened
 
-    def _hand_over(
-        self, plan: SendPlan, worker: Worker, window: Window, now: datetime, stop: threading.Event | None
-    ) -> list[Sent]:
-        number = self._allowance.take(len(window.row_ids), now)
-        if number < len(window.row_ids):
-            rest = range(number, len(window.row_ids))
-            later = [Outcome(window.row_ids[at], Status.FAILED, Reason.WARM_UP) for at in rest]
-            self.ledger.fail_claimed(self.run, later, now)
-        going = window.only(range(number))
-        answers = [
-            Sent(one, Status.FAILED, Reason.WARM_UP, is_put_off=True) for one in window.message_ids[number:]
-        ]
-        if not going.row_ids:
-            return answers
-        throttle = self._throttles.setdefault(
-            plan.name, Throttle.of(self.settings, self.provider.name, plan.name)
-        )
-        if not throttle.take(going.rows.texts("email"), stop):
-            self._allowance.give_back(number, now)
-            self._put_off(going, "claimed", "stopped before it", now)
-            return [*(self._later(one) for one in going.message_ids), *answers]
-        granted = self.ledger.dispatch(self.run, going.row_ids, self.clock())
-        mine = going.only([at for at, row_id in enumerate(going.row_ids) if row_id in granted])
-        others = [
-            one for one, row_id in zip(going.message_ids, going.row_ids, strict=True) if row_id not in granted
-        ]
-        by_id = {one: Sent(one, Status.UNKNOWN, "taken over by another run") for one in others}
-        if mine.row_ids:
-            by_id |= {one.message_id: one for one in self._work(worker, mine)}
-        return [*(by_id[one] for one in going.message_ids), *answers]
+    def deliver(self, opened: Sequence[_Open], *, stop: threading.Event | None = None) -> list[list[Sent]]:
+        """Send what was claimed; one answer a person of each parcel.
 
-    def _work(self, worker: Worker, window: Window) -> list[Sent]:
-        answer = worker.work(window)
+        What stands under a limit goes after the rest, so that it waits alone.
+
+        Raises:
+            MailhouseError: the ledger cannot be written.
+        """
+        found: dict[str, Sent] = {}
+        limited: list[_Open] = []
+        free: list[_Open] = []
+        for one in opened:
+            if one.window.row_ids:
+                addresses = one.window.rows.texts("email")
+                (limited if self._throttle(one).demands(addresses) else free).append(one)
+        groups = [free] if self.provider.capabilities.most_per_call == 1 else [[one] for one in free]
+        for group in (*groups, *([one] for one in limited)):
+            if group:
+                found |= self._hand_over(group, stop)
+        left = [one for each in opened for one in each.message_ids if one not in found]
+        standing = self.ledger.standing(left) if left else {}
+        for one in left:
+            status, reason = standing.get(one, (Status.UNKNOWN.value, ""))
+            found[one] = Sent(one, status, reason)
+        return [[found[one] for one in each.message_ids] for each in opened]
+
+    def _throttle(self, opened: _Open) -> Throttle:
+        name = opened.parcel.plan.name
+        if name not in self._throttles:
+            self._throttles[name] = Throttle.of(self.settings, self.provider.name, name)
+        return self._throttles[name]
+
+    def _hand_over(self, group: Sequence[_Open], stop: threading.Event | None) -> dict[str, Sent]:
+        """Messages of several things in one go; each by its id."""
         now = self.clock()
-        if answer.error is not None:
+        found: dict[str, Sent] = {}
+        going: list[tuple[Worker, Window]] = []
+        for one in group:
+            window = one.window
+            number = self._allowance.take(len(window.row_ids), now)
+            if number < len(window.row_ids):
+                rest = window.only(range(number, len(window.row_ids)))
+                later = [Outcome(row_id, Status.FAILED, Reason.WARM_UP) for row_id in rest.row_ids]
+                self.ledger.fail_claimed(self.run, later, now)
+                found |= {
+                    key: Sent(key, Status.FAILED, Reason.WARM_UP, is_put_off=True) for key in rest.message_ids
+                }
+                window = window.only(range(number))
+            if not window.row_ids:
+                continue
+            if not self._throttle(one).take(window.rows.texts("email"), stop):
+                self._allowance.give_back(number, now)
+                self._put_off(window, "claimed", "stopped before it", now)
+                found |= {key: self._later(key) for key in window.message_ids}
+                continue
+            going.append((one.worker, window))
+        for part in _parts(going, min(AT_ONCE, self.provider.capabilities.dispatch_window)):
+            if self.breaker.is_open:
+                for _, window in part:
+                    self._put_off(window, "claimed", "the provider is away", self.clock())
+                    found |= {key: self._later(key, self.breaker.wait) for key in window.message_ids}
+            else:
+                found |= self._dispatched(part)
+        return found
+
+    def _dispatched(self, part: Sequence[tuple[Worker, Window]]) -> dict[str, Sent]:
+        row_ids = [row_id for _, window in part for row_id in window.row_ids]
+        granted = self.ledger.dispatch(self.run, row_ids, self.clock())
+        found: dict[str, Sent] = {}
+        mine: list[tuple[Worker, Window]] = []
+        for worker, window in part:
+            kept = [at for at, row_id in enumerate(window.row_ids) if row_id in granted]
+            if len(kept) < len(window.row_ids):
+                gone = set(window.message_ids) - {window.message_ids[at] for at in kept}
+                found |= {one: Sent(one, Status.UNKNOWN, "taken over by another run") for one in gone}
+                window = window.only(kept)
+            if window.row_ids:
+                mine.append((worker, window))
+        if mine:
+            found |= self._work(mine)
+        return found
+
+    def _work(self, part: Sequence[tuple[Worker, Window]]) -> dict[str, Sent]:
+        made = [worker.compose(window) for worker, window in part]
+        messages = [one for each in made for one in each if isinstance(one, Message)]
+        deliveries: dict[str, Delivery] = {}
+        if messages:
+            self.provider.marks = None
+            try:
+                deliveries = {one.message_id: one for one in self.provider.send(messages)}
+            except ProviderError as error:
+                return self._away(part, error)
+        now = self.clock()
+        answers = [Answer.of(window, each, deliveries) for (_, window), each in zip(part, made, strict=True)]
+        outcomes: list[Outcome] = []
+        found: dict[str, Sent] = {}
+        for (_, window), answer in zip(part, answers, strict=True):
+            for row_id, before, subject in zip(
+                window.row_ids, answer.deliveries, answer.subjects, strict=True
+            ):
+                delivery = (
+                    before._replace(status=Status.FAILED, reason=Reason.DEFERRED)
+                    if before.is_transient
+                    else before
+                )
+                outcomes.append(Outcome.of(row_id, delivery, subject))
+                found[delivery.message_id] = Sent(
+                    delivery.message_id,
+                    delivery.status,
+                    delivery.reason,
+                    is_put_off=before.is_transient,
+                    retry_after=before.retry_after,
+                )
+        self.ledger.record(self.run, outcomes, now)
+        self._judge([one for answer in answers for one in answer.deliveries])
+        return found
+
+    def _away(self, part: Sequence[tuple[Worker, Window]], error: ProviderError) -> dict[str, Sent]:
+        """The provider took nothing of it."""
+        now = self.clock()
+        is_away = isinstance(error, ProviderUnavailableError)
+        retry_after = error.retry_after if isinstance(error, ProviderUnavailableError) else None
+        if is_away:
+            self.breaker.failed(retry_after)
+        found: dict[str, Sent] = {}
+        for _, window in part:
             self._allowance.give_back(len(window.row_ids), now)
-            is_away = isinstance(answer.error, ProviderUnavailableError)
-            retry_after = (
-                answer.error.retry_after if isinstance(answer.error, ProviderUnavailableError) else None
-            )
-            if is_away:
-                self.breaker.failed(retry_after)
-            self._put_off(
-                window,
-                "dispatching",
-                answer.error.message,
-                now,
-                Reason.DEFERRED if is_away else Reason.SENDER_REFUSED,
-            )
-            return [self._later(one, retry_after) for one in window.message_ids]
-        deliveries = [
-            one._replace(status=Status.FAILED, reason=Reason.DEFERRED) if one.is_transient else one
-            for one in answer.deliveries
-        ]
-        self.ledger.record(
-            self.run,
-            [
-                Outcome.of(row_id, delivery, subject)
-                for row_id, delivery, subject in zip(window.row_ids, deliveries, answer.subjects, strict=True)
-            ],
-            now,
-        )
-        self._judge(answer.deliveries)
-        return [
-            Sent(
-                one.message_id,
-                one.status,
-                one.reason,
-                is_put_off=before.is_transient,
-                retry_after=before.retry_after,
-            )
-            for one, before in zip(deliveries, answer.deliveries, strict=True)
-        ]
+            reason = Reason.DEFERRED if is_away else Reason.SENDER_REFUSED
+            self._put_off(window, "dispatching", error.message, now, reason)
+            found |= {one: self._later(one, retry_after) for one in window.message_ids}
+        return found
 
     def _judge(self, deliveries: Sequence[Delivery]) -> None:
         if deliveries and all(one.is_transient for one in deliveries):
@@ -303,9 +384,42 @@ class RealtimeSender:
         }  # fmt: skip
 
 
-def _with_cap(details: dict[str, object], cap: Cap | None) -> dict[str, object]:
+def _rows(people: Sequence[Mapping[str, Any]], needed: frozenset[str] | None) -> Rows:
+    """People as messages need them: columns of `needed_columns`."""
+    names = dict.fromkeys(
+        name
+        for one in people
+        for name in one
+        if (needed is None or name in needed) and (name not in NOT_PROFILE or name == "variant")
+    )
+    columns = columns_of({name: [one.get(name) for one in people] for name in names})
+    given = [one.get("recommendations") or [] for one in people]
+    if not any(given):
+        return Rows(len(people), columns)
+    return Rows(len(people), columns, [len(one) for one in given], items_of(given))
+
+
+def _parts(going: Sequence[tuple[Worker, Window]], most: int) -> Iterator[list[tuple[Worker, Window]]]:
+    """The same, cut into parts of at most so many messages."""
+    part: list[tuple[Worker, Window]] = []
+    room = most
+    for worker, window in going:
+        start = 0
+        while start < len(window.row_ids):
+            end = min(len(window.row_ids), start + room)
+            part.append((worker, window.only(range(start, end))))
+            room -= end - start
+            start = end
+            if room == 0:
+                yield part
+                part, room = [], most
+    if part:
+        yield part
+
+
+def _with_cap(details: Mapping[str, object], cap: Cap | None) -> dict[str, object]:
     limit = {"cap": {"messages": cap.messages, "seconds": int(cap.within.total_seconds())}} if cap else {}
     return {**limit, **{name: value for name, value in details.items() if value not in ("", None)}}
 
 
-__all__ = ["ProviderError", "RealtimeSender", "Sent"]
+__all__ = ["Parcel", "ProviderError", "RealtimeSender", "Sent"]

@@ -21,7 +21,7 @@ import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -99,6 +99,22 @@ class Answer:
     error: ProviderError | None = None
     defect: str = ""
 
+    @classmethod
+    def of(
+        cls, window: Window, made: Sequence[Message | Delivery], deliveries: Mapping[str, Delivery]
+    ) -> Answer:
+        """The answer to a window, from what was composed and what the provider said of it, by message id."""
+        return cls(
+            [
+                one
+                if isinstance(one, Delivery)
+                else deliveries.get(message_id)
+                or Delivery(message_id, Status.UNKNOWN, reply="the provider gave no answer")
+                for message_id, one in zip(window.message_ids, made, strict=True)
+            ],
+            [one.subject if isinstance(one, Message) else "" for one in made],
+        )
+
     def packed(self) -> bytes:
         """The answer for another process of ours, which runs the same Python."""
         if self.error is not None or self.defect:
@@ -150,27 +166,20 @@ class Worker:
         Args:
             marks: notes of what becomes of each message.
         """
-        made = self._messages(window)
+        made = self.compose(window)
         messages = [one for one in made if isinstance(one, Message)]
-        found = {one.message_id: one for one in made if isinstance(one, Delivery)}
+        found: dict[str, Delivery] = {}
         if messages:
             self.provider.marks = marks
             if marks is not None and not self.provider.capabilities.marks_each:
                 marks.all_handed_over()
             try:
-                found |= {delivery.message_id: delivery for delivery in self.provider.send(messages)}
+                found = {delivery.message_id: delivery for delivery in self.provider.send(messages)}
             except ProviderError as error:
                 return Answer(error=error)
-        return Answer(
-            [
-                found.get(message_id)
-                or Delivery(message_id, Status.UNKNOWN, reply="the provider gave no answer")
-                for message_id in window.message_ids
-            ],
-            [one.subject if isinstance(one, Message) else "" for one in made],
-        )
+        return Answer.of(window, made, found)
 
-    def _messages(self, window: Window) -> list[Message | Delivery]:
+    def compose(self, window: Window) -> list[Message | Delivery]:
         """A message for each row, or why there is none: made before the provider is called, so that this is known."""
         now = datetime.now(UTC) + self._clock_offset
         now = now.replace(microsecond=now.microsecond // 1000 * 1000)

@@ -209,7 +209,9 @@ def load_events(
     return _load(warehouse, frame, _EVENTS, run_id, kind)
 
 
-def append_events(warehouse: Warehouse, frame: pl.DataFrame, *, run_id: str = "") -> LoadResult:
+def append_events(
+    warehouse: Warehouse, frame: pl.DataFrame, *, run_id: str = "", loaded_at: datetime | None = None
+) -> LoadResult:
     """Load a micro-batch of a stream into `raw.events`, each `event_id` once: one statement, whose cost does not grow
     with all that is stored.
 
@@ -219,6 +221,7 @@ def append_events(warehouse: Warehouse, frame: pl.DataFrame, *, run_id: str = ""
 
     Args:
         frame: all columns of `EVENT_COLUMNS` and no other, in their types, without nulls; each event_id once.
+        loaded_at: what the warehouse's clock said a moment ago; left out, what it says then.
 
     Raises:
         WarehouseError: ClickHouse refused; nothing was loaded, or it was and the answer did not come.
@@ -245,13 +248,17 @@ def append_events(warehouse: Warehouse, frame: pl.DataFrame, *, run_id: str = ""
                 )
                 and event_id in (select event_id from given)
         """
+    moment, at = "now64(3)", {}
+    if loaded_at is not None:
+        moment = "{at:DateTime64(3, 'UTC')}"
+        at = {"at": f"{loaded_at:%Y-%m-%d %H:%M:%S}.{loaded_at.microsecond // 1000:03d}"}
     try:
         loaded = warehouse.insert_select(
             f"""
-            insert into raw.events ({columns}, run_id)
-            select {columns}, {{run_id:String}} from given where event_id not in ({stored})
+            insert into raw.events ({columns}, run_id, loaded_at)
+            select {columns}, {{run_id:String}}, {moment} from given where event_id not in ({stored})
             """,  # noqa: S608 - names of columns are this module's
-            {"run_id": run_id, "since": since.strftime("%Y-%m-%d %H:%M:%S")},
+            {"run_id": run_id, "since": since.strftime("%Y-%m-%d %H:%M:%S"), **at},
             external={"given": frame},
             # a bloom filter tested for many ids passes every granule and costs more than it saves
             settings={

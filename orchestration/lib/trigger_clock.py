@@ -25,10 +25,11 @@ def tick(handler: TriggerHandler, now: datetime) -> dict[str, int]:
     counts: dict[str, int] = {}
     for spec in specs:
         found = clock_events(handler.warehouse, handler.live, spec, now)
-        decisions = handler.decide(found, now, names=[spec.name]) if found.height else []
-        handler.act(decisions, now)
+        decided = handler.decide(found, now, names=[spec.name]) if found.height else None
+        if decided is not None:
+            handler.act(decided, now)
         if spec.date is None:
             # after the firings: whoever is found twice is the same event
             note_states(handler.warehouse, handler.live, spec, now)
-        counts[spec.name] = sum(one.due_at is not None for one in decisions)
+        counts[spec.name] = len(decided.due) if decided is not None else 0
     return counts

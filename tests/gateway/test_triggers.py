@@ -26,6 +26,7 @@ from trigger_world import (
     drop,
     events,
     feed,
+    keep,
     order,
     people,
     received,
@@ -38,6 +39,7 @@ from gateway.triggers import TriggerHandler, retry_wait
 from senders.ledger import Ledger
 from senders.providers.webhook import WebhookProvider
 from warehouse.client import Warehouse
+from warehouse.loads import load_consents, load_events
 from warehouse.settings import MailhouseSettings
 
 
@@ -488,3 +490,76 @@ def test_a_trigger_that_is_wrong_holds_up_no_other(shop: Shop) -> None:
         ["failed"], ["failed"], ["due", "fired"], ["due", "put_off"],
     ]  # fmt: skip
     assert shop.outcomes("values")[0] in ("failed", "condition")
+
+
+def test_what_is_in_flight_counts_and_stops(shop: Shop) -> None:
+    people(shop.warehouse, 2)
+    handler = shop.start(
+        looked="event: product.viewed\nwhen: event_count('product.viewed', '10m') >= 2 and revenue > 5\n"
+        + MARKETING,
+        left="event: cart.updated\n" + MARKETING,
+    )
+    batches = [
+        events(
+            {"id": "v1", "type": "product.viewed", "person": 1},
+            {"id": "b1", "type": "page.viewed", "person": 1},
+        ),
+        events(order("o1", 1, 1, 7.5)),
+        events({"id": "v2", "type": "product.viewed", "person": 1, "at": 2}),
+        events({"id": "u", "type": "unsubscribed", "person": 2, "at": 3}),
+        events({"id": "c", "person": 2, "at": 4}),
+    ]
+    for seconds, frame in enumerate(batches):
+        # the warehouse has none of it yet
+        handler.handle(frame, shop.at(seconds))
+    assert received(shop.settings) == {"p1@example.com": 1}
+    # the same batches after a crash, and only then what is behind
+    for seconds, frame in enumerate(batches):
+        handler.handle(frame, shop.at(seconds + 10))
+        keep(handler, frame)
+    assert received(shop.settings) == {"p1@example.com": 1}
+    # what was decided twice is told twice, what was done is not
+    assert sorted(shop.outcomes("left", 2)) == ["due", "due", "suppressed"]
+    assert sorted(shop.outcomes("looked", 1)) == ["condition", "condition", "due", "due", "fired"]
+    assert handler._held == [] and set(handler.live.flight.all()["event_id"]) <= {"u"}
+    stored = "select count() from live.events where event_id in ('v1', 'v2', 'b1', 'o1', 'u', 'c') and contact_id != 0"
+    assert shop.warehouse.value(stored) == 6
+
+
+def test_a_withdrawal_elsewhere_counts_within_a_second(shop: Shop) -> None:
+    people(shop.warehouse, 3)
+    handler = shop.start(left="event: cart.updated\ncooldown: none\n" + MARKETING)
+    handler.live.follow()
+    assert handler.live.news is not None
+
+    def told() -> None:
+        assert handler.live.news is not None
+        handler.live.news.fresh()
+        handler.live.refresh()
+        assert handler.live.news.fresh() is not None
+
+    handler.prepare()
+    told()
+    feed(handler, events({"id": "a", "person": 1}, {"id": "b", "person": 2}), shop.at(1))
+    # another process writes them down: the next answer in the background has them
+    columns = {
+        "channel": "email",
+        "purpose": "marketing",
+        "is_granted": False,
+        "basis": "withdrawal",
+        "occurred_at": shop.now,
+    }
+    consent = pl.DataFrame([{"consent_id": "w", "source": "web", "email": "P1@example.com", **columns}])
+    load_consents(shop.warehouse, consent.with_columns(pl.col("occurred_at").cast(pl.Datetime("ms", "UTC"))))
+    load_events(shop.warehouse, events({"id": "u", "type": "unsubscribed", "person": 2, "at": 1}))
+    handler.live.changed_permissions()
+    assert handler.live.news.fresh() is None
+    told()
+    numbers = (("c", 1), ("d", 2), ("e", 3))
+    feed(handler, events(*({"id": name, "person": one, "at": 2} for name, one in numbers)), shop.at(2))
+    assert [shop.outcomes("left", one)[-1] for one in (1, 2, 3)] == ["no_consent", "suppressed", "fired"]
+    # what this process stores counts at once: it asks by address until it is told again
+    load_events(shop.warehouse, events({"id": "v", "type": "unsubscribed", "person": 3, "at": 2}))
+    handler.live.changed_permissions()
+    feed(handler, events({"id": "f", "person": 3, "at": 3}), shop.at(3))
+    assert shop.outcomes("left", 3)[-1] == "suppressed"

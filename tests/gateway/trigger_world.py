@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from campaigns.resolving import loads_of
 from gateway.triggers import TriggerHandler
 from senders.ledger import Ledger
 from senders.settings import SenderSettings
@@ -198,9 +199,15 @@ def received(settings: SenderSettings) -> Counter[str]:
 
 
 def feed(handler: TriggerHandler, frame: pl.DataFrame, now: datetime) -> None:
-    """What the consumer does with a micro-batch."""
-    load_events(handler.warehouse, frame)
+    """What the consumer does with a micro-batch: judge first, load behind."""
     handler.handle(frame, now)
+    keep(handler, frame)
+
+
+def keep(handler: TriggerHandler, frame: pl.DataFrame) -> None:
+    """Load what was handled, and let the handler write down what it must."""
+    load_events(handler.warehouse, frame)
+    handler.keep(loads_of(handler.warehouse, frame))
 
 
 def main() -> None:
@@ -222,8 +229,8 @@ def main() -> None:
         for first in range(begun, total, 10):
             numbers = range(first, min(first + 10, total))
             frame = events(*({"id": f"e{n}", "person": n + 1, "at": 7200 + n, "value": 60} for n in numbers))
-            load_events(warehouse, frame)
             handler.handle(frame, handler.clock())
+            keep(handler, frame)
             handler.tick(handler.clock())
             spare = home / "done.new"
             spare.write_text(str(first + 10))

@@ -34,9 +34,11 @@ def test_life_of_a_firing(tmp_path: Path, ledger_url: str) -> None:
         firings = Firings(ledger)
         run = ledger.begin_run("trigger", "", "", NOW)
         both = [firing("a"), firing("b"), firing("c", due=60)]
-        begun = firings.add(run, both, NOW, taken={both[0].firing_id, both[1].firing_id})
+        named = {one.firing_id: one for one in both}
+        named = {one.firing_id: one for one in both}
+        begun = firings.add(run, named, NOW, taken={both[0].firing_id, both[1].firing_id})
         assert [one.event_id for one in begun] == ["a", "b"]
-        assert firings.add(run, both, NOW, taken={both[0].firing_id}) == []
+        assert firings.add(run, named, NOW, taken={both[0].firing_id}) == []
         assert not firings.has_due(NOW) and firings.take(run, NOW, 10, names=["cart"]) == []
         blocked = firings.reserve(run, begun, DAY, NOW)
         assert blocked == {begun[1].row_id: NOW}

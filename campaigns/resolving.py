@@ -1,0 +1,239 @@
+# ruff: noqa: S608  (queries are put together from names of this module)
+"""Whom events concern: the contact that dbt gives them, or will give them once it is built.
+
+As `int_contacts__identified` has it (`dbt_project/macros/identity.sql`). Keys are hashed here, so that what the
+warehouse is asked is one look-up by key, and one more each where an event names a message that the ledger does not
+know, or a record that dbt has not seen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import polars as pl
+
+from campaigns.machines import MachineRules
+from campaigns.siphash import contact_of, identity_of, identity_of_message, normalised_email
+from warehouse.client import Warehouse
+
+MESSAGE_COLUMNS: Final[dict[str, pl.DataType]] = {
+    "message_id": pl.String(),
+    "contact_id": pl.Int64(),
+    "email": pl.String(),
+    "kind": pl.String(),
+    "name": pl.String(),
+    "template": pl.String(),
+    "occurrence": pl.String(),
+}
+"""What is known of messages that events are about."""
+
+_WORDS = ("kind", "name", "template", "occurrence")
+_NOTHING: Final[tuple[Any, ...]] = (0, "", "", "", "", "")
+_RULES_SECONDS = 30.0
+_MOST_PARAMETERS = 500  # keys that travel in the query; more go as a table, which costs twice as much for few
+
+Guess = Callable[[Collection[int]], None]
+"""Is told which contacts the events will most likely lead to, before the warehouse was asked."""
+
+
+def keyed_frame(
+    warehouse: Warehouse,
+    sql: str,
+    keys: Collection[Any],
+    kind: str = "Int64",
+    parameters: dict[str, Any] | None = None,
+) -> pl.DataFrame:
+    """Run a query with keys; `{keys}` in it stands for what comes after `in`.
+
+    Args:
+        kind: ClickHouse type of a key: Int64 or String.
+    """
+    wanted = list(keys)
+    if len(wanted) <= _MOST_PARAMETERS:
+        given = {**(parameters or {}), "keys": wanted}
+        return warehouse.frame(sql.replace("{keys}", f"{{keys:Array({kind})}}"), given)
+    frame = pl.DataFrame({"key": pl.Series(wanted, dtype=pl.Int64() if kind == "Int64" else pl.String())})
+    return warehouse.frame(
+        sql.replace("{keys}", "(select key from given_keys)"), parameters, external={"given_keys": frame}
+    )
+
+
+@dataclass
+class Resolver:
+    """Finds contacts. Safe to share between threads.
+
+    Args:
+        prefix: what stands before the names of dbt's databases.
+        tables: those of dbt that there are, as `database.table`.
+    """
+
+    warehouse: Warehouse
+    prefix: str
+    tables: Callable[[], frozenset[str]]
+    pool: Executor
+    _rules: MachineRules = field(default_factory=MachineRules, init=False)
+    _rules_at: float = field(default=-1e9, init=False)
+
+    def resolved(
+        self, hints: pl.DataFrame, messages: pl.DataFrame | None = None, *, guess: Guess | None = None
+    ) -> pl.DataFrame:
+        """Of each row `contact_id`, `is_machine`, and `message_email`, `_kind`, `_name`, `_template`, `_occurrence`.
+
+        Args:
+            hints: any of `event_id`, `type`, `source`, `external_id`, `email`, `message_id`, `properties`.
+            messages: columns of `MESSAGE_COLUMNS`, of messages that the warehouse may not know.
+        """
+        height = hints.height
+
+        def texts(name: str) -> list[str]:
+            return hints[name].fill_null("").to_list() if name in hints.columns else [""] * height
+
+        sources, records, emails = texts("source"), texts("external_id"), texts("email")
+        about = self._about(texts("message_id"), messages)
+        keys: list[tuple[int, int, int, int, int]] = []
+        for source, record, email, message in zip(sources, records, emails, about, strict=True):
+            address, said = normalised_email(email), normalised_email(message[1])
+            keys.append(
+                (
+                    identity_of(source, record, "") if record else 0,
+                    identity_of("", "", address),
+                    identity_of_message(message[0], said) if message[0] else 0,
+                    identity_of("", "", said),
+                    contact_of(address) if address else 0,
+                )
+            )
+        if guess is not None:
+            guess({message[0] or own for message, (*_, own) in zip(about, keys, strict=True)} - {0})
+        existing = self.pool.submit(self._existing, {message[0] for message in about if message[0]})
+        contacts = self._known({key for *four, _ in keys for key in four if key})
+        people = existing.result()
+        found: list[int] = []
+        unseen: list[int] = []
+        for place, (record, email, message, sent, own) in enumerate(keys):
+            contact, said = 0, about[place][0]
+            if said:
+                # as int_contacts__identified: a contact that has merged into another is found by the address
+                contact = contacts.get(message, 0) or (said if said in people else contacts.get(sent, said))
+            elif record and record in contacts:
+                contact = contacts[record]
+            elif record:
+                unseen.append(place)
+            found.append(contact or contacts.get(email, 0) or own)
+        if unseen:
+            # records that dbt has not seen yet: the first email ever loaded names the contact
+            fresh = self._fresh_records({(sources[place], records[place]) for place in unseen})
+            for place in unseen:
+                found[place] = fresh.get((sources[place], records[place]), found[place])
+        machines = self._machines(texts("type"), texts("properties"))
+        return pl.DataFrame(
+            {
+                "contact_id": pl.Series(found, dtype=pl.Int64()),
+                "is_machine": pl.Series(machines, dtype=pl.Boolean()),
+                "message_email": pl.Series([one[1] for one in about], dtype=pl.String()),
+                **{
+                    f"message_{name}": pl.Series([one[2 + place] for one in about], dtype=pl.String())
+                    for place, name in enumerate(_WORDS)
+                },
+            }
+        )
+
+    def _about(self, message_ids: Sequence[str], messages: pl.DataFrame | None) -> list[tuple[Any, ...]]:
+        """Contact, email and words of each row's message."""
+        if not any(message_ids):
+            return [_NOTHING] * len(message_ids)
+        known: dict[str, tuple[Any, ...]] = {}
+        if messages is not None:
+            for message_id, contact, *words in messages.select(*MESSAGE_COLUMNS).iter_rows():
+                known.setdefault(message_id, (contact or 0, *(word or "" for word in words)))
+        missing = {one for one in message_ids if one and known.get(one, _NOTHING)[0] == 0}
+        if missing:
+            stored = keyed_frame(
+                self.warehouse,
+                """
+                select message_id, any(contact_id) as contact_id, any(email) as email, any(kind)::String as kind,
+                    any(name)::String as name, any(template)::String as template, any(occurrence) as occurrence
+                from raw.messages where message_id in {keys} group by message_id
+                """,
+                missing,
+                "String",
+            )
+            known |= {message_id: (contact, *words) for message_id, contact, *words in stored.iter_rows()}
+        return [known.get(one, _NOTHING) for one in message_ids]
+
+    def _known(self, keys: Collection[int]) -> dict[int, int]:
+        if not keys or "intermediate.int_contacts__identified" not in self.tables():
+            return {}
+        found = keyed_frame(
+            self.warehouse,
+            f"select identity_id, contact_id from {self.prefix}intermediate.int_contacts__identified"
+            " where identity_id in {keys}",
+            keys,
+        )
+        return dict(found.iter_rows())
+
+    def _existing(self, contacts: Collection[int]) -> set[int]:
+        """Those of these contacts that marts have."""
+        if not contacts or "marts.contact_profiles" not in self.tables():
+            return set()
+        found = keyed_frame(
+            self.warehouse,
+            f"select contact_id from {self.prefix}marts.contact_profiles where contact_id in {{keys}}",
+            contacts,
+        )
+        return set(found["contact_id"])
+
+    def _fresh_records(self, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
+        found = self.warehouse.frame(
+            """
+            select source, external_id, argMin(email, (email = '', loaded_at, updated_at)) as first_email
+            from (
+                select source::String as source, external_id, loaded_at, updated_at,
+                    lower(trim(both ' \\t\\r\\n' from coalesce(properties.email::Nullable(String), ''))) as email
+                from raw.crm_records
+                where object = 'contact' and (source, external_id) in (select source, external_id from keys)
+            )
+            group by source, external_id
+            """,
+            external={"keys": pl.DataFrame(list(keys), schema=["source", "external_id"], orient="row")},
+        )
+        return {
+            (source, key): contact_of(email or f"{source}:{key}") for source, key, email in found.iter_rows()
+        }
+
+    def _machines(self, types: Sequence[str], properties: Sequence[str]) -> list[bool]:
+        if any("user_agent" in one for one in properties):
+            self.look()
+        judge = self._rules.is_machine
+        return [judge(kind, text) for kind, text in zip(types, properties, strict=True)]
+
+    def look(self) -> None:
+        """Read the rules about machines, if it is long ago."""
+        now = time.monotonic()
+        if now - self._rules_at < _RULES_SECONDS:
+            return
+        if "staging.machine_rules" in self.tables():
+            found = self.warehouse.frame(
+                f"select field::String, event_type::String, pattern from {self.prefix}staging.machine_rules"
+            )
+            self._rules = MachineRules.of(found.iter_rows())
+        self._rules_at = now
+
+
+def loads_of(warehouse: Warehouse, events: pl.DataFrame) -> pl.DataFrame:
+    """`event_id` and `loaded_at` of events that `raw.events` has: what a mart has taken in is told by that time.
+
+    Args:
+        events: `type`, `occurred_at`, `event_id`.
+    """
+    return warehouse.frame(
+        "select event_id, min(loaded_at) as loaded_at from raw.events"
+        " where (type, occurred_at, event_id) in (select type, occurred_at, event_id from hints) group by event_id",
+        external={"hints": events.select("type", "occurred_at", "event_id").unique()},
+    ).with_columns(pl.col("loaded_at").cast(pl.Datetime("ms", "UTC")))
+
+
+__all__ = ["MESSAGE_COLUMNS", "Guess", "Resolver", "keyed_frame", "loads_of"]
