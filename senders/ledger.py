@@ -981,7 +981,7 @@ def _directly(
     cursor = connection.connection.cursor()
     try:
         cursor.execute(_driver_statement(statement, dialect), parameters)
-        return cursor.fetchall() if cursor.description else []
+        return list(cursor.fetchall()) if cursor.description else []
     finally:
         cursor.close()
 
