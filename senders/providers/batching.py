@@ -74,7 +74,10 @@ def share(
         while members:
             columns, members = _Columns.of(members)
             shapes.append(columns)
-    for bundle in _bundles(shapes, most_bytes):
+    shapes.sort(key=lambda one: len(one.members), reverse=True)
+    # laying shapes over each other takes milliseconds, once; of so many, most have a few messages only
+    whole += [message for columns in shapes[2 * _SHAPES :] for message in columns.members]
+    for bundle in _bundles(shapes[: 2 * _SHAPES], most_bytes):
         if bundle.is_worth_it:
             done += bundle.finish(tag, most_bytes, most)
         else:
@@ -254,10 +257,11 @@ class _Bundle:
         ]
 
 
-def _bundles(shapes: list[_Columns], most_bytes: int) -> list[_Bundle]:
+def _bundles(shapes: Sequence[_Columns], most_bytes: int) -> list[_Bundle]:
+    """Shapes, largest first, that go together."""
     bundles: list[_Bundle] = []
-    for columns in sorted(shapes, key=lambda one: len(one.members), reverse=True):
-        if not any(bundle.take(columns, most_bytes) for bundle in bundles[:_SHAPES]):
+    for columns in shapes:
+        if not any(bundle.take(columns, most_bytes) for bundle in bundles[:4]):
             bundles.append(_Bundle(columns))
     return bundles
 
@@ -278,7 +282,7 @@ def _length(skeletons: Sequence[Sequence[str]]) -> int:
     return sum(len(piece) for skeleton in skeletons for piece in skeleton)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def _common(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
     """Pieces that both have, in order. The same few templates come again and again."""
     if first == second:
