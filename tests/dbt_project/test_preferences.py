@@ -60,7 +60,8 @@ def reached(models: Models, who: Recipient) -> set[str]:
         channel
         for (channel,) in models.rows(
             f"select channel from marts.consents where contact_id = {who.contact_id} and purpose = 'marketing'"
-            f" and is_granted and '{who.email}' not in (select email from marts.suppressions)"
+            f" and is_granted and '{who.email}' not in (select email from marts.suppressions where is_global)"
+            f" and (channel != 'email' or '{who.email}' not in (select email from marts.suppressions))"
         )
     }
 
@@ -83,10 +84,11 @@ def test_the_page_and_the_campaigns_agree(centre: PreferenceCentre, models: Mode
     centre.stop(ann)
     assert shown() == set()
     # an unsubscribe in between, from another message, by a mailbox provider
-    centre.save(ann, [EMAIL])
-    assert shown() == {"email"}
+    centre.save(ann, [EMAIL, SMS])
+    assert shown() == {"email", "sms"}
     centre.unsubscribes.unsubscribe(Recipient("00000000-0000-5000-8000-000000000002", *_of(ann)), "one_click")
-    assert shown() == set()
+    # of mail: text messages go on
+    assert shown() == {"sms"}
     centre.save(ann, [EMAIL])
     assert shown() == {"email"}
     paused = centre.pause(ann)
