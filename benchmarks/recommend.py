@@ -291,7 +291,9 @@ def main() -> None:
         path = options.online_retail
         if not path.exists():
             raise SystemExit(f"{path} is not there; name the file with --online-retail")
-        tasks: list[tuple[str, int | None, str]] = [("online_retail", None, "Online Retail, products new to the contact")]
+        tasks: list[tuple[str, int | None, str]] = [
+            ("online_retail", None, "Online Retail, products new to the contact")
+        ]
         if not options.quick:
             tasks.append(("online_retail", 0, "Online Retail, products bought before too"))
             if complete_journey() is not None:

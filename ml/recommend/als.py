@@ -73,18 +73,22 @@ class ALSRecommender(Recommender):
             model: Any = AlternatingLeastSquares(
                 factors=self.factors,
                 regularization=self.regularisation,
-                alpha=self.alpha,
+                alpha=1.0,
                 iterations=self.iterations,
                 num_threads=self.n_jobs or os.cpu_count() or 1,
                 random_state=self.seed,
             )
-            model.fit(interactions.weights(self.half_life), show_progress=False)
+            # the library takes values above 0 for the confidence itself, so one below 1 would say less than nothing
+            confidence = interactions.weights(self.half_life)
+            confidence.data *= np.float32(self.alpha)
+            confidence.data += np.float32(1.0)
+            model.fit(confidence, show_progress=False)
         self.contact_vectors_ = np.asarray(model.user_factors, dtype=np.float32)
         self.product_vectors_ = np.asarray(model.item_factors, dtype=np.float32)
         # nobody bought them, so what is left there is where the search began
         self.product_vectors_[np.bincount(interactions.indices, minlength=n_products) == 0] = 0.0
 
-    def _affinities(self, positions: np.ndarray) -> np.ndarray | None:
+    def _affinities(self, positions: np.ndarray, contacts: np.ndarray) -> np.ndarray | None:  # noqa: ARG002
         vectors = self.contact_vectors_[np.maximum(positions, 0)] if len(self.contact_vectors_) else None
         if vectors is None:
             return None
