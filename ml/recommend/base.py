@@ -101,8 +101,8 @@ class Recommender(BaseEstimator, ABC):
 
     @abstractmethod
     def _affinities(self, positions: np.ndarray, contacts: np.ndarray) -> np.ndarray | None:
-        """(n, n_products) float32 scores for rows of the interaction matrix (-1: a stranger) and their contacts, above 0
-        where something speaks for the product; None if nothing ever does. The caller may write into it."""
+        """(n, n_products) float32 scores for rows of the interaction matrix (-1: a stranger) and their contacts, above
+        0 where something speaks for the product; None if nothing ever does. The caller may write into it."""
 
     def _scored(
         self, positions: np.ndarray, contacts: np.ndarray
