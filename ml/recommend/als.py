@@ -20,13 +20,14 @@ class ALSRecommender(Recommender):
 
     Vectors x_u of contacts and y_i of products minimise
     sum c_ui (p_ui - x_u . y_i)^2 + regularisation (sum |x_u|^2 + sum |y_i|^2), with p_ui 1 where u bought i, else
-    0, and confidence c_ui = 1 + alpha r_ui (Hu, Koren and Volinsky, Collaborative filtering for implicit feedback
-    datasets, ICDM 2008); r_ui is the weight of the pair's age. Solved by the library `implicit`, by conjugate
-    gradients.
+    0 (Hu, Koren and Volinsky, Collaborative filtering for implicit feedback datasets, ICDM 2008). The confidence
+    c_ui is 1 where u did not buy i, and alpha r_ui where it did, r_ui being the weight of the pair's age: so the
+    library `implicit` has it, by which this is solved (conjugate gradients); the paper has 1 + alpha r_ui, which did
+    worse on Online Retail, where old purchases say little.
 
     Args:
         factors: length of the vectors.
-        alpha: how much surer a purchase is than none, above 0.
+        alpha: confidence in a purchase of today, above 0; none has 1.
         regularisation: above 0.
         iterations: passes over both sides.
         half_life: days in which a purchase loses half its confidence and its part in popularity; None weighs all alike.
@@ -84,7 +85,7 @@ class ALSRecommender(Recommender):
         # nobody bought them, so what is left there is where the search began
         self.product_vectors_[np.bincount(interactions.indices, minlength=n_products) == 0] = 0.0
 
-    def _affinities(self, positions: np.ndarray) -> np.ndarray | None:
+    def _affinities(self, positions: np.ndarray, contacts: np.ndarray) -> np.ndarray | None:  # noqa: ARG002
         vectors = self.contact_vectors_[np.maximum(positions, 0)] if len(self.contact_vectors_) else None
         if vectors is None:
             return None

@@ -100,13 +100,15 @@ class Recommender(BaseEstimator, ABC):
         """Learn; `interactions_`, `catalogue_` and `popular_` are there."""
 
     @abstractmethod
-    def _affinities(self, positions: np.ndarray) -> np.ndarray | None:
-        """(n, n_products) float32 scores for rows of the interaction matrix (-1: a stranger), above 0 where something
-        speaks for the product; None if nothing ever does. The caller may write into it."""
+    def _affinities(self, positions: np.ndarray, contacts: np.ndarray) -> np.ndarray | None:
+        """(n, n_products) float32 scores for rows of the interaction matrix (-1: a stranger) and their contacts, above
+        0 where something speaks for the product; None if nothing ever does. The caller may write into it."""
 
-    def _scored(self, positions: np.ndarray) -> tuple[np.ndarray | None, list[tuple[str, np.ndarray | None]]]:
+    def _scored(
+        self, positions: np.ndarray, contacts: np.ndarray
+    ) -> tuple[np.ndarray | None, list[tuple[str, np.ndarray | None]]]:
         """Affinities, and what they consist of: reasons with their shares; the largest share is the reason."""
-        return self._affinities(positions), [(self._reason, None)]
+        return self._affinities(positions, contacts), [(self._reason, None)]
 
     @property
     @abstractmethod
@@ -275,7 +277,7 @@ class Recommender(BaseEstimator, ABC):
     ) -> pl.DataFrame:
         matrix = self.interactions_
         positions = matrix.rows_of(contacts)
-        keys, parts = self._scored(positions)
+        keys, parts = self._scored(positions, contacts)
         groups = self._groups_of(contacts)
         fill = self.popular_[groups] if len(self.popular_) > 1 else self.popular_
         if keys is None:

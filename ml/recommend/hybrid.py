@@ -152,7 +152,7 @@ class HybridRecommender(Recommender):
         for first in range(0, len(contacts), size):
             chunk = contacts[first : first + size]
             positions = train.rows_of(chunk)
-            shares = _shares(parts, train, positions, rules)
+            shares = _shares(parts, train, positions, chunk, rules)
             pools = [best_of_rows(np.where(share > 0, share, -np.inf), _POOL)[0] for share in shares]
             pool = np.sort(np.concatenate(pools, axis=1), axis=1)
             # what several parts name competes once
@@ -176,8 +176,10 @@ class HybridRecommender(Recommender):
         hit = np.concatenate([np.pad(one, ((0, 0), (0, width - one.shape[1]))) for one in hits])
         return _best_weights(np.concatenate(padded), hit, np.concatenate(sizes), self.k)
 
-    def _scored(self, positions: np.ndarray) -> tuple[np.ndarray | None, list[tuple[str, np.ndarray | None]]]:
-        shares = _shares(self.estimators_, self.interactions_, positions, self.rules or Rules())
+    def _scored(
+        self, positions: np.ndarray, contacts: np.ndarray
+    ) -> tuple[np.ndarray | None, list[tuple[str, np.ndarray | None]]]:
+        shares = _shares(self.estimators_, self.interactions_, positions, contacts, self.rules or Rules())
         parts: list[tuple[str, np.ndarray | None]] = []
         total = np.zeros((len(positions), self.interactions_.shape[1]), dtype=np.float32)
         for estimator, weight, share in zip(self.estimators_, self.weights_, shares, strict=True):
@@ -187,8 +189,8 @@ class HybridRecommender(Recommender):
                 parts.append((estimator._reason, share))
         return total, parts
 
-    def _affinities(self, positions: np.ndarray) -> np.ndarray | None:
-        return self._scored(positions)[0]
+    def _affinities(self, positions: np.ndarray, contacts: np.ndarray) -> np.ndarray | None:
+        return self._scored(positions, contacts)[0]
 
     def _pull(self, bought: np.ndarray, found: np.ndarray) -> np.ndarray | None:
         total = None
@@ -206,7 +208,11 @@ class HybridRecommender(Recommender):
 
 
 def _shares(
-    parts: Sequence[Recommender], matrix: InteractionMatrix, positions: np.ndarray, rules: Rules
+    parts: Sequence[Recommender],
+    matrix: InteractionMatrix,
+    positions: np.ndarray,
+    contacts: np.ndarray,
+    rules: Rules,
 ) -> list[np.ndarray]:
     """Of each part, (n, n_products) float32 scores from 0 to 1, the best that may be recommended at 1."""
     indptr, pairs = matrix.pairs_of(positions)
@@ -215,7 +221,7 @@ def _shares(
     columns = matrix.indices[pairs[is_out]]
     shares = []
     for part in parts:
-        scores = part._affinities(positions)
+        scores = part._affinities(positions, contacts)
         if scores is None:
             scores = np.zeros((len(positions), matrix.shape[1]), dtype=np.float32)
         np.maximum(scores, 0.0, out=scores)

@@ -23,7 +23,7 @@ class ItemWeightsRecommender(Recommender):
         """(n, n_products) what each contact bought, weighted."""
         return self.interactions_.rows(positions, self._half_life)
 
-    def _affinities(self, positions: np.ndarray) -> np.ndarray | None:
+    def _affinities(self, positions: np.ndarray, contacts: np.ndarray) -> np.ndarray | None:  # noqa: ARG002
         scores: Any = self._history(positions) @ self.weights_
         return scores.toarray()
 

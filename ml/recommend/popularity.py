@@ -27,10 +27,7 @@ class PopularityRecommender(Recommender):
     def _fit(self, interactions: InteractionMatrix) -> None:
         """The base class has counted."""
 
-    def _affinities(self, positions: np.ndarray) -> np.ndarray | None:
-        contacts = np.full(len(positions), np.iinfo(np.int64).min)
-        known = positions >= 0
-        contacts[known] = self.interactions_.contact_ids[positions[known]]
+    def _affinities(self, positions: np.ndarray, contacts: np.ndarray) -> np.ndarray | None:  # noqa: ARG002
         return self.shares_[self._groups_of(contacts)].astype(np.float32)
 
     @property

@@ -86,7 +86,7 @@ class RepurchaseRecommender(Recommender):
         now = norm.logsf((np.log(gone) - middle) / self.spread_)
         self.scores_ = (habit * -np.expm1(later - now)).astype(np.float32)
 
-    def _affinities(self, positions: np.ndarray) -> np.ndarray | None:
+    def _affinities(self, positions: np.ndarray, contacts: np.ndarray) -> np.ndarray | None:  # noqa: ARG002
         return self.interactions_.rows(positions, values=self.scores_).toarray()
 
     @property

@@ -94,9 +94,10 @@ class Rules:
         n, pool = columns.shape
         rows = np.arange(n)
         best = np.maximum(keys[:, :1], 0.0)
+        finite = np.where(columns >= 0, keys, -1.0)
         # what nothing speaks for keeps its order of popularity, below all else
         relevance = np.where(
-            keys > 0, keys / np.where(best > 0, best, 1.0), 1e-3 * keys / (1.0 + np.abs(keys))
+            finite > 0, finite / np.where(best > 0, best, 1.0), 1e-3 * finite / (1.0 + np.abs(finite))
         )
         relevance[columns < 0] = -np.inf
         nearest = np.zeros((n, pool), dtype=np.float64)

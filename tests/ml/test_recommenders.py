@@ -248,7 +248,7 @@ def test_als_solves_its_equations_and_finds_tastes():
         (c, "abcd"[i] if c < 20 else "efgh"[i], 0.0) for c in range(40) for i in random.permutation(4)[:2]
     ]
     model = ALSRecommender(
-        factors=3, alpha=5.0, regularisation=0.3, iterations=30, half_life=None, n_jobs=1, seed=3
+        factors=2, alpha=5.0, regularisation=0.3, iterations=30, half_life=None, n_jobs=1, seed=3
     )
     found = model.fit(orders(*lines)).recommend(range(40), 2)
     assert all((p in "abcd") == (c < 20) for c, p in found.select("contact_id", "product_id").iter_rows())
@@ -256,8 +256,8 @@ def test_als_solves_its_equations_and_finds_tastes():
     # products are solved last: each solves the normal equations of Hu, Koren and Volinsky
     x, bought = model.contact_vectors_.astype(np.float64), model.interactions_.weights().toarray()
     for item in range(8):
-        confidence = 1 + (5.0 - 1) * bought[:, item]  # implicit counts alpha r in place of 1 + alpha r
-        left = x.T @ (confidence[:, None] * x) + 0.3 * np.eye(3)
+        confidence = 1 + (5.0 - 1) * bought[:, item]  # 5 where bought, else 1
+        left = x.T @ (confidence[:, None] * x) + 0.3 * np.eye(2)
         right = x.T @ (confidence * bought[:, item])
         np.testing.assert_allclose(model.product_vectors_[item], np.linalg.solve(left, right), atol=2e-2)
     same = clone(model).fit(orders(*lines)).recommend(range(40), 2)
@@ -362,7 +362,7 @@ def test_a_hybrid_adds_what_its_parts_say():
     bought = matrix.weights().toarray() > 0
     total = np.zeros(bought.shape)
     for (_, part), weight in zip(parts, (1.0, 0.5), strict=True):
-        share = np.where(bought, 0.0, clone(part).fit(history)._affinities(positions))
+        share = np.where(bought, 0.0, clone(part).fit(history)._affinities(positions, positions))
         total += weight * share / np.maximum(share.max(axis=1, keepdims=True), 1e-9)
     found = model.recommend(range(12), 7)
     place = {name: i for i, name in enumerate(matrix.product_ids)}
@@ -378,11 +378,12 @@ def test_a_hybrid_learns_which_part_to_believe():
     pairs = ["ab", "cd", "ef"]
     lines = [(c, pairs[c % 3][0], 0.0) for c in range(60)] + [(c, pairs[c % 3][1], 20.0) for c in range(30)]
     lines += [(c, pairs[c % 3][1], 50.0) for c in range(30, 60)] + [(c, "g", 0.0) for c in range(100, 200)]
-    parts = [("p", PopularityRecommender()), ("i", ItemToItemRecommender(shrinkage=0))]
+    popular = [("p", PopularityRecommender()), ("q", PopularityRecommender(half_life=99))]
+    parts = [*popular, ("i", ItemToItemRecommender(shrinkage=0))]
     model = HybridRecommender(parts, horizon=15).fit(orders(*lines))
-    assert model.weights_[1] == 1.0 and model.weights_[0] < 1.0
+    assert model.weights_[2] == 1.0 and model.weights_[0] + model.weights_[1] < 1.0
     # too short for a fold: all alike
-    assert HybridRecommender(parts, horizon=99).fit(orders(*lines)).weights_.tolist() == [1.0, 1.0]
+    assert HybridRecommender(parts, horizon=99).fit(orders(*lines)).weights_.tolist() == [1.0, 1.0, 1.0]
 
 
 RANKED = orders(*((c, p, 0) for p, n in zip("abcdegh", (9, 8, 7, 6, 5, 4, 3), strict=True) for c in range(n)))
