@@ -135,7 +135,7 @@ def size(
     with open_warehouse(settings, "mailhouse experiment size") as warehouse:
         for running in chosen:
             known = baseline or baseline_of(warehouse, running)
-            words = size_words(running.placed, known, available_for(warehouse, running))
+            words = size_words(running.placed, known, available_for(warehouse, running, settings.now()))
             console.print(f"{running.name}: {words}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -237,12 +237,12 @@ def baseline_of(warehouse: Warehouse, running: Running) -> float | None:
     return running.placed.measures.baseline or _history(warehouse, running.placed, running.campaign)
 
 
-def available_for(warehouse: Warehouse, running: Running) -> int | None:
+def available_for(warehouse: Warehouse, running: Running, now: datetime) -> int | None:
     """About how many contacts would be tested now; None where that cannot be said beforehand, as of journeys."""
     spec = running.campaign
     if spec is None or spec.experiment is None or not _exists(warehouse, "segments", spec.audience.segment):
         return None
-    audience = Audience(warehouse, spec, datetime.now(UTC), is_dry_run=True)
+    audience = Audience(warehouse, spec, now.replace(microsecond=0), is_dry_run=True)
     return tested_of(spec.experiment, audience.summary().sendable)
 
 

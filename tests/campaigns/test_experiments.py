@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mailbox
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from dagster._core.events import DagsterEvent
 from ruamel.yaml import YAML
 
 from campaigns.experiments import decision_of, settled
+from mailhouse.experiments import app
 from orchestration.defs.experiments.sensors import KIND_TAG, experiments_due
 from orchestration.lib.campaign_runs import deliver, export_ledger, prepare
 from orchestration.lib.experiment_analysis import BrokenRatioError, decide_by_hand, look, review, write_report
@@ -247,6 +249,28 @@ def test_the_winner_goes_to_the_remainder_once_though_the_process_dies_after_the
     )
     assert body.startswith("warm:")  # templates see the variant whose content it is
     assert write_report(team.settings, team.review()).read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.slow
+def test_the_command_says_how_it_stands(
+    team: Team, ticking: Tick, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    team.marts.contacts(1, 200)
+    team.write(holdout={"share": "10%"}, **WINNER)
+    team.send()
+    team.click({"plain": 0.1, "warm": 0.6})
+    team.now = NINE + timedelta(hours=5)
+    team.review()
+    assert ticking()
+    monkeypatch.setattr("mailhouse.engine.open_warehouse", lambda *_: contextlib.nullcontext(team.warehouse))
+    for args, said in (
+        (["list"], "campaign win_back clicks"),
+        (["show", "win_back"], "the remainder gets warm."),
+        (["report", "win_back"], "experiments/win_back.html"),
+        (["size", "win_back"], "That is too few"),
+    ):
+        app(args, standalone_mode=False)
+        assert said in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 CLUSTER = "mail"
 ON_CLUSTER = f'ON CLUSTER "{CLUSTER}"'
 REPLICATED_DATABASE = "Replicated('/clickhouse/databases/{database}', '{shard}', '{replica}')"
-DATABASES = ("staging", "intermediate", "marts", "features", "segments", "bi")
+DATABASES = ("staging", "intermediate", "marts", "features", "segments", "metrics", "bi")
 
 DDL = re.compile(r"^\s*(create|drop|rename|exchange|alter|truncate|attach|detach|system)\b", re.IGNORECASE)
 TABLE = re.compile(r"^\s*create\s+table\s+(?:if\s+not\s+exists\s+)?`(\w+)`\.`(\w+)`", re.IGNORECASE)
