@@ -21,10 +21,10 @@ up: $(READY)  ## the embedded warehouse and the Dagster UI
 	@$(VENV)/bin/mailhouse up
 
 test: $(READY)  ## every test that needs nothing but this folder
-	@$(VENV)/bin/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow and not service"
+	@$(VENV)/bin/pytest -n 2 --no-loadscope-reorder -m "not slow and not service"
 
 explore: $(READY)  ## the property tests on examples that were never tried before
-	@HYPOTHESIS_PROFILE=explore $(VENV)/bin/pytest -n 2 --dist loadgroup --no-loadscope-reorder --timeout 1800 -m hypothesis
+	@HYPOTHESIS_PROFILE=explore $(VENV)/bin/pytest -n 2 --no-loadscope-reorder --timeout 1800 -m hypothesis
 
 docs: $(READY)  ## every model and column in words, as one page: .mailhouse/docs/index.html
 	@$(VENV)/bin/python -m orchestration.lib.docs_site

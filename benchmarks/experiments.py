@@ -18,8 +18,8 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
+from campaigns.assignment import Allocation
 from ml.experiments import (
-    Allocation,
     Guardrail,
     Metric,
     Plan,

@@ -22,7 +22,9 @@ it stands the CPU time of the engine's process, merges in the background include
 query by hand, because other programs of the machine disturb it least. Targets are those of docs/warehouse.md. With
 --quick a day is too small to be set against the full build, and history is not doubled: what is left is checked.
 
-The last line is one JSON object with all figures. `--statements FILE` notes the dearest statements of each run.
+The last line is one JSON object with all figures. `--explain` prints what the first day is made of: statements, engine
+and CPU seconds by model and by kind of statement. For that days run one model at a time, so that each statement's CPU
+time is its own; `--statements FILE` notes the dearest statements of each run.
 """
 
 # ruff: noqa: E402 - the path must be set right first
@@ -162,13 +164,20 @@ class Benchmark:
         pid: the engine's process.
         console: is told what goes on.
         statements: takes the dearest models and statements of each run; nobody if None.
+        explain: build days one model at a time and tell what the first is made of.
     """
 
     def __init__(
-        self, size: Size, settings: MailhouseSettings, pid: int, console: Console, statements: Path | None
+        self,
+        size: Size,
+        settings: MailhouseSettings,
+        pid: int,
+        console: Console,
+        statements: Path | None,
+        explain: bool = False,
     ) -> None:
         self.size, self.settings, self.pid, self.console = size, settings, pid, console
-        self.statements = statements
+        self.statements, self.explain = statements, explain
         self.warehouse = Warehouse.connect(settings, comment="benchmark")
         self.shop = Shop(self.warehouse, size.contacts, LAST_DAY)
         self.measured = Measured(size)
@@ -224,7 +233,14 @@ class Benchmark:
                     )
                 )
             )
-            done, seconds = self._dbt(f"day {number}", day, "run", "--exclude", "config.materialized:view")
+            done, seconds = self._dbt(
+                f"day {number}",
+                day,
+                *("run", "--exclude", "config.materialized:view"),
+                *(("--threads", "1") if self.explain else ()),
+            )
+            if self.explain and number == 1:
+                explain(done, self.console)
             runs.append(done)
             cpu.append(seconds)
         return runs, cpu
@@ -406,6 +422,23 @@ def report(found: Measured, judged: Sequence[Verdict], console: Console) -> None
         console.print(line, soft_wrap=True)
 
 
+def explain(one: Run, console: Console, models: int = 40) -> None:
+    """What a run is made of: statements and their cost by kind and by model, dearest first."""
+    cpu = one.cpu_seconds
+    for title, rows in (("kind of statement", one.by_kind()), ("model", one.by_node_and_number())):
+        table = Table(title, "statements", "engine s", "CPU s", "of all CPU")
+        for name, (count, seconds, of_cpu) in list(rows.items())[:models]:
+            table.add_row(
+                name or "(outside of models)",
+                *(str(count), f"{seconds:.2f}", f"{of_cpu:.3f}", f"{of_cpu / max(cpu, 0.01):.1%}"),
+            )
+        console.print(table)
+    console.print(
+        f"  {len(one.statements)} statements, {cpu:.1f} s of CPU; by the clock {one.wall_seconds:.1f} s, of them "
+        f"{one.statements[0].started:.1f} s until the first statement and {one.engine_seconds:.1f} s in the engine"
+    )
+
+
 def _row(what: str, one: Run, cpu: float | None = None) -> tuple[str, ...]:
     return (
         what,
@@ -461,6 +494,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="a hundredth of the size, within a minute")
     parser.add_argument("--check", action="store_true", help="exit code 1 unless every target holds")
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="print statements and CPU of the first day by model and by kind",
+    )
     parser.add_argument("--events", type=int, help="events of the history (default: 100 million)")
     parser.add_argument("--contacts", type=int, help="contacts (default: 1 million)")
     parser.add_argument("--days", type=int, help="days that are measured, the median counts (default: 3)")
@@ -499,7 +537,7 @@ def _measured(size: Size, given: argparse.Namespace, console: Console) -> Measur
     with tempfile.TemporaryDirectory(prefix="warehouse-benchmark-", dir=folder) as home:
         try:
             with engine(Path(home), given.memory_mb) as (settings, server):
-                return Benchmark(size, settings, server.pid, console, given.statements).run()
+                return Benchmark(size, settings, server.pid, console, given.statements, given.explain).run()
         except WarehouseError as error:
             raise BenchmarkError(f"A query of the benchmark failed: {error}") from error
 

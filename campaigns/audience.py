@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -25,6 +25,7 @@ from zoneinfo import available_timezones
 import polars as pl
 
 from campaigns.identity import occurrence_key
+from campaigns.permissions import CHANNELS, reach_parameters, reach_sql, unconsented_sql
 from campaigns.predicates import Predicate, check_types, parse_predicate
 from campaigns.specs import CampaignSpec, QuietHours, SendSpec, predicate_place
 from warehouse.client import Warehouse
@@ -44,9 +45,6 @@ AUDIENCE_COLUMNS = (
 
 SKIP_REASONS = ("deleted", "invalid", "suppressed", "no_consent", "quiet_hours")
 """Why a contact gets nothing, in the order in which they are judged; '' is a contact who does."""
-
-PURPOSE = "marketing"
-"""The purpose of the consent that marketing needs."""
 
 _TABLES = (
     "create database if not exists campaigns",
@@ -75,9 +73,6 @@ _TABLES = (
     """,
 )
 
-_EMAIL = (
-    r"^[^\\s@<>,;:\"()\\[\\]\\\\]{1,64}@([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]$"
-)
 _RECOMMENDATIONS = (
     "Array(Tuple(product_id String, name String, price Nullable(Decimal(18, 2)), image_url String,"
     " url String, reason String))"
@@ -177,51 +172,44 @@ class Recipients:
 
     def parameters(self) -> dict[str, Any]:
         """Query parameters that `judged` and `personalised` need."""
-        return {
-            "purpose": PURPOSE,
-            "channel": self.send.channel,
-            "recommendations": self.send.recommendations,
-        }
+        return {**reach_parameters(self.send.channel), "recommendations": self.send.recommendations}
 
     def judged(self, members: str, more_columns: str = "") -> str:
-        """Members with consent, suppression and skip reason, read live."""
+        """Members with consent, suppression and skip reason, read live.
+
+        Raises:
+            InputError: profiles have no column for addresses of this channel.
+        """
         columns = self.profile_columns()
-        deleted = "profile.contact_id = 0" + (" or profile.is_deleted" if "is_deleted" in columns else "")
-        is_marketing = self.send.category == "marketing"
-        # an operational message may go to somebody who unsubscribed, never to a mailbox that does not exist
-        reasons = "" if is_marketing else "where is_bounced"
-        no_consent = "consent.consent_id = ''" if is_marketing else "false"
+        channel = self.send.channel
+        address = CHANNELS[channel].address
+        if address not in columns:
+            raise InputError(
+                f"Messages by {channel} go to the column {address}, and contacts have no such column.",
+                fix=f"Add {address} to the contacts' profile (marts.contact_profiles), or use another channel.",
+            )
+        reasons, found, source = reach_sql(
+            channel, self.send.category, members, has_deleted="is_deleted" in columns
+        )
         return f"""
             select
                 member.contact_id as contact_id,
                 profile.email as email,
-                multiIf(
-                    {deleted}, 'deleted',
-                    not match(lower(profile.email), '{_EMAIL}') or length(profile.email) > 254, 'invalid',
-                    suppression.email != '', 'suppressed',
-                    {no_consent}, 'no_consent',
-                    {self._quiet(columns)}, 'quiet_hours',
-                    ''
-                ) as skip_reason,
-                consent.consent_id as consent_id,
-                suppression.event_id as suppression_event_id
+                multiIf({reasons} {self._quiet(columns)}, 'quiet_hours', '') as skip_reason,
+                {found}
                 {more_columns}
-            from ({members}) as member
-            left join (
-                select * from marts.contact_profiles where contact_id in ({members})
-            ) as profile on profile.contact_id = member.contact_id
-            left join (
-                select lower(trim(email)) as email, argMax(event_id, suppressed_at) as event_id
-                from marts.suppressions {reasons} group by email
-            ) as suppression on suppression.email = lower(trim(profile.email))
-            left join (
-                select contact_id, argMax(consent_id, occurred_at) as consent_id
-                from marts.consents
-                where channel = {{channel:String}} and purpose = {{purpose:String}} and is_granted
-                    and contact_id in ({members})
-                group by contact_id
-            ) as consent on consent.contact_id = member.contact_id
+            from {source}
         """
+
+    def judge(self, contact_ids: Collection[int]) -> pl.DataFrame:
+        """`contact_id`, `email`, `skip_reason`, `consent_id`, `suppression_event_id` of some contacts, read live."""
+        return self.warehouse.frame(
+            f"{self.judged('select contact_id from asked')} settings join_use_nulls = 0",
+            self.parameters(),
+            external={
+                "asked": pl.DataFrame({"contact_id": sorted(contact_ids)}, schema={"contact_id": pl.Int64})
+            },
+        )
 
     def _quiet(self, columns: Sequence[str]) -> str:
         """SQL: whether it is quiet where a contact lives; without a time zone that is known, where `timezone` is."""
@@ -396,12 +384,24 @@ class Audience(Recipients):
             is_frozen=kept is not None,
         )
 
-    def batches(self, rows: int = 1_000, *, shard: Shard | None = None) -> Iterator[pl.DataFrame]:
+    def counts_by(self, label: str) -> dict[str, int]:
+        """Contacts in the audience, sendable or not, by an SQL expression over `contact_id`. Settles nothing."""
+        members, parameters = self._members()
+        rows = self.warehouse.frame(
+            f"select toString({label}) as label, count() as contacts from ({members}) group by label",
+            parameters,
+        )
+        return {str(name): int(contacts) for name, contacts in rows.iter_rows()}
+
+    def batches(
+        self, rows: int = 1_000, *, shard: Shard | None = None, where: str = ""
+    ) -> Iterator[pl.DataFrame]:
         """The audience in order of contact_id; settles its members first, unless this is a dry run.
 
         Args:
             rows: contacts a frame, at most.
             shard: only this part of it.
+            where: only contacts for whom this SQL condition over `contact_id` holds; of our own making.
 
         Yields:
             Frames with `AUDIENCE_COLUMNS` and the profile's columns. `recommendations` is a list of structs
@@ -415,6 +415,7 @@ class Audience(Recipients):
         part = "and cityHash64(contact_id) % {shards:UInt64} = {shard:UInt64}" if shard else ""
         if shard:
             parameters |= {"shards": shard.count, "shard": shard.number - 1}
+        part += f" and {where}" if where else ""
         last = -(2**63)
         while True:
             page = f"""
@@ -508,17 +509,14 @@ class Audience(Recipients):
         """Sendable contacts who should not be, counted from the rows of consent and suppression."""
         if self.spec.send.category != "marketing":
             return 0
+        channel = self.send.channel
+        address = CHANNELS[channel].address
+        more = "" if address == "email" else f", profile.`{address}` as `{address}`"
         return int(
             self.warehouse.value(
                 f"""
-                select count() from ({self.judged(members)})
-                where skip_reason = '' and (
-                    contact_id not in (
-                        select contact_id from marts.consents
-                        where channel = {{channel:String}} and purpose = {{purpose:String}} and is_granted
-                    )
-                    or lower(trim(email)) in (select lower(trim(email)) from marts.suppressions)
-                )
+                select count() from ({self.judged(members, more)})
+                where skip_reason = '' and {unconsented_sql(channel)}
                 settings join_use_nulls = 0
                 """,
                 parameters,

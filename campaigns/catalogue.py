@@ -45,6 +45,7 @@ def record_rows(warehouse: Warehouse, kind: str, rows: Iterable[dict[str, str | 
 
 
 def _row(spec: CampaignSpec) -> dict[str, str | int]:
+    placed = spec.placed_experiment()
     return {
         "kind": KIND,
         "name": spec.name,
@@ -56,6 +57,6 @@ def _row(spec: CampaignSpec) -> dict[str, str | int]:
         "goal_event": spec.goal.event if spec.goal else "",
         "goal_where": "",
         "goal_within_seconds": int(spec.goal.within.total_seconds()) if spec.goal else 0,
-        "experiment": "",
+        "experiment": placed.name if placed else "",
         "spec": json.dumps(spec.model_dump(mode="json", exclude_defaults=True)),
     }

@@ -10,6 +10,7 @@ from uuid import UUID
 NAMESPACE = UUID("b7a1b1f5-6f0e-5b1e-9a53-2d6a3c1c7d10")
 """Namespace of all message ids. Changing it would send everything again."""
 
+_VARIANTS = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 KINDS = ("campaign", "journey", "trigger")
 
 
@@ -58,6 +59,5 @@ def message_ids(kind: str, name: str, contact_ids: Iterable[int], occurrence: da
         digest = shared.copy()
         digest.update(b"%d" % contact_id)
         text = digest.hexdigest()
-        variant = "89ab"[int(text[16], 16) & 3]
-        ids.append(f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{variant}{text[17:20]}-{text[20:32]}")
+        ids.append(f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{_VARIANTS[text[16]]}{text[17:20]}-{text[20:32]}")
     return ids

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo, available_timezones
 
-from campaigns.assignment import assign
 from campaigns.journeys import END, JourneySpec, Node
 
 Listening = tuple[str, str]
@@ -149,9 +148,9 @@ class Walk:
                 ways = [at for at, edge in enumerate(node.edges) if edge.when in self.person.holds]
                 self._follow(now, node, ways[0] if ways else len(node.edges) - 1)
             elif step.split is not None:
-                weights = {variant.name: variant.weight for variant in step.split}
-                name = assign(self.spec.experiment(node.id), weights, self.person.contact_id)
-                self._follow(now, node, list(weights).index(name))
+                names = [variant.name for variant in step.split]
+                name = self.spec.allocation(node.id).assign([self.person.contact_id])[0]
+                self._follow(now, node, names.index(name or self.spec.control(node.id)))
             else:
                 self._follow(now, node, 0)
 

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import polars as pl
 
+from campaigns.experiments import record_experiments
 from campaigns.journey_requests import define_requests
 from campaigns.journeys import KIND, JourneySpec, read_definition
 from campaigns.specs import CrmTask
@@ -263,6 +264,7 @@ def record_journey(warehouse: Warehouse, spec: JourneySpec) -> bool:
         "category": category if sends else "", "spec": json.dumps({"definition": spec.definition}, ensure_ascii=False),
     }  # fmt: skip
     warehouse.insert("raw.campaigns", pl.DataFrame([*rows, row]))
+    record_experiments(warehouse, [(one, spec.version) for one in spec.experiments()])
     return True
 
 

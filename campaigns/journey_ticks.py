@@ -21,7 +21,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 import polars as pl
 
-from campaigns.assignment import position_sql, thresholds
+from campaigns.assignment import OUTSIDE
 from campaigns.audience import profile_columns
 from campaigns.journey_state import (
     DELETED,
@@ -46,6 +46,7 @@ from campaigns.journey_state import (
 )
 from campaigns.journeys import END, KIND, JourneySpec, Node
 from campaigns.predicates import Predicate, check_types
+from campaigns.reasons import RETRYABLE, listed
 from warehouse.client import Warehouse
 
 GIVEN_UP_AFTER = timedelta(days=3)
@@ -60,7 +61,6 @@ MOST_PASSES = 50
 LATE_EVENTS = {"marts": timedelta(minutes=60), "live": timedelta(minutes=1)}
 """Rows may become visible so much later than `loaded_at` says."""
 _MAIL_EVENTS = frozenset(("opened", "clicked"))
-_RETRYABLE = ("deferred", "not_rendered", "sender_refused", "revived", "warm_up")
 _EVENT_COLUMNS = {
     # what the SQL of a condition reads of an event (campaigns.predicates): the column of events, and what stands for none
     "event_type": ("toString(type)", "''"),
@@ -551,7 +551,7 @@ class JourneyTick:
                 where message_occurrence = {self._occurrence(spec, node.id)}
                     and message_status not in ('claimed', 'dispatching')
                     and (
-                        message_status != 'failed' or message_reason not in {_RETRYABLE}
+                        message_status != 'failed' or message_reason not in {listed(RETRYABLE)}
                         or state__entered_at < {given_up}
                     )
                 """,
@@ -1006,12 +1006,14 @@ class _Moves:
                 self.causes.append(f"{here}, {cause}")
             case "split":
                 assert node.step.split is not None
-                weights = {variant.name: variant.weight for variant in node.step.split}
-                position = position_sql(self.spec.experiment(node.id), "state__contact")
-                ends = zip(thresholds(weights), numbers, strict=True)
-                shares = [f"{position} < {end}, {number}" for end, number in ends]
-                self.cases.append(f"{here}, multiIf({', '.join(shares[:-1])}, {numbers[-1]})")
-                self.causes.append(f"{here}, concat('hash ', toString({position}))")
+                allocation = self.spec.allocation(node.id)
+                names = [variant.name for variant in node.step.split]
+                variant, control = allocation.sql("state__contact"), names.index(self.spec.control(node.id))
+                self.cases.append(f"{here}, transform({variant}, {names}, {numbers}, {numbers[control]})")
+                cause = f"concat('hash ', toString({allocation.bucket_sql('state__contact')}))"
+                if allocation.layer is not None:
+                    cause = f"if({variant} = '{OUTSIDE}', 'outside its layer', {cause})"
+                self.causes.append(f"{here}, {cause}")
             case "exit":
                 self.cases.append(f"{here}, {numbers[0]}")
                 self.causes.append(f"{here}, {sql_text(node.step.exit or '')}")

@@ -21,6 +21,8 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Field, field_validator, model_validator
 
+from campaigns.assignment import Allocation
+from campaigns.experiment_specs import Placed, SplitExperiment, check_variants, experiment_problems
 from campaigns.predicates import Predicate, parse_predicate
 from campaigns.specs import (
     Cap,
@@ -221,8 +223,9 @@ class Step(Spec):
     wait_for: WaitForSpec | None = Field(None, description="event or where, and within")
     branch: list[Way] | None = Field(None, description="ways, each with when and then; else beside them")
     split: list[Variant] | None = Field(None, description="variants, each with name, weight and then")
-    experiment: Name | None = Field(
-        None, description="name of the split's experiment; JOURNEY.STEP if left out"
+    experiment: Name | SplitExperiment | None = Field(
+        None,
+        description="the split's experiment: its name, or metric, end and more; JOURNEY.STEP if left out",
     )
     crm_task: CrmTask | None = Field(None, description="subject and more")
     tag: TagSpec | None = Field(None, description="add, remove: names of static lists")
@@ -263,9 +266,10 @@ class Step(Spec):
         if kind == "branch" and not self.branch:
             raise ValueError("branch has no way; write at least one with when and then")
         if self.split is not None:
-            names = [one.name for one in self.split]
-            if len(names) < 2 or len(set(names)) < len(names):
-                raise ValueError("split needs two variants or more, each with a name of its own")
+            try:
+                check_variants([one.name for one in self.split])
+            except ValueError as error:
+                raise ValueError(f"split {error}") from None
         return self
 
 
@@ -356,7 +360,32 @@ class JourneySpec(Spec):
 
     def experiment(self, step: str) -> str:
         """Name of the experiment of a split."""
-        return self.nodes[step].step.experiment or f"{self.journey}.{step}"
+        given = self.nodes[step].step.experiment
+        name = given.name if isinstance(given, SplitExperiment) else given
+        return name or f"{self.journey}.{step}"
+
+    def allocation(self, step: str) -> Allocation:
+        """How a split divides people. Who is outside its part of a layer goes the way of the control, untested."""
+        given = self.nodes[step].step.experiment
+        weights = {one.name: one.weight for one in self.nodes[step].step.split or ()}
+        layer = given.layer.slot if isinstance(given, SplitExperiment) and given.layer else None
+        return Allocation(self.experiment(step), weights, layer=layer)
+
+    def control(self, step: str) -> str:
+        """The variant of a split that the others are compared with: the first, unless the file says another."""
+        given = self.nodes[step].step.experiment
+        named = given.control if isinstance(given, SplitExperiment) else None
+        return named or next(one.name for one in self.nodes[step].step.split or ())
+
+    def experiments(self) -> Iterator[Placed]:
+        """The journey's splits that say how they are measured, each with its place in the file."""
+        for node in self.nodes.values():
+            given = node.step.experiment
+            if isinstance(given, SplitExperiment):
+                weights = {one.name: one.weight for one in node.step.split or ()}
+                name = self.experiment(node.id)
+                location = (*node.location, "experiment")
+                yield Placed(name, KIND, f"{self.journey}.{node.id}", weights, given, self, location)
 
     def conditions(self) -> Iterator[Condition]:
         """Every condition of the journey, with its place."""
@@ -516,6 +545,12 @@ def load_journeys(content_dir: Path) -> dict[str, JourneySpec]:
     """
     specs = load_specs(content_dir / "journeys", JourneySpec, name_key="journey")
     _require([problem for spec in specs.values() for problem in graph_problems(spec)])
+    _require(
+        experiment_problems(
+            [one for spec in specs.values() for one in spec.experiments()],
+            goals=[one.owner for spec in specs.values() if spec.goal for one in spec.experiments()],
+        )
+    )
     return specs
 
 

@@ -9,9 +9,10 @@ after a crash: readers count each `event_id` once. Events that are judged before
 
 `Live.judge` tells for a whole batch what conditions say of events: over the columns of `marts.contact_profiles`, moved
 by what was loaded after the mart was built (its `events_through`), and over counts of earlier events. The rows of the
-batch's contacts are read by key with a query a table, side by side, added up here, and travel to ClickHouse as one flat
-table, over which one query judges all conditions: planning one query with all the joins would cost ten times as much.
-`Live.take` asks for the profiles of those whom the events will most likely concern while it finds out whom they do.
+batch's contacts are read by key with a query a table, side by side, and added up here: planning one query with all
+the joins would cost ten times as much. `Live.take` asks for the profiles of those whom the events will most likely
+concern while it finds out whom they do. Conditions are judged in process (`campaigns.evaluating`); what that declines
+travels to ClickHouse as one flat table, over which one query judges it.
 Everything is as of each event's own time (`as_of`), so that a batch is judged the same however it is
 cut, and `is_history` judges the past in the same way from all events that there are.
 
@@ -32,6 +33,7 @@ from typing import Any, Final
 import orjson
 import polars as pl
 
+from campaigns.evaluating import Rows, judged
 from campaigns.predicates import EventCall, Predicate, property_sql
 from campaigns.recent import FLIGHT, GIVEN, HAPPENED, NOT_LOADED, STOPS, UTC_MS, Flight, News, Told
 from campaigns.resolving import Guess, Resolver, keyed_frame, loads_of
@@ -403,7 +405,7 @@ class Live:
     def _verdicts(
         self, frame: pl.DataFrame, state: pl.DataFrame, conditions: Mapping[str, Predicate], needs: Needs
     ) -> pl.DataFrame:
-        """One query over a flat table that travels with it."""
+        """In process what can be judged so, the rest by one query over a flat table that travels with it."""
         if not conditions and not needs.properties:
             return frame.select("row")
         types = {name: kind for name, kind in self._columns.items() if name in needs.columns}
@@ -411,6 +413,27 @@ class Live:
             call.column: "UInt64" if call.function == "event_count" else "Nullable(DateTime64(3, 'UTC'))"
             for call in needs.calls
         }
+        found = judged(Rows([state, frame], types), conditions, types, sorted(needs.properties))
+        if found.declined:
+            places = sorted({place for rows in found.declined.values() for place in rows})
+            rest = {name: one for name, one in conditions.items() if name in found.declined}
+            paths = [path for path in needs.properties if f"event.{path}" in found.declined]
+            asked = self._asked(frame[places], state[places], rest, paths, types)
+            for name, rows in found.declined.items():
+                values, answers = found.values[name], dict(zip(places, asked[name], strict=True))
+                for place in rows:
+                    values[place] = answers[place]
+        return found.frame(frame["row"])
+
+    def _asked(
+        self,
+        frame: pl.DataFrame,
+        state: pl.DataFrame,
+        conditions: Mapping[str, Predicate],
+        paths: Iterable[str],
+        types: Mapping[str, str],
+    ) -> pl.DataFrame:
+        """What ClickHouse says of conditions and properties, in the order of the rows."""
         events = [
             name for name in JUDGED_COLUMNS if name.startswith(("event_", "message_")) or name == "as_of"
         ]
@@ -427,13 +450,11 @@ class Live:
             f"{_PROPERTY.sub(alias, _as_of(predicate.sql))} as `{name}`"
             for name, predicate in conditions.items()
         ]
-        texts = [
-            f"{_PROPERTY.sub(alias, property_sql(path))} as `event.{path}`"
-            for path in sorted(needs.properties)
-        ]
+        texts = [f"{_PROPERTY.sub(alias, property_sql(path))} as `event.{path}`" for path in paths]
         given = ", ".join(f"{sql} as {name}" for sql, name in aliases.items())
         found = self.warehouse.frame(
-            f"{'with ' + given if given else ''} select row, {', '.join([*verdicts, *texts])} from judged_events",
+            f"{'with ' + given if given else ''} select row, {', '.join([*verdicts, *texts])} from judged_events"
+            " order by row",
             external={"judged_events": flat},
             external_types={"judged_events": types},
         )

@@ -12,61 +12,29 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from campaigns.experiment_specs import ExperimentSpec, Placed, experiment_problems
 from campaigns.predicates import Predicate, parse_predicate
+from campaigns.spec_types import Address, Line, Name, TimeZone
 from warehouse.errors import InputError, SettingsError
 from warehouse.yaml_specs import (
     Duration,
+    Location,
     Problem,
     Spec,
+    format_duration,
     load_specs,
     nearest,
     problems_error,
+    shown_location,
 )
 
 CATCH_UP = timedelta(hours=24)
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
-_ADDRESS = re.compile(r"[^\s@<>,;:\"()\[\]\\]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
-
-
-def _name(value: str) -> str:
-    if not _NAME.fullmatch(value):
-        raise ValueError(f"{value!r} is no name; use small letters, digits and _, beginning with a letter")
-    return value
-
-
-def _one_line(value: str) -> str:
-    # a line break in a header would let the rest of the value become headers of its own
-    if not value:
-        raise ValueError("is empty; write some text")
-    if any(ord(character) < 32 or character in "\x7f\u0085\u2028\u2029" for character in value):
-        raise ValueError("must be one line; write it without line breaks")
-    return value
-
-
-def _address(value: str) -> str:
-    if not _ADDRESS.fullmatch(value):
-        raise ValueError(f"{value!r} is no address; write it as name@example.com")
-    return value
-
-
-def _time_zone(value: str) -> str:
-    if value not in available_timezones():
-        raise ValueError(
-            f"is no time zone: {value!r}\n{nearest(value, sorted(available_timezones()), shown=3)}"
-        )
-    return value
-
-
-Name = Annotated[str, AfterValidator(_name)]
-TimeZone = Annotated[str, AfterValidator(_time_zone)]
-Line = Annotated[str, AfterValidator(_one_line)]
-Address = Annotated[str, AfterValidator(_address)]
 
 
 class AudienceSpec(Spec):
@@ -292,6 +260,23 @@ class CampaignSpec(Spec):
     quiet_hours: WaitingQuietHours | None = Field(
         None, description="after and before, times where the contact lives, and then: wait or skip"
     )
+    experiment: ExperimentSpec | None = Field(
+        None, description="variants, metric, winner and more: who gets what, and how it is decided"
+    )
+
+    def send_of(self, variant: str) -> SendSpec:
+        """What a variant of the experiment sends; what `send` says for everybody else."""
+        if self.experiment is None or variant not in self.experiment.weights:
+            return self.send
+        return self.send.model_copy(update=self.experiment.variant(variant).changes())
+
+    def placed_experiment(self) -> Placed | None:
+        """The campaign's experiment with its place in the file, None if it has none."""
+        found = self.experiment
+        if found is None:
+            return None
+        name = found.name or self.campaign
+        return Placed(name, "campaign", self.campaign, found.weights, found, self, ("experiment",))
 
     @property
     def name(self) -> str:
@@ -322,6 +307,11 @@ def load_campaigns(content_dir: Path) -> dict[str, CampaignSpec]:
     """
     specs = load_specs(content_dir / "campaigns", CampaignSpec, name_key="campaign")
     problems = [problem for spec in specs.values() for problem in _predicate_problems(spec, None)]
+    problems += [problem for spec in specs.values() for problem in _time_problems(spec)]
+    problems += experiment_problems(
+        [one for spec in specs.values() if (one := spec.placed_experiment()) is not None],
+        goals=[spec.name for spec in specs.values() if spec.goal is not None],
+    )
     if problems:
         raise problems_error(problems)
     return specs
@@ -334,6 +324,7 @@ def check_references(
     profile_columns: Collection[str] | None = None,
     *,
     provider: str = "",
+    metrics: Collection[str] | None = None,
 ) -> None:
     """Check that what campaigns name exists, and that their providers can do what they ask.
 
@@ -343,13 +334,14 @@ def check_references(
         segments: names of the segments there are.
         profile_columns: columns of `marts.contact_profiles`; None leaves conditions to the warehouse.
         provider: the settings' provider, for campaigns that name none; empty leaves those unchecked.
+        metrics: names of the files in dbt_project/models/metrics; None leaves metrics of experiments unchecked.
 
     Raises:
         InputError: names file and line of each name that leads nowhere, and the nearest right one.
     """
     problems: list[Problem] = []
     for spec in specs.values():
-        for location, kind, name, known, folder in (
+        named: tuple[tuple[Location, str, str, Collection[str], str], ...] = (
             (
                 ("audience", "segment"),
                 "segment",
@@ -358,12 +350,27 @@ def check_references(
                 "dbt_project/models/segments",
             ),
             (("send", "template"), "template", spec.send.template, templates, "content/templates"),
-        ):
+            *(
+                (
+                    ("experiment", "variants", at, "template"),
+                    "template",
+                    one.template,
+                    templates,
+                    "content/templates",
+                )
+                for at, one in enumerate(spec.experiment.variants if spec.experiment else ())
+                if one.template is not None
+            ),
+        )
+        for location, kind, name, known, folder in named:
             if name not in known:
                 hint = nearest(name, sorted(known)) or f"There is none yet: add one to {folder}."
-                what = f"{'.'.join(location)}: there is no {kind} {name!r} in {folder}."
+                what = f"{shown_location(location)}: there is no {kind} {name!r} in {folder}."
                 problems.append(Problem(spec.place(*location), what, hint))
         problems.extend(_provider_problems(spec, provider))
+        if (placed := spec.placed_experiment()) is not None and metrics is not None:
+            goals = [spec.name] if spec.goal else []
+            problems.extend(experiment_problems([placed], goals=goals, metrics=metrics))
         if profile_columns is not None:
             problems.extend(_predicate_problems(spec, profile_columns))
     if problems:
@@ -401,6 +408,33 @@ def provider_refusal(send: SendSpec, provider: str) -> SettingsError | None:
     except SettingsError as error:
         return error
     return None
+
+
+def _time_problems(spec: CampaignSpec) -> list[Problem]:
+    """What of an experiment would last longer than from one occurrence to the next."""
+    experiment = spec.experiment
+    if experiment is None or spec.schedule.cron is None:
+        return []
+    start = spec.schedule.following(datetime(2026, 1, 1, tzinfo=UTC))
+    following = spec.schedule.following(start) if start else None
+    if start is None or following is None:
+        return []
+    last = max((one.delay or timedelta(0) for one in experiment.variants), default=timedelta(0))
+    lasts: list[tuple[str, timedelta]] = [("variants", last)]
+    if experiment.winner is not None:
+        lasts.append(("winner", last + experiment.planned_end))
+    if experiment.batches is not None:
+        lasts.append(("batches", experiment.batches.every * (experiment.batches.count - 1)))
+    return [
+        Problem(
+            spec.place("experiment", key),
+            f"experiment.{key}: takes {format_duration(duration)}, and the campaign goes again after "
+            f"{format_duration(following - start)}.",
+            "Make it shorter, so that one occurrence is over before the next.",
+        )
+        for key, duration in lasts
+        if duration >= following - start
+    ]
 
 
 def _predicate_problems(spec: CampaignSpec, columns: Collection[str] | None) -> list[Problem]:

@@ -307,7 +307,9 @@ class _Job:
             "external_id": read.text(source.columns.external_id, schema),
             "email": read.email("email", source.columns.email, chunk.frame),
         }
-        person = ("first_name", "last_name", "country", "city", "timezone", "locale", "phone")
+        person = (
+            "first_name", "last_name", "country", "city", "timezone", "locale", "phone", "mobile_phone", "push_token",
+        )  # fmt: skip
         contents: dict[str, pl.Expr] = {"email": parsed["email"].value}
         reasons = [read.needed("external_id", parsed["external_id"]), parsed["email"].reason]
         for name in person:

@@ -73,6 +73,7 @@ _PROPERTIES: dict[str, tuple[str, ...]] = {
         "hs_timezone",
         "hs_language",
         "phone",
+        "mobilephone",
         "createdate",
         "lastmodifieddate",
         "lifecyclestage",
@@ -99,6 +100,7 @@ _RENAMED: dict[str, str] = {
     "lastname": "last_name",
     "hs_timezone": "timezone",
     "hs_language": "locale",
+    "mobilephone": "mobile_phone",
     "createdate": "created_at",
 }
 

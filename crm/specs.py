@@ -183,6 +183,8 @@ class ContactColumns(Columns):
     timezone: Value | None = None
     locale: Value | None = None
     phone: Value | None = None
+    mobile_phone: Value | None = None
+    push_token: Value | None = None
     created_at: Moment | None = None
     updated_at: Moment | None = None
     is_deleted: Value | None = None

@@ -16,12 +16,15 @@ class Sample:
     """One whole message.
 
     Attributes:
-        raw: header and body, as it would be sent.
+        raw: header and body, as it would be sent; empty if it is no mail.
         locale: of its template, empty for the one that everybody gets who has no other.
+        subject, text: where it is no mail, all that is sent of it.
     """
 
     raw: bytes
     locale: str = ""
+    subject: str = ""
+    text: str = ""
 
     @cached_property
     def html(self) -> str:

@@ -30,16 +30,20 @@ class Report:
     cohorts: pl.DataFrame
     campaigns: pl.DataFrame
     recommender: pl.DataFrame
+    predictions: pl.DataFrame
+    predicted: pl.DataFrame
     skips: pl.DataFrame
     why: list[str]
+    experiments: list[tuple[str, str, list[str]]]
 
 
-def read(warehouse: Warehouse, why: list[str]) -> Report:
+def read(warehouse: Warehouse, why: list[str], experiments: list[tuple[str, str, list[str]]]) -> Report:
     """Read the report's frames from the marts.
 
     Args:
         warehouse: the demo's warehouse, models built.
         why: the answer of `mailhouse why` for one message, line by line.
+        experiments: of each its name, how it stands in a sentence, and the evidence.
     """
     orders = warehouse.frame(
         """
@@ -88,11 +92,38 @@ def read(warehouse: Warehouse, why: list[str]) -> Report:
             """
         ),
         cohorts=warehouse.frame("select * from marts.retention_cohorts order by 1, 2"),
-        campaigns=warehouse.frame("select * from marts.campaign_performance order by campaign, occurrence"),
+        campaigns=warehouse.frame(
+            """
+            select * replace (if(variant = '', campaign, campaign || ' (' || variant || ')') as campaign)
+            from marts.campaign_performance order by campaign, occurrence
+            """
+        ),
         recommender=warehouse.frame(
             """
             select model, metric, argMax(value, as_of) as value from raw.model_evaluations
-            group by model, metric order by model, metric
+            where metric in ('ndcg@10', 'recall@10', 'coverage@10')
+            group by model, metric order by metric = 'ndcg@10' desc, metric, value desc, model
+            """
+        ),
+        predictions=warehouse.frame(
+            """
+            select current.model as model, count() as contacts, avg(current.score) as mean_score,
+                any(judged.auc) as auc, any(judged.recency_auc) as recency_auc
+            from intermediate.int_predictions__current as current
+            left any join (
+                select model, model_version,
+                    anyIf(value::Nullable(Float64), metric = 'auc') as auc,
+                    anyIf(value::Nullable(Float64), metric = 'recency_auc') as recency_auc
+                from raw.model_evaluations group by model, model_version
+            ) as judged on judged.model = current.model and judged.model_version = current.model_version
+            group by model order by model
+            """
+        ),
+        predicted=warehouse.frame(
+            """
+            select segment, count() as contacts from marts.segment_memberships
+            where valid_to is null and segment in ('likely_to_buy', 'likely_to_churn', 'high_future_value')
+            group by segment order by segment
             """
         ),
         skips=warehouse.frame(
@@ -102,6 +133,7 @@ def read(warehouse: Warehouse, why: list[str]) -> Report:
             """
         ),
         why=why,
+        experiments=experiments,
     )
 
 

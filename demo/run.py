@@ -87,7 +87,7 @@ def run() -> None:
                 run_job("ingest")
             with step("Build and test the models that campaigns read"):
                 run_job("build_live_models")
-            with step("Fit, measure and store recommendations"):
+            with step("Fit, measure and store recommendations and predictions"):
                 run_job("recommend")
             with step("Dagster's daemon, whose sensor finds the campaigns that are due"):
                 starting.result()
@@ -106,7 +106,7 @@ def run() -> None:
                 run_job("build_live_models")
             with step("Write the report"):
                 why, example = _why_example(tomorrow, warehouse)
-                report = reports.read(warehouse, why)
+                report = reports.read(warehouse, why, _experiments(tomorrow, warehouse))
                 page = reports.write_page(report, home / "output" / "report.html", now=tomorrow.now())
             stopping.result()
             elapsed = time.perf_counter() - pipeline
@@ -243,6 +243,19 @@ def _why_example(settings: SenderSettings, warehouse: Warehouse) -> tuple[list[s
     return lines, (row["message_id"], row["contact_id"])
 
 
+def _experiments(settings: SenderSettings, warehouse: Warehouse) -> list[tuple[str, str, list[str]]]:
+    """How the experiments stand, their pages written."""
+    from orchestration.lib.experiment_analysis import look, write_report
+    from orchestration.lib.experiment_runs import load_experiments
+
+    found: list[tuple[str, str, list[str]]] = []
+    for name, running in load_experiments(settings.content_dir).items():
+        seen = look(warehouse, running, settings.now())
+        write_report(settings, seen)
+        found.append((name, seen.headline, list(seen.verdict.evidence) if seen.verdict else []))
+    return found
+
+
 def _show(
     report: reports.Report, page: Path, example: tuple[str, int], *, pipeline_seconds: float, seconds: float
 ) -> None:
@@ -263,11 +276,16 @@ def _show(
         table.add_row(row["campaign"], *(f"{row[f'{name}_count']:,}" for name in columns))
     console.print(table)
     console.print()
+    for name, headline, _ in report.experiments:
+        console.print(f"Experiment {name}: {headline}", markup=False, soft_wrap=True)
+    console.print()
     message_id, contact_id = example
     console.print(f"Report   {page}", soft_wrap=True)
     console.print(f"Mail     {page.parent.parent / 'mailboxes' / 'new'}", soft_wrap=True)
     console.print(f"Why      .venv/bin/mailhouse --demo why {message_id}")
     console.print(f"Preview  .venv/bin/mailhouse --demo preview win_back --contact {contact_id}")
+    for name, _, _ in report.experiments:
+        console.print(f"Test     .venv/bin/mailhouse --demo experiment show {name}", markup=False)
     console.print("Look     .venv/bin/mailhouse --demo up")
     console.print(
         f"\nPipeline {pipeline_seconds:.1f} s, from files to report; with services and other reports {seconds:.1f} s."

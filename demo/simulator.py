@@ -36,6 +36,9 @@ class Behaviour:
     scanner_clicked: float = 0.02
     unsubscribed: float = 0.006
     complained: float = 0.001
+    #: mail whose subject has these words is opened and clicked so many times as often: what an experiment is to find
+    liked_words: str = "missed you"
+    liking: float = 1.8
 
 
 def simulate(maildir: Path, inbox: Path, *, now: datetime, behaviour: Behaviour | None = None) -> int:
@@ -93,7 +96,8 @@ def _events(path: Path, behaviour: Behaviour, now: datetime) -> Iterator[dict[st
         yield event(
             "clicked", timedelta(seconds=5), is_machine=True, url=links[0], user_agent="simulated scanner"
         )
-    if dice.roll("open") >= behaviour.opened:
+    liking = behaviour.liking if behaviour.liked_words in str(message["Subject"]) else 1.0
+    if dice.roll("open") >= behaviour.opened * liking:
         return
     opened_after = timedelta(minutes=1 + 900 * dice.roll("when") ** 2)
     yield event("opened", opened_after, is_machine=False)

@@ -219,7 +219,7 @@ class Gateway:
             if purpose == "preferences":
                 return await self._choose(request, recipient)
             if request.method != "POST":
-                return Answer(200, confirm_page(recipient.email, self.company))
+                return Answer(200, confirm_page(recipient, self.company))
             fields = _fields(request, await request.body(_LONGEST_BODY))
             if ("List-Unsubscribe", "One-Click") in fields:
                 how = "one_click"
@@ -228,7 +228,7 @@ class Gateway:
             else:
                 return _unclear()
             await asyncio.to_thread(self.unsubscribes.unsubscribe, recipient, how)
-            return Answer(200, done_page(recipient.email, self.company))
+            return Answer(200, done_page(recipient, self.company))
         except NotStoredError as error:
             _log.error("a recipient's choice could not be stored: %s", error)
             return Answer(503, unstored_page(), headers=[(b"retry-after", b"60")])
@@ -252,7 +252,7 @@ class Gateway:
             else:
                 return _unclear()
             status = _DONE[what]
-        return Answer(200, preferences_page(recipient.email, self.company, preferences, status))
+        return Answer(200, preferences_page(recipient, self.company, preferences, status))
 
     async def _forged(self) -> Answer:
         self.metrics.refused("forged_token")

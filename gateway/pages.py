@@ -8,6 +8,7 @@ from datetime import datetime
 from itertools import groupby
 
 from gateway.preferences import Choice, Preferences
+from gateway.unsubscribes import Recipient
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1b1f;--soft:#5a5a66;--paper:#f4f4f6;--card:#fff;--line:#d9d9e0;--strong:#1f4fd8;
@@ -49,10 +50,14 @@ button:focus-visible,input:focus-visible,a:focus-visible{outline:3px solid var(-
 """
 
 _SUPPRESSED = {
-    "unsubscribed": "This address is unsubscribed and gets no marketing messages. Choose below what you want again.",
-    "complained": "A message to this address was reported as unwanted, so we send it no marketing messages any more.",
+    "everything": "You are unsubscribed from everything, so no marketing comes. Choose below what you want again.",
+    "unsubscribed": "This address is unsubscribed and gets no marketing emails. Choose below what you want again.",
+    "complained": "A message to this address was reported as unwanted, so we send it no marketing emails any more.",
     "bounced": "Messages to this address came back, so we send nothing to it any more.",
 }
+
+
+_STOPPED_NUMBER = '<br><span class="soft">Your number replied STOP. Reply START to get them again.</span>'
 
 
 def _page(title: str, body: str, company: str = "") -> bytes:
@@ -65,42 +70,47 @@ def _page(title: str, body: str, company: str = "") -> bytes:
     ).encode()
 
 
-def confirm_page(email: str, company: str) -> bytes:
+def confirm_page(recipient: Recipient, company: str) -> bytes:
     """Ask before unsubscribing: a link that a scanner follows must change nothing."""
     sender = f" from {html.escape(company)}" if company else ""
     return _page(
         "Unsubscribe?",
-        f"<p>Stop marketing emails{sender} to <strong>{html.escape(masked(email))}</strong>?</p>"
+        f"<p>Stop marketing {_kind(recipient)}{sender} to <strong>{html.escape(recipient.shown)}</strong>?</p>"
         '<form method="post"><input type="hidden" name="confirm" value="yes">'
         '<p><button type="submit">Yes, unsubscribe</button></p></form>'
         '<p class="soft">Messages about your orders or your account will still reach you.</p>',
     )
 
 
-def done_page(email: str, company: str) -> bytes:
+def done_page(recipient: Recipient, company: str) -> bytes:
     """Say that it is done."""
     sender = f" from {html.escape(company)}" if company else ""
     return _page(
         "You are unsubscribed",
-        f'<p class="status" role="status"><strong>{html.escape(masked(email))}</strong> gets no more marketing '
-        f"emails{sender}.</p><p>You can close this page.</p>",
+        f'<p class="status" role="status"><strong>{html.escape(recipient.shown)}</strong> gets no more marketing '
+        f"{_kind(recipient)}{sender}.</p><p>You can close this page.</p>",
     )
 
 
-def preferences_page(email: str, company: str, preferences: Preferences, status: str = "") -> bytes:
+def _kind(recipient: Recipient) -> str:
+    return "text messages" if recipient.phone else "emails"
+
+
+def preferences_page(recipient: Recipient, company: str, preferences: Preferences, status: str = "") -> bytes:
     """What the recipient gets, to be changed: works without script, by one form.
 
     Args:
         status: what was done just now, if anything was.
     """
     parts = [
-        f"<p>What we may send to <strong>{html.escape(masked(email))}</strong>. "
+        f"<p>What we may send to <strong>{html.escape(recipient.shown)}</strong>. "
         "Messages about your orders or your account always reach you.</p>"
     ]
     if status:
         parts.append(f'<p class="status" role="status">{html.escape(status)}</p>')
     if preferences.suppressed_by:
-        note = _SUPPRESSED.get(preferences.suppressed_by, _SUPPRESSED["complained"])
+        reason = "everything" if preferences.is_global else preferences.suppressed_by
+        note = _SUPPRESSED.get(reason, _SUPPRESSED["complained"])
         parts.append(f'<p class="note">{html.escape(note)}</p>')
     elif preferences.paused_until:
         parts.append(
@@ -109,7 +119,7 @@ def preferences_page(email: str, company: str, preferences: Preferences, status:
         )
     parts.append('<form method="post">')
     for title, group in groupby(preferences.choices, key=lambda one: (one.title, one.description)):
-        parts.append(_fieldset(*title, list(group), is_disabled=preferences.is_final))
+        parts.append(_fieldset(*title, list(group)))
     if not preferences.is_final:
         parts.append('<p><button type="submit" name="do" value="save">Save my choices</button></p>')
     if preferences.granted:
@@ -117,7 +127,7 @@ def preferences_page(email: str, company: str, preferences: Preferences, status:
             '<div class="card"><h2>Need a break?</h2><p class="soft">Nothing for 30 days; then all goes on as it is '
             'now.</p><button class="quiet" type="submit" name="do" value="pause">Pause for 30 days</button></div>'
         )
-    if not preferences.suppressed_by:
+    if preferences.granted or not preferences.suppressed_by:
         parts.append(
             '<div class="card"><h2>Unsubscribe from everything</h2><p class="soft">No marketing messages any more, by '
             'any way.</p><button class="quiet" type="submit" name="do" value="stop">Unsubscribe from all</button></div>'
@@ -126,12 +136,13 @@ def preferences_page(email: str, company: str, preferences: Preferences, status:
     return _page("Your preferences", "".join(parts), company)
 
 
-def _fieldset(title: str, description: str, choices: Sequence[Choice], *, is_disabled: bool) -> str:
+def _fieldset(title: str, description: str, choices: Sequence[Choice]) -> str:
     text = f'<p class="soft">{html.escape(description)}</p>' if description else ""
     boxes = "".join(
-        f'<label class="choice"><span>{html.escape(one.channel)}</span>'
+        f'<label class="choice"><span>{html.escape(one.channel)}'
+        f"{_STOPPED_NUMBER if one.stopped_by == 'stop' else ''}</span>"
         f'<input type="checkbox" name="want" value="{html.escape(":".join(one.pair))}"'
-        f"{' checked' if one.is_granted else ''}{' disabled' if is_disabled else ''}></label>"
+        f"{' checked' if one.is_granted else ''}{' disabled' if one.is_final else ''}></label>"
         for one in choices
     )
     return f"<fieldset><legend>{html.escape(title)}</legend>{text}{boxes}</fieldset>"
@@ -153,9 +164,3 @@ def unstored_page() -> bytes:
 def refused_page(title: str, text: str) -> bytes:
     """Say no, without detail."""
     return _page(title, f"<p>{html.escape(text)}</p>")
-
-
-def masked(email: str) -> str:
-    """Enough of an address for its owner to know it: the link may be in somebody else's hands."""
-    local, _, domain = email.rpartition("@")
-    return f"{local[:1]}•••@{domain}" if local else "your address"

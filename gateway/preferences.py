@@ -4,8 +4,9 @@ Consent is what `marts.consents` says, and a suppression what `marts.suppression
 `campaigns.audience` asks before a send. A change appends rows to `raw.consents`; nothing is overwritten. Three things
 follow from how these are read:
 
-- An unsubscribe suppresses the address on all channels, whatever consents say. Who then chooses something again gets a
-  `subscribed` event, which lifts it, and rows that withdraw what was not chosen, so that nothing else comes back.
+- An unsubscribe by a link suppresses the address for mail, whatever consents say, and one from everything for all
+  channels. Who then chooses something of that again gets a `subscribed` event, which lifts it, and rows that withdraw
+  what was not chosen, so that nothing else comes back. A number that replied STOP is lifted by the reply START alone.
 - A complaint or a mailbox that does not exist is not lifted by anybody's choice.
 - A pause is one row that withdraws and says `paused_until`; from then on it grants again, unless a later row decides.
 """
@@ -24,6 +25,7 @@ import orjson
 import polars as pl
 from pydantic import Field
 
+from campaigns.permissions import CHANNELS
 from gateway.unsubscribes import NotStoredError, Recipient, Unsubscribes
 from senders.settings import SenderSettings
 from warehouse.client import Warehouse
@@ -91,7 +93,11 @@ class PreferencesSpec(Spec):
 
 @dataclass(frozen=True)
 class Choice:
-    """One thing that a recipient may want: purpose and channel, in words and as it stands."""
+    """One thing that a recipient may want: purpose and channel, in words and as it stands.
+
+    Attributes:
+        stopped_by: why the channel is suppressed: unsubscribed, complained, bounced; `stop` if the number replied STOP.
+    """
 
     pair: Pair
     title: str
@@ -100,6 +106,12 @@ class Choice:
     is_granted: bool
     consent_id: str = ""
     paused_until: datetime | None = None
+    stopped_by: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nobody's choice can lift the suppression."""
+        return self.stopped_by not in ("", "unsubscribed")
 
 
 @dataclass(frozen=True)
@@ -107,17 +119,19 @@ class Preferences:
     """All choices of a recipient.
 
     Attributes:
-        choices: in the page's order; none is granted while the address is suppressed.
-        suppressed_by: why the address gets nothing at all: unsubscribed, complained, bounced; empty: it is not.
+        choices: in the page's order; none is granted while its channel is suppressed.
+        suppressed_by: why the address gets no mail: unsubscribed, complained, bounced; empty: it is not suppressed.
+        is_global: whether the person unsubscribed from all channels.
     """
 
     choices: tuple[Choice, ...]
     suppressed_by: str = ""
+    is_global: bool = False
 
     @property
     def is_final(self) -> bool:
-        """Whether no choice can lift the suppression."""
-        return self.suppressed_by not in ("", "unsubscribed")
+        """Whether there is nothing to choose."""
+        return bool(self.choices) and all(one.is_final for one in self.choices)
 
     @property
     def paused_until(self) -> datetime | None:
@@ -158,7 +172,7 @@ class PreferenceCentre:
             NotStoredError: the warehouse does not answer.
         """
         try:
-            stored, suppressed_by = self._stored(recipient), self._suppressed_by(recipient)
+            stored, (suppressed_by, is_global) = self._stored(recipient), self._suppressed_by(recipient)
         except WarehouseError as error:
             raise NotStoredError(str(error)) from error
         spec = PreferencesSpec.load(self.settings.content_dir)
@@ -173,17 +187,24 @@ class PreferenceCentre:
             title = known.title if known else purpose.replace("_", " ").capitalize()
             offered.setdefault((purpose, channel), (title, known.description if known else ""))
         now = self.settings.now()
+        is_number_stopped = any(channel == "sms" for _, channel in offered) and self._is_number_stopped(
+            recipient
+        )
         choices: list[Choice] = []
         for pair, (title, description) in offered.items():
             one = stored.get(pair, _Stored("", False))
             paused = one.paused_until if one.paused_until and one.paused_until > now else None
+            reach = CHANNELS.get(pair[1])
+            stopped_by = suppressed_by if is_global or reach is None or reach.is_mail else ""
+            if pair[1] == "sms" and is_number_stopped:
+                stopped_by = "stop"
             choices.append(
                 Choice(
                     pair, title, description, _CHANNELS.get(pair[1], pair[1].capitalize()),
-                    one.is_granted and not suppressed_by, one.consent_id, None if suppressed_by else paused,
+                    one.is_granted and not stopped_by, one.consent_id, None if stopped_by else paused, stopped_by,
                 )
             )  # fmt: skip
-        return Preferences(tuple(choices), suppressed_by)
+        return Preferences(tuple(choices), suppressed_by, is_global)
 
     def save(self, recipient: Recipient, wanted: Iterable[Pair], *, ip: str = "") -> Preferences:
         """Let the recipient have these and nothing else; returns what then stands, which the warehouse has.
@@ -228,9 +249,9 @@ class PreferenceCentre:
                 for one in before.choices:
                     kept = stored.get(one.pair, _Stored("", False))
                     wanted = wants(one)
-                    if (wanted and before.is_final) or (paused_until and not one.is_granted):
+                    if (wanted and one.is_final) or (paused_until and not one.is_granted):
                         continue
-                    lifts |= wanted and before.suppressed_by == "unsubscribed"
+                    lifts |= wanted and one.stopped_by == "unsubscribed"
                     # a pause that goes on would grant again by itself, so a choice made during it is a row, too
                     if wanted != kept.is_granted or (one.paused_until and paused_until is None):
                         rows.append(self._row(recipient, one, kept, wanted, paused_until, ip))
@@ -336,29 +357,54 @@ class PreferenceCentre:
             )
         return found
 
-    def _suppressed_by(self, recipient: Recipient) -> str:
+    def _suppressed_by(self, recipient: Recipient) -> tuple[str, bool]:
+        """Why the address is suppressed, and whether for all channels."""
         email = {"email": recipient.email.strip().lower()}
+        if not email["email"]:
+            return "", False
         try:
-            return str(
+            rows = self.warehouse.frame(
+                "select reason, is_global from marts.suppressions where lower(trim(email)) = {email:String}"
+                " order by reason = 'unsubscribed' limit 1",
+                email,
+            ).rows()
+            return (str(rows[0][0]), bool(rows[0][1])) if rows else ("", False)
+        except WarehouseError as error:
+            if error.code not in (_UNKNOWN_TABLE, _UNKNOWN_DATABASE):
+                raise
+        [(complaints, back, left, left_all)] = self.warehouse.frame(
+            """
+            select countIf(type = 'complained'), toUnixTimestamp64Milli(maxIf(occurred_at, type = 'subscribed')),
+                toUnixTimestamp64Milli(maxIf(occurred_at, type = 'unsubscribed')),
+                toUnixTimestamp64Milli(maxIf(occurred_at, type = 'unsubscribed' and
+                    ifNull(properties.channel::Nullable(String), '') = 'all'))
+            from raw.events
+            where type in ('unsubscribed', 'subscribed', 'complained') and lower(trim(email)) = {email:String}
+            """,
+            email,
+        ).rows()
+        reason = "complained" if complaints else "unsubscribed" if left > 0 and left >= back else ""
+        return reason, left_all > 0 and left_all >= back
+
+    def _is_number_stopped(self, recipient: Recipient) -> bool:
+        """Whether text messages to the recipient's number are stopped; False where no models are built."""
+        try:
+            return bool(
                 self.warehouse.value(
-                    "select reason from marts.suppressions where lower(trim(email)) = {email:String}"
-                    " order by reason = 'unsubscribed' limit 1",
-                    email,
+                    """
+                    select count() from marts.suppressions where phone != '' and phone in (
+                        {phone:String},
+                        (select any(ifNull(phone, '')) from marts.contact_profiles
+                            where contact_id = {contact_id:Int64})
+                    )
+                    """,
+                    {"phone": recipient.phone, "contact_id": recipient.contact_id},
                 )
-                or ""
             )
         except WarehouseError as error:
             if error.code not in (_UNKNOWN_TABLE, _UNKNOWN_DATABASE):
                 raise
-        last = self.warehouse.value(
-            """
-            select type::String from raw.events
-            where type in ('unsubscribed', 'subscribed', 'complained') and lower(trim(email)) = {email:String}
-            order by type = 'complained' desc, occurred_at desc, type = 'unsubscribed' desc limit 1
-            """,
-            email,
-        )
-        return "" if last in (None, "subscribed") else str(last)
+            return False
 
 
 def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:

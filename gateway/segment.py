@@ -51,6 +51,11 @@ _OTHER_TYPES: Mapping[str, str] = {
     "group": "group.joined",
     "alias": "contact.aliased",
 }
+#: Types of events that say which device is whose: they get the token that libraries put into `context.device`.
+_TELL_DEVICE = frozenset(
+    ("contact.identified", "push.registered", "push.unregistered", "application.installed", "application.opened",
+     "application.uninstalled")
+)  # fmt: skip
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _EMAIL, _IDENTIFIER, _OWN_TYPE = re.compile(EMAIL), re.compile(IDENTIFIER), re.compile(TYPE)
 # a clock that is wrong by less is taken as right, so that a message sent again has the same time
@@ -91,6 +96,8 @@ def parse_message(value: Any, kind: str, source: str, sent_at: Any, now: datetim
             "userId", "A message needs userId, anonymousId or an email trait, or it is nobody's."
         )
     type_, properties = _meaning(value, kind, given, traits, context)
+    if type_ in _TELL_DEVICE and "push_token" not in properties and (token := _device_token(context)):
+        properties = {**properties, "push_token": token}
     text = properties_text(properties, "traits" if kind in ("identify", "group") else "properties")
     occurred = _occurred(value, sent_at, now)
     try:
@@ -154,6 +161,12 @@ def _meaning(
     }
     seen = {name: page[name] for name in ("url", "path", "referrer", "title") if name in page}
     return _OTHER_TYPES[kind], {**seen, **given, **more}
+
+
+def _device_token(context: Mapping[str, Any]) -> str:
+    device = context.get("device")
+    token = device.get("token") if isinstance(device, dict) else None
+    return token if isinstance(token, str) and len(token) <= 4_096 else ""
 
 
 def _with_items(given: dict[str, Any]) -> dict[str, Any]:

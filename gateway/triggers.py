@@ -30,11 +30,15 @@ import httpx
 import polars as pl
 
 from campaigns import journey_requests
+from campaigns.audience import Recipients
 from campaigns.deciding import Decided, Decider, Decision, DecisionLog, decision_rows, firing_rows
 from campaigns.live import MOVING_TYPES, SENT, SENT_COLUMNS, Ahead, Live, Needs
+from campaigns.permissions import CHANNELS, refusal
 from campaigns.recent import NEWS_SECONDS
 from campaigns.resolving import MESSAGE_COLUMNS, keyed_frame
+from campaigns.specs import SendSpec
 from campaigns.triggers import TriggerSpec, load_trigger, record_triggers
+from senders.event_context import EVENT_COLUMN, event_text
 from senders.firings import KIND, Firing, Firings
 from senders.ledger import Ledger, Run
 from senders.loopback import is_loopback
@@ -389,6 +393,8 @@ class Performer:
                     continue
                 plan = plan_of(spec)
                 sender.prepare(plan, self._templates())
+                if not CHANNELS[send.channel].is_mail:
+                    entries = self._judged_by_warehouse(send, entries)
                 items = (
                     engine.recommended({one.contact_id for one, _, _ in entries}, send.recommendations)
                     if send.recommendations
@@ -401,7 +407,9 @@ class Performer:
             details: list[dict[str, object]] = []
             for one, _, person in entries:
                 row = {key: value for key, value in person.items() if not key.startswith("unless ")}
-                row["skip_reason"] = self._skip_reason(send.category, person)
+                if "skip_reason" not in row:
+                    row["skip_reason"] = self._skip_reason(send, person)
+                row[EVENT_COLUMN] = event_text(one.event)
                 if items:
                     row["recommendations"] = items.get(one.contact_id)
                 people.append(row)
@@ -445,16 +453,31 @@ class Performer:
 
     # what is done
 
-    def _skip_reason(self, category: str, person: Mapping[str, Any]) -> str:
-        if "@" not in (person["email"] or ""):
-            return Reason.INVALID
-        if category == "marketing":
-            if person["is_suppressed"]:
-                return Reason.SUPPRESSED
-            return "" if person["has_marketing_consent"] else Reason.NO_CONSENT
-        # an operational message may go to somebody who unsubscribed, never to a mailbox that does not exist
-        is_dead = person["is_live_bounced"] or (person["is_suppressed"] and self._is_bounced(person["email"]))
-        return Reason.SUPPRESSED if is_dead else ""
+    def _judged_by_warehouse(self, send: SendSpec, entries: Sequence[_Entry]) -> list[_Entry]:
+        """Consent and stops of channels that live state does not follow, as campaigns read them."""
+        recipients = Recipients(self.engine.warehouse, send, clock=self.engine.clock)
+        rows = recipients.judge({one.contact_id for one, _, _ in entries})
+        found = {row["contact_id"]: row for row in rows.to_dicts()}
+        kept = ("skip_reason", "consent_id", "suppression_event_id")
+        judged: list[_Entry] = []
+        for one, spec, person in entries:
+            said = {name: found[one.contact_id][name] for name in kept}
+            if not person["is_known"]:
+                # whom marts do not have yet has no address of this channel
+                said["skip_reason"] = Reason.INVALID
+            judged.append((one, spec, {**person, **said}))
+        return judged
+
+    def _skip_reason(self, send: SendSpec, person: Mapping[str, Any]) -> str:
+        return refusal(
+            send.channel,
+            send.category,
+            person,
+            # an operational message may go to somebody who unsubscribed, never to a mailbox that does not exist
+            lambda: (
+                person["is_live_bounced"] or (person["is_suppressed"] and self._is_bounced(person["email"]))
+            ),
+        )
 
     def _is_bounced(self, email: str) -> bool:
         known = self._bounced.get(email)

@@ -33,12 +33,21 @@ class Recipient:
 
     Attributes:
         email: the address it went to; empty if the person has been erased since.
+        phone: the number that it went to as a text message; empty if it was none.
     """
 
-    __slots__ = ("contact_id", "email", "message_id")
+    __slots__ = ("contact_id", "email", "message_id", "phone")
 
-    def __init__(self, message_id: str, email: str, contact_id: int) -> None:
-        self.message_id, self.email, self.contact_id = message_id, email, contact_id
+    def __init__(self, message_id: str, email: str, contact_id: int, phone: str = "") -> None:
+        self.message_id, self.email, self.contact_id, self.phone = message_id, email, contact_id, phone
+
+    @property
+    def shown(self) -> str:
+        """The address in parts: the link may be in somebody else's hands."""
+        if self.phone:
+            return f"{self.phone[:3]}•••{self.phone[-2:]}"
+        local, _, domain = self.email.rpartition("@")
+        return f"{local[:1]}•••@{domain}" if local else "your address"
 
 
 class Unsubscribes:
@@ -65,11 +74,17 @@ class Unsubscribes:
         if message_id is None:
             return None
         try:
-            found = self.ledger.recipient_of(message_id)
+            found = self.ledger.find(message_id)
             if found is not None:
-                return Recipient(message_id, *found)
+                known = found.values
+                phone = known["details"].get("address", "") if known["channel"] == "sms" else ""
+                return Recipient(message_id, known["email"], known["contact_id"], phone)
             rows = self.warehouse.frame(
-                "select email, contact_id from raw.messages where message_id = {id:String} limit 1",
+                """
+                select email, contact_id,
+                    if(channel = 'sms', ifNull(details.address::Nullable(String), ''), '') as phone
+                from raw.messages where message_id = {id:String} limit 1
+                """,
                 {"id": message_id},
             )
         except (LedgerError, WarehouseError) as error:
@@ -77,10 +92,13 @@ class Unsubscribes:
         if not rows.height:
             # our signature, so the message was ours: better no answer than a false one
             raise NotStoredError(f"message {message_id} is in neither ledger nor warehouse")
-        return Recipient(message_id, str(rows["email"][0]), int(rows["contact_id"][0]))
+        return Recipient(message_id, str(rows["email"][0]), int(rows["contact_id"][0]), str(rows["phone"][0]))
 
     def unsubscribe(self, recipient: Recipient, method: Method) -> None:
         """Store the event, unless it is stored; returns when the warehouse has it.
+
+        A link stops the channel of the message that it stood in: mail, or text messages to that number. The page of
+        preferences (`preferences`) stops all channels.
 
         Raises:
             NotStoredError: the warehouse did not take it.
@@ -88,6 +106,8 @@ class Unsubscribes:
         try:
             with self._lock:
                 event_id = f"gateway:unsubscribed:{recipient.message_id}"
+                if method == "preferences":
+                    event_id += ":all"
                 if again := self._subscribed_since(recipient):
                     event_id += f":{again}"
                 self.store(recipient, event_id, "unsubscribed", method)
@@ -104,14 +124,21 @@ class Unsubscribes:
                     where lower(trim(email)) = {email:String} and is_granted
                     union all
                     select event_id as id, occurred_at as at from raw.events
-                    where type = 'subscribed' and lower(trim(email)) = {email:String}
+                    where type = 'subscribed' and (
+                        ({email:String} != '' and lower(trim(email)) = {email:String})
+                        or ({phone:String} != '' and properties.phone::Nullable(String) = {phone:String})
+                    )
                 )
                 where at > (
                     select max(occurred_at) from raw.events
                     where type = 'unsubscribed' and message_id = {id:String} having count() > 0
                 )
                 """,
-                {"email": recipient.email.strip().lower(), "id": recipient.message_id},
+                {
+                    "email": recipient.email.strip().lower(),
+                    "phone": recipient.phone,
+                    "id": recipient.message_id,
+                },
             )
             or ""
         )
@@ -128,13 +155,16 @@ class Unsubscribes:
         Raises:
             WarehouseError: it is not stored.
         """
+        is_of_number = bool(recipient.phone) and method != "preferences"
+        channel = "all" if method == "preferences" else "sms" if is_of_number else "email"
         properties = {
             "method": method, "purpose": "marketing", "contact_id": recipient.contact_id, "is_machine": False,
-            "provider": "mailhouse",
+            "provider": "mailhouse", "channel": channel, **({"phone": recipient.phone} if is_of_number else {}),
         }  # fmt: skip
+        email = "" if is_of_number else recipient.email
         now = milliseconds(self.settings.now())
         event = Event(
-            event_id, type_, now, now, "gateway", recipient.email, message_id=recipient.message_id,
+            event_id, type_, now, now, "gateway", email, message_id=recipient.message_id,
             properties=orjson.dumps(properties).decode(),
         )  # fmt: skip
         result = load_events(self.warehouse, frame_of([event]), run_id="gateway")

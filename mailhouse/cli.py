@@ -16,6 +16,7 @@ import typer
 
 from mailhouse import gateway
 from mailhouse.console import console, show_error
+from mailhouse.experiments import app as experiment
 from mailhouse.journeys import app as journey
 from mailhouse.triggers import trigger as trigger_commands
 from warehouse.errors import MailhouseError
@@ -31,6 +32,7 @@ app = typer.Typer(
 segment = typer.Typer(help="Begin a segment, see whom it would hold, list all.", no_args_is_help=True)
 app.add_typer(segment, name="segment")
 app.add_typer(journey, name="journey")
+app.add_typer(experiment, name="experiment")
 
 
 assets = typer.Typer(help="Pictures that templates show.", no_args_is_help=True)
@@ -93,11 +95,14 @@ def preview(
         bool,
         typer.Option("--litmus", help="Take pictures by the mail programs at Litmus (needs an account)."),
     ] = False,
+    event: Annotated[
+        str, typer.Option("--event", help="The event, as JSON, that fires a template which a trigger sends.")
+    ] = "",
 ) -> None:
     """Write a message as one contact would get it: HTML and text."""
     from mailhouse.preview import run
 
-    run(template, contact, output, screenshots=screenshots, litmus=litmus)
+    run(template, contact, output, screenshots=screenshots, litmus=litmus, event=event)
 
 
 @app.command()

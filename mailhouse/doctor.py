@@ -60,6 +60,7 @@ def diagnose(settings: SenderSettings, command: CommandSettings) -> list[Finding
         "dbt project": lambda: _models(settings),
         "sources": lambda: _sources(settings),
         "campaigns": lambda: _campaigns(settings),
+        "experiments": lambda: _experiments(settings),
         "triggers": lambda: _triggers(settings),
         "templates": lambda: _templates(settings),
         "assets": lambda: _assets(settings),
@@ -150,6 +151,19 @@ def _campaigns(settings: SenderSettings) -> Finding:
     return Finding("campaigns", Verdict.OK, f"{len(specs)} campaigns")
 
 
+def _experiments(settings: SenderSettings) -> Finding:
+    from orchestration.lib.experiment_runs import load_experiments, needed
+
+    known = load_experiments(settings.content_dir)
+    words = [
+        f"{one.name} needs {needed(one.placed, one.placed.measures.baseline).total:,} contacts"
+        for one in known.values()
+        if one.placed.measures.baseline is not None and one.placed.is_proportion
+    ]
+    said = f": {', '.join(words)}" if words else ""
+    return Finding("experiments", Verdict.OK, f"{len(known)} experiments{said}")
+
+
 def _triggers(settings: SenderSettings) -> Finding:
     from campaigns.triggers import load_triggers
     from mailhouse.trigger_work import check_files
@@ -163,7 +177,7 @@ def _templates(settings: SenderSettings) -> Finding:
     from senders.rendering import TemplateLibrary
 
     library = TemplateLibrary.load(settings.content_dir / "templates", assets_url=settings.assets_url)
-    problems = library.check()
+    problems = library.check(has_event=True)
     if problems:
         raise problems[0].error(len(problems) - 1)
     return Finding("templates", Verdict.OK, f"{len(library.names())} templates compile")

@@ -612,7 +612,8 @@ def listed(settings: MailhouseSettings, warehouse: Warehouse) -> list[Listed]:
         for row in warehouse.frame(
             """
             select name, total_rows as size, metadata_modification_time as built_at
-            from system.tables where database = 'segments' and name not like '%\\_\\_dbt\\_%'
+            from system.tables where database = 'segments'
+                and name not like '%\\_\\_dbt\\_%' and not startsWith(name, '_tmp_replace_')
             """
         ).to_dicts()
     }

@@ -44,14 +44,22 @@ def check_files(settings: SenderSettings, specs: Mapping[str, TriggerSpec], live
 
     folder = settings.content_dir
     columns = live.columns() if live is not None else None
+    library = TemplateLibrary.load(folder / "templates")
     check_references(
         specs,
-        TemplateLibrary.load(folder / "templates").names(),
+        library.names(),
         [path.stem for path in SEGMENTS_DIR.glob("*.sql")],
         columns or None,
         [path.stem for path in (folder / "journeys").glob("*.yaml")],
         provider=settings.provider,
     )
+    for spec in specs.values():
+        if spec.send is not None and spec.event is None:
+            # what follows the clock has no event that a template could name
+            said = library.check(spec.send.template, place=spec.place("send", "template"))
+            for problem in said:
+                if problem.tag == "event":
+                    raise problem.error()
     if live is not None and columns:
         for spec in specs.values():
             state = live.state_sql(conditions_of(spec).all)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mimetypes
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from senders.merge_tags import TemplateError
 from warehouse.errors import MailhouseError
 from warehouse.yaml_specs import nearest
 
+# a changed file has another name
+_FOR_EVER = "public, max-age=31536000, immutable"
+_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs")
 _REFERENCE = re.compile(r"\basset:([^\s\"'()<>{}]+)")
 
 
@@ -102,13 +106,25 @@ def publish(assets: Assets, store: str) -> tuple[list[str], int]:
     with _reaching(store):
         system, root, missing = _missing(assets, store)
         for name, published in missing.items():
-            target = f"{root}/{published}"
-            system.makedirs(target.rpartition("/")[0], exist_ok=True)
-            # under another name first: nobody may be served half a file
-            partial = f"{target}.part"
-            system.pipe_file(partial, (assets.folder / name).read_bytes())
-            system.mv(partial, target)
+            _put(system, f"{root}/{published}", (assets.folder / name).read_bytes())
     return list(missing.values()), len(names) - len(missing)
+
+
+def _put(system: AbstractFileSystem, target: str, content: bytes) -> None:
+    """Put one file where it is served from, whole or not at all, with its type and for caches to keep."""
+    kind = mimetypes.guess_type(target)[0] or "application/octet-stream"
+    protocols = {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
+    # an object appears when all of it has come, and folders are parts of its name
+    if "s3" in protocols:
+        system.pipe_file(target, content, ContentType=kind, CacheControl=_FOR_EVER)
+    elif "gs" in protocols:
+        system.pipe_file(target, content, content_type=kind, fixed_key_metadata={"cache_control": _FOR_EVER})
+    else:
+        system.makedirs(target.rpartition("/")[0], exist_ok=True)
+        # under another name first: nobody may be served half a file
+        partial = f"{target}.part"
+        system.pipe_file(partial, content)
+        system.mv(partial, target)
 
 
 def unpublished(assets: Assets, store: str) -> list[str]:
@@ -125,6 +141,8 @@ def _missing(assets: Assets, store: str) -> tuple[AbstractFileSystem, str, dict[
     """The store, its root, and what it lacks: from name to published name."""
     system, path = url_to_fs(store)
     root = str(path).rstrip("/")
+    # what it listed before, others may have changed since
+    system.invalidate_cache()
     present = set(system.find(root)) if system.exists(root) else set()
     names = {name: assets.published_name(name) for name in assets.names()}
     return system, root, {name: made for name, made in names.items() if f"{root}/{made}" not in present}
@@ -138,7 +156,10 @@ def _reaching(store: str) -> Iterator[None]:
         raise PublishError(
             f"{store}: {error}.", fix="Install s3fs for S3, gcsfs for Google Cloud Storage."
         ) from None
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        # libraries of stores have errors of their own for what they lack: credentials, a region
+        if not isinstance(error, OSError | ValueError) and not type(error).__module__.startswith(_LIBRARIES):
+            raise
         raise PublishError(
             f"The store of assets {store} cannot be used: {error}.",
             fix="Check MAILHOUSE_ASSETS_STORE and the permissions.",

@@ -7,6 +7,7 @@ mail programs offer to take the date over.
 from __future__ import annotations
 
 import binascii
+import functools
 import hashlib
 import mimetypes
 import re
@@ -46,6 +47,17 @@ class Attachment:
         """Changes with what is sent."""
         return f"{self.name}:{self.content_type}:{hashlib.sha256(self.content).hexdigest()}"
 
+    @property
+    def media_type(self) -> str:
+        """The content type without its parameters, which APIs do not take."""
+        return self.content_type.partition(";")[0]
+
+    @property
+    def is_invitation(self) -> bool:
+        """Whether it is a calendar file that asks for an answer: the content type must say its method (RFC 6047)."""
+        method = re.search(r"; method=([A-Z]+)", self.content_type)
+        return self.media_type == "text/calendar" and method is not None and method[1] != "PUBLISH"
+
     def part(self) -> bytes:
         """The body part with its header, base64; the last line is without line end."""
         encoded = binascii.b2a_base64(self.content, newline=False)
@@ -58,6 +70,12 @@ class Attachment:
         )
         lines = [encoded[at : at + 76] for at in range(0, len(encoded), 76)]
         return header.encode("ascii") + b"\r\n".join(lines)
+
+
+@functools.lru_cache(maxsize=16)
+def base64_of(attachment: Attachment) -> str:
+    """The content as APIs take it; made once for all messages."""
+    return binascii.b2a_base64(attachment.content, newline=False).decode()
 
 
 def load_attachments(names: Sequence[str], folder: Path, place: str) -> tuple[Attachment, ...]:

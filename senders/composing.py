@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from senders.event_context import EVENT_COLUMN, event_context
 from senders.links import Links
 from senders.message import Address
 from senders.mime import (
@@ -64,7 +65,7 @@ class Envelope:
     """What all messages of one send have in common. Can be pickled; holds the signing key, so never log it.
 
     Attributes:
-        constants: names of the context that are the same for everybody: campaign (without `variant`),
+        constants: names of the context that are the same for everybody: campaign (its `variant` may be empty),
             postal_address, company_name.
         links: makes the signed links.
         is_marketing: whether each message says in its header how to unsubscribe (RFC 8058).
@@ -114,7 +115,7 @@ def constants_of(plan: SendPlan, settings: SenderSettings) -> dict[str, Any]:
     return {
         "campaign": {
             "kind": plan.kind, "name": plan.name, "version": plan.version, "occurrence": plan.occurrence,
-            "category": plan.category,
+            "category": plan.category, "variant": plan.variant,
         },
         "postal_address": settings.postal_address,
         "company_name": settings.company_name,
@@ -162,7 +163,7 @@ class Composer:
         self._headings: dict[tuple[Any, ...], tuple[str, str, bytes]] = {}
         self._constants = {
             **GLOBALS, "preheader": "", **envelope.constants,
-            "campaign": {**envelope.constants.get("campaign", {}), "variant": ""},
+            "campaign": {"variant": "", **envelope.constants.get("campaign", {})},
         }  # fmt: skip
         domain = ascii_domain(envelope.sender.email.rpartition("@")[2])
         self._from = f"From: {header_address(envelope.sender, 6)}\r\nTo: ".encode()
@@ -194,7 +195,7 @@ class Composer:
         now: datetime,
         variant: str = "",
     ) -> dict[str, Any]:
-        """What merge tags of one message may name."""
+        """What merge tags of one message may name; the event is in the contact's `EVENT_COLUMN`."""
         context = {
             **self._constants,
             "contact": contact,
@@ -202,7 +203,9 @@ class Composer:
             "now": now,
             **link_context(self.envelope.links, message_id, self.template.source.tracking, self._names),
         }
-        if variant:
+        if "event" in self._names:
+            context["event"] = event_context(contact.get(EVENT_COLUMN))
+        if variant and not context["campaign"]["variant"]:
             context["campaign"] = {**context["campaign"], "variant": variant}
         return context
 

@@ -2,8 +2,9 @@
 
 The ledger marks a change as exported after the warehouse has it. A crash between the two leaves rows that the
 warehouse has and the ledger thinks it has not; so every batch leaves out what is there already, by message and number
-of the change. One export runs at a time: a second one finds the first at work and leaves it the job. Recipients that a
-mail server refused at once become `bounced` events on the way.
+of the change. One export runs at a time: a second one finds the first at work and leaves it the job. What a provider's
+refusal tells of an address becomes an event on the way: a mailbox or number that does not exist has bounced, a number
+that opted out has unsubscribed, a device that is no more has lost its token.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import polars as pl
 
+from campaigns.permissions import ADDRESS_COLUMNS
 from senders.bounces import bounce_class_of
 from senders.ledger import Ledger
 from senders.message import EventType, RejectReason, Status
@@ -69,30 +71,53 @@ def export_messages(ledger: Ledger, warehouse: Warehouse, *, now: datetime | Non
 
 
 def _load_refusals(warehouse: Warehouse, changes: list[dict[str, Any]]) -> None:
-    """A recipient that the mail server refused at once is a bounce, like one that comes back later.
-
-    HTTP providers tell of theirs by events of their own.
-    """
+    """What a provider's refusal tells of an address is an event, like one that comes back later."""
     rows = [
         {
             "event_id": str(uuid.uuid5(_NAMESPACE, f"{change['message_id']} {change['sequence']}")),
-            "type": EventType.BOUNCED.value, "source": change["provider"], "email": change["email"].lower(),
-            "message_id": change["message_id"], "occurred_at": change["changed_at"],
-            "properties": json.dumps(
-                {"bounce_class": bounce_class_of(change["provider_reply"]), "reject_reason": change["reason"],
-                 "diagnostic": change["provider_reply"], "is_permanent": "true"}
-            ),
+            "source": change["provider"], "occurred_at": change["changed_at"], "email": "", "message_id": "",
+            **told, "properties": json.dumps(told["properties"]),
         }
         for change in changes
-        if change["status"] == Status.REJECTED
-        and change["reason"] in (RejectReason.INVALID, RejectReason.BOUNCED)
-        and _SMTP_REPLY.match(change["provider_reply"])
+        if change["status"] == Status.REJECTED and (told := _told_by_refusal(change))
     ]  # fmt: skip
     if rows:
         load_events(
             warehouse,
             pl.DataFrame(rows).with_columns(pl.col("occurred_at").cast(pl.Datetime("ms")).cast(_UTC_MS)),
         )
+
+
+def _told_by_refusal(change: dict[str, Any]) -> dict[str, Any] | None:
+    """Type, properties and whom it is about; None if a refusal says nothing of the address.
+
+    A recipient that a mail server refused at once has bounced; HTTP providers of mail tell of theirs by events of their
+    own. A number that has opted out or does not exist, and a token of a device that is no more, nobody tells of later.
+    """
+    reason, reply = change["reason"], change["provider_reply"]
+    about: dict[str, Any] = {"reject_reason": reason, "diagnostic": reply}
+    if change["channel"] not in ADDRESS_COLUMNS:
+        if reason not in (RejectReason.INVALID, RejectReason.BOUNCED) or not _SMTP_REPLY.match(reply):
+            return None
+        return {
+            "type": EventType.BOUNCED.value, "email": change["email"].lower(), "message_id": change["message_id"],
+            "properties": {"bounce_class": bounce_class_of(reply), **about, "is_permanent": "true"},
+        }  # fmt: skip
+    address = json.loads(change["details"] or "{}").get("address")
+    if not address:
+        return None
+    if change["channel"] == "push":
+        gone = {"push_token": address, "provider": change["provider"], **about}
+        return {"type": "push.unregistered", "properties": gone} if reason == RejectReason.BOUNCED else None
+    about |= {"phone": address, "provider": change["provider"], "is_machine": False}
+    if reason == RejectReason.UNSUBSCRIBED:
+        return {"type": EventType.UNSUBSCRIBED.value, "properties": about}
+    if reason == RejectReason.INVALID:
+        return {
+            "type": EventType.BOUNCED.value, "message_id": change["message_id"],
+            "properties": {**about, "bounce_class": "hard"},
+        }  # fmt: skip
+    return None
 
 
 def _copy(warehouse: Warehouse, frame: pl.DataFrame) -> int:

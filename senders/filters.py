@@ -56,6 +56,13 @@ def money(value: Any, currency: str = "GBP", digits: int | None = None, *, local
 @functools.lru_cache(maxsize=8192)
 def _money(value: str, currency: str, digits: int | None) -> str:
     symbol, usual = _CURRENCIES.get(currency.upper(), (f"{currency.upper()}\u00a0", 2))
+    whole, point, fraction = value.partition(".")
+    if (
+        point and len(fraction) == (usual if digits is None else digits)
+        and value.isascii() and whole.isdigit() and fraction.isdigit()
+    ):  # fmt: skip
+        # nothing to round: a quarter of the cost
+        return f"{symbol}{int(whole):,}.{fraction}"
     amount = _decimal(value, "money")
     text = _rounded(abs(amount), usual if digits is None else digits)
     return f"-{symbol}{text}" if amount < 0 and text.strip("0.,") else f"{symbol}{text}"

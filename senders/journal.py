@@ -1,10 +1,11 @@
 """What became of messages between two commits of the ledger, so that a crash leaves few of them in doubt.
 
-The ledger learns of a window of messages before it goes and after it went. In between, whoever sends notes each
-message in a small file that it has in memory: about to be handed over, accepted. Such notes cost next to nothing and
-outlive the process, but not the machine: they count only as long as the same system runs. Whoever finds them later
-knows of each message that was never handed over, and of each that was accepted; only those that were on their way are
-`unknown`.
+The ledger learns of a window of messages before it goes and after it went. Before that, the coordinator notes in a
+small file which messages come next, and in between whoever sends notes each of them there: about to be handed over,
+accepted. So a message of which the ledger says that it may be on its way has a note in any case. Such notes cost next
+to nothing and outlive the process, but not the machine: they count only as long as the same system runs. Whoever finds
+them later knows of each message that was never handed over, and of each that was accepted; only those that were on
+their way are `unknown`.
 
 A file belongs to one process that sends. Its owner, the coordinator, writes which rows of the ledger a window holds;
 the process writes one byte a row.
@@ -132,7 +133,7 @@ class Journal:
         )  # fmt: skip
 
     def begin(self, number: int, run_id: int, row_ids: Sequence[int]) -> int:
-        """Note which rows a window holds, before it is given out.
+        """Note which rows a window holds, before the ledger says that it goes.
 
         Args:
             number: of the window, counted up from 1 over all journals of one owner.
@@ -155,6 +156,11 @@ class Journal:
         memory[states : states + self._rows] = bytes(self._rows)
         _SLOT.pack_into(memory, at, number, len(row_ids), run_id)
         return slot
+
+    def withdraw(self, slot: int) -> None:
+        """The window begun last is not given out: its slot is free."""
+        _SLOT.pack_into(self._memory, self._slot(slot), 0, 0, 0)
+        self._next = slot
 
     def marks(self, slot: int, message_ids: Sequence[str]) -> Marks:
         """The notes of a window, message by message."""

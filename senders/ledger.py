@@ -39,6 +39,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
+from campaigns.reasons import AWAITED, SCHEDULED, listed
 from senders.liveness import own_process, process_started_at
 from senders.message import DELIVERABLE, RETRYABLE, Delivery, Reason, Status
 from senders.plan import Cap
@@ -385,7 +386,7 @@ class Ledger:
         """Claim things that no cap holds back, or one that a cap does; under the lock of claims."""
         at = milliseconds(now)
         counts = self._recent(connection, claims[0], now, cap) if cap else {}
-        mark = connection.execute(sa.select(sa.func.coalesce(sa.func.max(messages.c.id), 0))).scalar_one()
+        ((mark,),) = _directly(connection, _NEWEST)
         plan_ids = self._plan_ids(
             connection,
             dict.fromkeys(
@@ -403,14 +404,17 @@ class Ledger:
                 or (Reason.FREQUENCY_CAP.value if cap and counts.get(contact, 0) >= cap.messages else "")
                 for reason, contact in zip(claim.skip_reasons, claim.contact_ids, strict=True)
             ]
+            emails = claim.emails
+            if "\0" in "".join(emails):
+                emails = [_storable(email) for email in emails]
             variants = claim.variants or [""] * len(reasons)
             occurrences = claim.occurrences or [claim.plan.get("occurrence", "")] * len(reasons)
             rows.append(
                 [
-                    (message_id, contact_id, _storable(email), variant, details, "skipped" if reason else "claimed",
+                    (message_id, contact_id, email, variant, details, "skipped" if reason else "claimed",
                      reason, 1 if reason else 0, not reason, run.run_id, plan_ids[place, occurrence], at, at)
                     for message_id, contact_id, email, variant, reason, details, occurrence in zip(
-                        claim.message_ids, claim.contact_ids, claim.emails, variants, reasons, claim.details,
+                        claim.message_ids, claim.contact_ids, emails, variants, reasons, claim.details,
                         occurrences, strict=True,
                     )
                 ]
@@ -423,7 +427,7 @@ class Ledger:
             [row for part in rows for row in part],
             "on conflict (message_id) do nothing",
         )
-        created = connection.execute(_CREATED, {"run_id": run.run_id, "mark": mark}).all()
+        created = _directly(connection, _CREATED, run_id=run.run_id, mark=mark)
         for row_id, message_id, status, reason in created:
             place, position = places[message_id]
             if status == Status.CLAIMED:
@@ -478,8 +482,7 @@ class Ledger:
         assert cap is not None
         counts: dict[int, int] = {}
         for contacts in _chunks(list(dict.fromkeys(claim.contact_ids))):
-            rows = _with_ids(connection, _RECENT, contacts, since=milliseconds(now - cap.within))
-            counts.update((row.contact_id, row.number) for row in rows)
+            counts.update(_directly(connection, _RECENT, contacts, since=milliseconds(now - cap.within)))
         return counts
 
     def _take_over(
@@ -543,7 +546,9 @@ class Ledger:
         at = milliseconds(now)
         with self._writing() as connection:
             for ids in _chunks(row_ids):
-                granted.update(_with_ids(connection, _DISPATCH, ids, run_id=run.run_id, at=at).scalars())
+                granted.update(
+                    row[0] for row in _directly(connection, _DISPATCH, ids, run_id=run.run_id, at=at)
+                )
         return granted
 
     def record(
@@ -573,33 +578,31 @@ class Ledger:
         at = milliseconds(now)
         sequences: dict[int, int] = {}
         for ids in _chunks([outcome.row_id for outcome in outcomes]):
-            owned = _with_ids(connection, _OWNED, ids, run_id=run.run_id, before=before)
-            sequences.update(map(tuple, owned.all()))
+            sequences.update(_directly(connection, _OWNED, ids, run_id=run.run_id, before=before))
         alike: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
         changes: list[tuple[Any, ...]] = []
-        for outcome in outcomes:
-            sequence = sequences.pop(outcome.row_id, None)
+        last: tuple[Status, str] | None = None
+        status = reason = ""
+        group: list[int] = []
+        for row_id, given, why, provider_message_id, reply, subject in outcomes:
+            sequence = sequences.pop(row_id, None)
             if sequence is None:
                 continue
-            status, reason = str(outcome.status), str(outcome.reason)[:100]
-            alike[status, reason].append(outcome.row_id)
+            # nearly all of a window end alike
+            if last is None or given is not last[0] or why != last[1]:
+                last = given, why
+                status, reason = str(given), str(why)[:100]
+                group = alike[status, reason]
+            group.append(row_id)
             changes.append(
-                (
-                    outcome.row_id, sequence + 1, status, reason, _storable(outcome.subject),
-                    _storable(outcome.provider_message_id[:250]), _storable(outcome.reply[:_REPLY]), at,
-                )
-            )  # fmt: skip
+                (row_id, sequence + 1, status, reason, subject, provider_message_id[:250], reply[:_REPLY], at)
+            )
+        if "\0" in "".join([text for change in changes for text in change[4:7]]):
+            changes = [(*row[:4], *map(_storable, row[4:7]), row[7]) for row in changes]
         for (status, reason), row_ids in alike.items():
+            is_open = status in _OPEN_STATUSES
             for ids in _chunks(row_ids):
-                _with_ids(
-                    connection,
-                    _RECORD,
-                    ids,
-                    status=status,
-                    reason=reason,
-                    at=at,
-                    is_open=status in _OPEN_STATUSES,
-                )
+                _directly(connection, _RECORD, ids, status=status, reason=reason, at=at, is_open=is_open)
         if changes:
             _insert(connection, message_changes, _CHANGE_COLUMNS, changes)
 
@@ -931,10 +934,12 @@ class Ledger:
         try:
             yield
         except SQLAlchemyError as error:
-            raise self._translated(error) from error
+            raise self._translated(error.orig if isinstance(error, DBAPIError) else None, error) from error
+        except self._engine.dialect.loaded_dbapi.Error as error:
+            # of `_directly`
+            raise self._translated(error, error) from error
 
-    def _translated(self, error: SQLAlchemyError) -> LedgerError:
-        original = error.orig if isinstance(error, DBAPIError) else None
+    def _translated(self, original: BaseException | None, error: Exception) -> LedgerError:
         code = getattr(original, "sqlite_errorcode", 0) & 0xFF
         state = getattr(original, "sqlstate", None) or ""
         where = f"The ledger at {self._place}"
@@ -1040,6 +1045,28 @@ def _with_ids(
 
 
 @functools.cache
+def _driver_statement(statement: str, dialect: str) -> str:
+    """A statement with `:name` parameters, perhaps `in :ids`, as the driver wants it."""
+    text = str(_set_statement(statement, dialect))
+    return text if dialect == "sqlite" else _PARAMETER.sub(r"%(\1)s", text.replace("%", "%%"))
+
+
+def _directly(
+    connection: sa.Connection, statement: str, ids: Sequence[Any] | None = None, **parameters: Any
+) -> list[tuple[Any, ...]]:
+    """As `_with_ids`, and the rows; for what is done with every window: SQLAlchemy costs more than the database."""
+    dialect = connection.dialect.name
+    if ids is not None:
+        parameters["ids"] = json.dumps(list(ids)) if dialect == "sqlite" else list(ids)
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(_driver_statement(statement, dialect), parameters)
+        return cursor.fetchall() if cursor.description else []
+    finally:
+        cursor.close()
+
+
+@functools.cache
 def _insertion(table: str, columns: tuple[str, ...], after: str, dialect: str) -> str:
     names = ", ".join(columns)
     if dialect == "sqlite":
@@ -1077,6 +1104,7 @@ def _insert(
         )
 
 
+_PARAMETER = re.compile(r"(?<!:):([a-z_]+)")
 _OPEN_STATUSES = frozenset({Status.CLAIMED, Status.DISPATCHING, Status.UNKNOWN})
 _COLUMNS = (
     "message_id", "contact_id", "email", "variant", "details", "status", "reason", "sequence", "is_open", "run_id",
@@ -1085,7 +1113,8 @@ _COLUMNS = (
 _CHANGE_COLUMNS = (
     "message_row", "sequence", "status", "reason", "subject", "provider_message_id", "provider_reply", "changed_at",
 )  # fmt: skip
-_CREATED = sa.text(
+_NEWEST = "select coalesce(max(id), 0) from messages"
+_CREATED = (
     "select id, message_id, status, reason from messages where run_id = :run_id and id > :mark order by id"
 )
 _SKIPPED_CHANGES = sa.text(
@@ -1198,7 +1227,7 @@ _DEAD = sa.text(
     "from messages m join plans p on p.plan_id = m.plan_id "
     "left join message_changes c on c.message_row = m.id and c.sequence = m.sequence "
     "where (m.status = 'failed' or m.status = 'rejected' or m.status = 'invalid') and (m.status <> 'failed' "
-    "or m.reason not in ('deferred', 'revived', 'warm_up', 'quiet_hours') "
+    f"or m.reason not in {listed((Reason.DEFERRED, *SCHEDULED))} "
     f"or (m.reason = 'deferred' and {_TRIED} >= :tries)) "
     "and (:name = '' or p.name = :name) order by m.changed_at desc, m.id desc limit :limit"
 )
@@ -1208,11 +1237,11 @@ _REVIVE = (
 )
 _DEFERRED = sa.text(
     "select p.kind, p.name, p.occurrence, "  # noqa: S608
-    "case when m.reason in ('warm_up', 'quiet_hours') then m.reason else '' end as waits_for, "
+    f"case when m.reason in {listed(AWAITED)} then m.reason else '' end as waits_for, "
     "count(*) as number, max(m.changed_at) as newest "
     "from messages m join plans p on p.plan_id = m.plan_id "
     "where (m.status = 'failed' or m.status = 'rejected' or m.status = 'invalid') and m.status = 'failed' "
-    f"and (m.reason in ('revived', 'warm_up', 'quiet_hours') or (m.reason = 'deferred' and {_TRIED} < :tries)) "
+    f"and (m.reason in {listed(SCHEDULED)} or (m.reason = 'deferred' and {_TRIED} < :tries)) "
     "group by 1, 2, 3, 4 order by newest"
 )
 _EXPORTED = "update message_changes set is_exported = true where id in :ids"

@@ -17,11 +17,13 @@ from warehouse.errors import InputError
 
 #: Columns of `marts.contact_profiles`, used where the warehouse is not asked.
 PROFILE_COLUMNS = (
-    "contact_id", "email", "first_name", "last_name", "country", "city", "timezone", "locale", "created_at",
+    "contact_id", "email", "first_name", "last_name", "country", "city", "timezone", "locale", "phone", "push_token",
+    "created_at",
     "first_order_at", "last_order_at", "orders_count", "items_count", "revenue", "average_order_value",
     "days_since_last_order", "recency_score", "frequency_score", "monetary_score", "rfm_segment",
     "engagement_score", "messages_sent_count", "messages_opened_count", "messages_clicked_count",
-    "last_opened_at", "last_clicked_at", "is_suppressed", "has_marketing_consent", "segments",
+    "last_opened_at", "last_clicked_at", "is_suppressed", "is_sms_suppressed", "is_push_suppressed",
+    "has_marketing_consent", "has_sms_consent", "has_push_consent", "has_unusable_phone", "segments",
 )  # fmt: skip
 
 RECOMMENDATION_FIELDS = ("product_id", "name", "price", "image_url", "url", "reason")
@@ -88,6 +90,8 @@ def context_shape(contact_columns: Iterable[str] = PROFILE_COLUMNS) -> dict[str,
         "contact": record(contact_columns),
         "recommendations": Shape(item=record(RECOMMENDATION_FIELDS)),
         "campaign": record(CAMPAIGN_FIELDS),
+        # of its own, to be told from other names; what properties there are is the sender's to say
+        "event": Shape(),
         "unsubscribe_url": ANYTHING,
         "preferences_url": ANYTHING,
         "postal_address": ANYTHING,
@@ -107,18 +111,21 @@ class Findings:
         names: names of the context that it uses.
         certain: names of the context that it prints for everybody, outside of conditions, loops and macros.
         contact_columns: columns of the contact that it uses; None if it uses the contact as a whole.
+        event_place: where it first uses the event, as `file:line`; empty if nowhere.
     """
 
     problems: list[Problem] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
     certain: set[str] = field(default_factory=set)
     contact_columns: set[str] | None = field(default_factory=set)
+    event_place: str = ""
 
     def merge(self, other: Findings) -> None:
         """Add what another part of the same message says."""
         self.problems += other.problems
         self.names |= other.names
         self.certain |= other.certain
+        self.event_place = self.event_place or other.event_place
         if self.contact_columns is None or other.contact_columns is None:
             self.contact_columns = None
         else:
@@ -261,6 +268,8 @@ class _Walker:
                 self.findings.names.add(node.name)
                 if self.is_printing and not self.maybe:
                     self.findings.certain.add(node.name)
+                if node.name == "event":
+                    self.findings.event_place = self.findings.event_place or self.place(node.lineno)
                 if node.name == "contact":
                     # reached only where it is not followed by a column
                     self.findings.contact_columns = None

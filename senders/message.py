@@ -7,11 +7,14 @@ provider's answer about one message. The ledger knows two more states of its own
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from campaigns.reasons import RETRYABLE, Reason
 
 if TYPE_CHECKING:
     from senders.attachments import Attachment
@@ -74,33 +77,7 @@ class RejectReason(StrEnum):
     OTHER = "other"
 
 
-class Reason(StrEnum):
-    """Reasons beside a status that Mailhouse gives itself; provider refusals use `RejectReason`."""
-
-    SUPPRESSED = "suppressed"
-    NO_CONSENT = "no_consent"
-    DELETED = "deleted"
-    INVALID = "invalid"
-    HOLDOUT = "holdout"
-    QUIET_HOURS = "quiet_hours"
-    FREQUENCY_CAP = "frequency_cap"
-    LEFT_AUDIENCE = "left_audience"
-    DEFERRED = "deferred"
-    NOT_RENDERED = "not_rendered"
-    SENDER_REFUSED = "sender_refused"
-    CRASHED = "crashed"
-    REVIVED = "revived"
-    WARM_UP = "warm_up"
-
-
-#: Reasons of a `failed` message that certainly never reached the provider's queue: a rerun may claim it again.
-RETRYABLE = (
-    Reason.DEFERRED, Reason.NOT_RENDERED, Reason.SENDER_REFUSED, Reason.REVIVED, Reason.WARM_UP, Reason.QUIET_HOURS,
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """A mailbox: `email` as `local@domain`, `name` for people, empty if there is none."""
 
     email: str
@@ -119,6 +96,7 @@ class Message:
         address: where it goes on a channel other than mail: telephone number, device token.
         deliver_at: the provider holds it back until then; None means no longer than it takes.
         is_tracked: the provider shall count opens and clicks.
+        pieces: `html` and `text` as their template wrote them, constants and values in turn; None where nobody knows.
     """
 
     message_id: str
@@ -136,6 +114,7 @@ class Message:
     address: str = ""
     deliver_at: datetime | None = None
     is_tracked: bool = False
+    pieces: tuple[Sequence[str], Sequence[str]] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def composed(
@@ -157,6 +136,20 @@ class Message:
             text="", sent_at=sent_at, raw=raw, is_stuffed=True,
         )  # fmt: skip
         return message
+
+    @classmethod
+    def in_pieces(cls, html: Sequence[str], text: Sequence[str], **fields: Any) -> Message:
+        """A message whose HTML and text are joined only if somebody reads them: 40 KB that most calls never need."""
+        message = object.__new__(cls)
+        message.__dict__.update(fields, pieces=(html, text))
+        return message
+
+    def __getattr__(self, name: str) -> str:
+        pieces = self.__dict__.get("pieces")
+        if pieces is None or name not in ("html", "text"):
+            raise AttributeError(name)
+        joined = self.__dict__[name] = "".join(pieces[name == "text"])
+        return joined
 
     @cached_property
     def is_stuffed(self) -> bool:
@@ -190,3 +183,8 @@ class Delivery(NamedTuple):
     reply: str = ""
     is_transient: bool = False
     retry_after: float | None = None
+
+
+__all__ = [
+    "DELIVERABLE", "RETRYABLE", "Address", "Delivery", "EventType", "Message", "Reason", "RejectReason", "Status",
+]  # fmt: skip

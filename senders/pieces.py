@@ -19,6 +19,7 @@ MARK = b"\0"
 KEPT_LENGTH = 200
 _KEPT_VALUES = 2048
 _NUMBERS = frozenset({int, float, Decimal})
+_ESCAPED = re.compile(r"[&<>\"']")
 _PLAIN = re.compile(r"[ -<>-~]+")
 _PLAIN_HTML = re.compile(r"[ !#$%(-;?-~]+")
 
@@ -73,6 +74,11 @@ def _plain(value: str) -> bytes:
     """A value of which nothing need be encoded but what a line begins with."""
     if len(value) <= QUOTED_LENGTH and value[0] not in ".F" and "  " not in value:
         return value.encode("ascii") + b"=\r\n"
+    if QUOTED_LENGTH < len(value) <= 2 * QUOTED_LENGTH:
+        head, tail = value[:QUOTED_LENGTH], value[QUOTED_LENGTH:]
+        if head[0] not in ".F" and tail[0] not in ".F" and "  " not in value:
+            return f"{head}=\r\n{tail}=\r\n".encode("ascii")
+        return quoted(value)
     pieces = [value[at : at + QUOTED_LENGTH] for at in range(0, len(value), QUOTED_LENGTH)]
     for piece in pieces:
         if piece[0] in ".F":
@@ -121,6 +127,11 @@ def made_in_html(text: str) -> bytes:
 def made_in_text(text: str) -> bytes:
     """The same for text."""
     return TEXT_VALUES["".join((text,))]
+
+
+def looks_alike(value: Any) -> bool:
+    """Whether a value is written in HTML as in text: nothing in it is escaped."""
+    return not _ESCAPED.search(value) if type(value) is str else type(value) in _NUMBERS
 
 
 def piece_in_html(value: Any) -> bytes:

@@ -14,7 +14,6 @@ import json
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -24,6 +23,7 @@ from typing import Any
 import polars as pl
 
 from campaigns.identity import message_ids
+from campaigns.permissions import ADDRESS_COLUMNS
 from senders.composing import Envelope
 from senders.journal import Journals, delete, left_behind
 from senders.ledger import Claim, Ledger, LedgerError, Outcome, Run
@@ -32,7 +32,7 @@ from senders.links import Links
 from senders.message import Delivery, Reason, Status
 from senders.plan import Cap, SendPlan
 from senders.providers.base import (
-    ADDRESS_COLUMNS,
+    Capabilities,
     Provider,
     ProviderError,
     ProviderUnavailableError,
@@ -161,11 +161,8 @@ def send(
         attachments=plan.attachments,
     )  # fmt: skip
     if plan.category == "marketing":
-        template.require_marketing(plan.template)
-    if any(one.attachments for one in (template.source, *template.source.translations)):
-        # the template's own are known only now
-        needs = dataclasses.replace(plan.needs(), has_attachments=True)
-        require_capabilities(provider.name, provider.capabilities, needs, place=plan.place or plan.template)
+        template.require_marketing(plan.template, channel=plan.channel)
+    require_attachable(plan, template, provider.name, provider.capabilities)
     stop = stop or threading.Event()
     journals = Journals(settings.home / _JOURNALS, ledger.place, provider.capabilities.dispatch_window)
     with _signals(stop), _workers(plan, settings, template, provider, workers, journals) as lanes:
@@ -182,6 +179,18 @@ def send(
             is_part=is_part,
         )
         return sender.run(itertools.chain([] if first is None else [first], frames))
+
+
+def require_attachable(plan: SendPlan, template: Template, provider: str, capabilities: Capabilities) -> None:
+    """Refuse what the provider cannot do of a template's own attachments, which are known once it is loaded.
+
+    Raises:
+        SettingsError: names the provider and what it cannot do.
+    """
+    if template.attachments:
+        is_invitation = any(one.is_invitation for one in template.attachments)
+        needs = dataclasses.replace(plan.needs(), has_attachments=True, has_invitation=is_invitation)
+        require_capabilities(provider, capabilities, needs, place=plan.place or plan.template)
 
 
 def _workers(
@@ -370,11 +379,23 @@ class _Sender:
         if self.cap is not None:
             cap = {"messages": self.cap.messages, "seconds": int(self.cap.within.total_seconds())}
             shared.append(f'"cap": {json.dumps(cap)}')
-        columns = [
-            [f'"{name}": {encode_basestring_ascii(value)}' if value else "" for value in texts(frame, name)]
-            for name in ("consent_id", "suppression_event_id", "recommendation_version")
+        found = {name: name for name in ("consent_id", "suppression_event_id", "recommendation_version")}
+        if column := ADDRESS_COLUMNS.get(self.plan.channel):
+            found["address"] = column
+        columns = {name: values for name, column in found.items() if any(values := texts(frame, column))}
+        encoded = [list(map(encode_basestring_ascii, values)) for values in columns.values()]
+        if all(map(all, columns.values())):
+            # no row lacks any: what they share is written once
+            pattern = ", ".join([*shared, *(f'"{name}": %s' for name in columns)])
+            return (
+                list(map(f"{{{pattern}}}".__mod__, zip(*encoded, strict=True)))
+                or [f"{{{pattern}}}"] * frame.height
+            )
+        parts = [
+            [f'"{name}": {text}' if text != '""' else "" for text in texts_]
+            for name, texts_ in zip(columns, encoded, strict=True)
         ]
-        return [f"{{{', '.join([*shared, *filter(None, row)])}}}" for row in zip(*columns, strict=True)]
+        return [f"{{{', '.join([*shared, *filter(None, row)])}}}" for row in zip(*parts, strict=True)]
 
     def dispatch(self, run: Run, window: Window) -> None:
         """Give a window out, as soon as somebody is free and the rate allows, unless somebody has paused it."""
@@ -390,12 +411,15 @@ class _Sender:
         if not self.limit.take(window.rows.texts("email"), self.stop):
             self.not_today(window)
             return
+        self.workers.reserve(window)
         granted = self.ledger.dispatch(run, window.row_ids, self.settings.now())
         if len(granted) < len(window.row_ids):
             self.summary.already_claimed += len(window.row_ids) - len(granted)
             window = window.only([at for at, row_id in enumerate(window.row_ids) if row_id in granted])
         if window.row_ids:
             self.workers.give(window)
+        else:
+            self.workers.withdraw()
         self.collect(run, wait=False)
 
     def allowed_today(self, run: Run, window: Window) -> Window:
@@ -486,8 +510,8 @@ class _Sender:
                     continue
                 delivery = delivery._replace(status=Status.FAILED, reason=Reason.DEFERRED)
             outcomes.append(Outcome.of(row_id, delivery, subject))
-        for status, number in Counter([outcome.status for outcome in outcomes]).items():
-            self.summary.count(status, number)
+        for status, alike in itertools.groupby([outcome.status for outcome in outcomes]):
+            self.summary.count(status, len(list(alike)))
         self.ledger.record(run, outcomes, self.settings.now(), release=released)
         for retry_after, places in later.items():
             pause = self.retry.wait(window.tries, retry_after) or 0.0

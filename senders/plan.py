@@ -33,6 +33,8 @@ class SendPlan:
         cap: frequency cap; None takes the default of the settings. Counts for marketing only.
         provider: name of a provider; empty takes that of the settings.
         from_email, from_name, reply_to: empty takes those of the settings.
+        variant: the experiment's variant whose content this is; what templates know as `campaign.variant`. Empty: what
+            each row of the audience says.
         attachments: names of files in `content/attachments`.
         track_clicks, track_opens, utm: None takes what the settings say for the category.
         waits_for_quiet: who is in quiet hours gets it when these are over, by a later run; otherwise not at all.
@@ -58,6 +60,7 @@ class SendPlan:
     reply_to: str = ""
     cap: Cap | None = None
     experiment: str = ""
+    variant: str = ""
     track_clicks: bool | None = None
     track_opens: bool | None = None
     utm: Mapping[str, str] | None = None
@@ -76,11 +79,12 @@ class SendPlan:
 
     @classmethod
     def from_campaign(
-        cls, spec: CampaignSpec, occurrence: datetime, *, segment_version: str = ""
+        cls, spec: CampaignSpec, occurrence: datetime, *, segment_version: str = "", variant: str = ""
     ) -> SendPlan:
-        """The plan of one occurrence of a campaign."""
+        """The plan of one occurrence of a campaign, or of a variant of its experiment."""
+        placed = spec.placed_experiment()
         return cls.of(
-            spec.send,
+            spec.send_of(variant),
             spec.cap,
             kind="campaign",
             name=spec.campaign,
@@ -89,6 +93,8 @@ class SendPlan:
             place=spec.place("send", "subject"),
             segment=spec.audience.segment,
             segment_version=segment_version,
+            experiment=placed.name if placed else "",
+            variant=variant,
             waits_for_quiet=spec.quiet_hours is not None and spec.quiet_hours.then == "wait",
         )
 

@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from campaigns.identity import message_id
+from campaigns.permissions import ADDRESS_COLUMNS
 from senders.composing import Envelope
 from senders.ledger import Claim, Ledger, Outcome, Run
 from senders.limits import CircuitBreaker, DailyAllowance, LimitsSpec, Throttle
 from senders.links import Links
 from senders.message import Delivery, Message, Reason, Status
+from senders.pipeline import require_attachable
 from senders.plan import Cap, SendPlan
 from senders.providers import get_provider
 from senders.providers.base import Provider, ProviderError, ProviderUnavailableError, require_capabilities
@@ -155,6 +157,12 @@ class RealtimeSender:
             plan, people = parcel.plan, parcel.people
             contacts = [one["contact_id"] for one in people]
             cap = self._cap(plan)
+            details = parcel.details
+            if column := ADDRESS_COLUMNS.get(plan.channel):
+                details = [
+                    {**one, "address": str(person.get(column) or "")}
+                    for one, person in zip(details, people, strict=True)
+                ]
             claim = Claim(
                 self._ledger_plan(plan, template_version),
                 [
@@ -162,7 +170,7 @@ class RealtimeSender:
                     for one, key in zip(contacts, parcel.occurrences, strict=True)
                 ],
                 contacts, [one["email"] or "" for one in people], [one["skip_reason"] or "" for one in people],
-                [json.dumps(_with_cap(one, cap)) for one in parcel.details], occurrences=parcel.occurrences,
+                [json.dumps(_with_cap(one, cap)) for one in details], occurrences=parcel.occurrences,
             )  # fmt: skip
             claims.append((claim, cap))
         answers = self.ledger.claim_all(self.run, claims, self.clock())
@@ -349,15 +357,11 @@ class RealtimeSender:
         template = templates.template(
             plan.template, subject=plan.subject, preheader=plan.preheader, place=plan.place,
             tracking=tracking_of(plan, settings), links=Links(settings.signing_key(), settings.base_url),
-            attachments=plan.attachments,
+            attachments=plan.attachments, has_event=plan.kind == "trigger",
         )  # fmt: skip
         if plan.category == "marketing":
-            template.require_marketing(plan.template)
-        if any(one.attachments for one in (template.source, *template.source.translations)):
-            needs = replace(plan.needs(), has_attachments=True)
-            require_capabilities(
-                provider.name, provider.capabilities, needs, place=plan.place or plan.template
-            )
+            template.require_marketing(plan.template, channel=plan.channel)
+        require_attachable(plan, template, provider.name, provider.capabilities)
         made = (
             Worker(
                 plan,

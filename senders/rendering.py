@@ -66,6 +66,7 @@ class _Wanted:
     tracking: Tracking = NO_TRACKING
     links: Links | None = None
     attachments: tuple[str, ...] = ()
+    has_event: bool = False
 
 
 class TemplateLibrary:
@@ -121,6 +122,7 @@ class TemplateLibrary:
         tracking: Tracking = NO_TRACKING,
         links: Links | None = None,
         attachments: Sequence[str] = (),
+        has_event: bool = False,
     ) -> Template:
         """A template, with a campaign's subject and preheader.
 
@@ -128,26 +130,33 @@ class TemplateLibrary:
             place: where subject and preheader are written, as `file:line`, for messages.
             tracking: what is tracked; needs `links`, which sign the addresses.
             attachments: names of files in `content/attachments`, beside those that the template names itself.
+            has_event: there is an event that fires it, which merge tags may name.
 
         Raises:
             TemplateError: there is no such template, or something is wrong with it; names file and line.
         """
         if tracking.is_on and links is None:
             raise ValueError("tracked links must be signed: give links")
-        wanted = _Wanted(subject, preheader, place, tracking, links, tuple(attachments))
+        wanted = _Wanted(subject, preheader, place, tracking, links, tuple(attachments), has_event)
         template, problems = self._load(name, wanted)
         if template is None:
             raise problems[0].error(len(problems) - 1)
         return template
 
     def check(
-        self, name: str = "", *, subject: str = "", preheader: str = "", place: str = ""
+        self,
+        name: str = "",
+        *,
+        subject: str = "",
+        preheader: str = "",
+        place: str = "",
+        has_event: bool = False,
     ) -> list[Problem]:
-        """All that is wrong with a template, or with all of them."""
+        """All that is wrong with a template, or with all of them; see `template`."""
         problems: list[Problem] = []
         for one in [name] if name else self.names():
             try:
-                problems += self._load(one, _Wanted(subject, preheader, place))[1]
+                problems += self._load(one, _Wanted(subject, preheader, place, has_event=has_event))[1]
             except TemplateError as error:
                 at, _, message = error.message.partition(": ")
                 problems.append(
@@ -163,6 +172,8 @@ class TemplateLibrary:
         for locale, file in files.items():
             source, found = self._source(name, file, locale, wanted)
             problems += found
+            if source is not None and source.event_place and not wanted.has_event:
+                problems.append(_no_event(source.event_place, wanted.place))
             if source is not None:
                 sources[locale] = source
         if problems:
@@ -255,7 +266,7 @@ class TemplateLibrary:
             subject=subject, preheader=preheader, columns=None if columns is None else frozenset(columns),
             names=frozenset(findings.names), html_certain=frozenset(html_findings.certain),
             text_certain=frozenset(text_findings.certain), tracking=wanted.tracking, locale=locale,
-            attachments=attachments,
+            attachments=attachments, event_place=findings.event_place,
             product_fields=_together(
                 product_fields(HTML.parse(one))[0]
                 for one in (compiled.html, text.text if text else compiled.text, subject, preheader)
@@ -308,6 +319,16 @@ def _together(parts: Iterable[frozenset[str] | None]) -> frozenset[str] | None:
     """What any of them uses; None if one uses all there is."""
     used = list(parts)
     return None if None in used else frozenset().union(*(one or () for one in used))
+
+
+def _no_event(event_place: str, place: str) -> Problem:
+    sender = f", and what {place} sends is fired by none" if place and place != event_place else ""
+    return Problem(
+        event_place,
+        "event",
+        f"{{{{ event }}}} is the event that fires a trigger{sender}.",
+        "Send the template by a trigger on an event, or use another one here.",
+    )
 
 
 def _with_nearest_filter(problem: Problem, environment: Environment) -> Problem:

@@ -46,6 +46,7 @@ class SenderSettings(MailhouseSettings):
         bombbomb_token, bombbomb_video, bombbomb_template: key or access token, id of the video, id of a template.
         bombbomb_client_id, bombbomb_client_secret: OAuth client, if the token is a refresh token.
         twilio_account, twilio_token, twilio_from: account SID, auth token, and number or messaging service.
+        twilio_url: address of its API: regions have their own.
         fcm_credentials: key file of a Firebase service account.
         slack_url, slack_signing_secret: address of an incoming webhook, and the app's signing secret.
         webhook_url, webhook_secret: where the provider `webhook` posts messages, and `whsec_...` that signs them.
@@ -114,6 +115,7 @@ class SenderSettings(MailhouseSettings):
     twilio_account: str = ""
     twilio_token: SecretStr | None = None
     twilio_from: str = ""
+    twilio_url: str = "https://api.twilio.com"
     fcm_credentials: Path | None = None
     slack_url: SecretStr | None = None
     slack_signing_secret: SecretStr | None = None

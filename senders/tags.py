@@ -13,7 +13,7 @@ from jinja2 import Environment, nodes
 from jinja2.runtime import Context
 
 from senders.filters import FILTERS, LOCALISED
-from senders.pieces import KEPT_LENGTH, piece_in_html, piece_in_text
+from senders.pieces import KEPT_LENGTH, MARK, looks_alike, piece_in_html, piece_in_text
 from senders.rows import Column
 
 #: What a tag prints in the text part and in the HTML part: both None where the field is empty and nothing stands for
@@ -82,7 +82,9 @@ class Printed:
         try:
             of_text = self._filtered(self._environments[0], value, locale) if self._filters else value
             of_html = of_text if self._is_same else self._filtered(self._environments[1], value, locale)
-            text, html = piece_in_text(of_text), piece_in_html(of_html)
+            text = piece_in_text(of_text)
+            is_alike = of_html is of_text and looks_alike(of_text) and not text.endswith(MARK)
+            html = text if is_alike else piece_in_html(of_html)
         except Exception:  # noqa: BLE001 - whatever it is, it is raised where the tag stands, if that is reached
             return EVALUATE
         return (text, text) if text == html else (text, html)

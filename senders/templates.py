@@ -8,7 +8,7 @@ message unless the tag has a default.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,9 @@ from jinja2 import Environment, TemplateSyntaxError, Undefined, UndefinedError, 
 from jinja2.exceptions import TemplateError as JinjaError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from markupsafe import Markup, escape
 
+from campaigns.permissions import MAIL_CHANNELS
 from senders.filters import FILTERS, FilterError
 from senders.links import Tracking
 from senders.localisation import fallbacks
@@ -30,6 +32,8 @@ from senders.wire import WirePart, wire_environment
 if TYPE_CHECKING:
     from senders.attachments import Attachment
 
+# the word that carriers and providers understand
+_STOP = re.compile(r"\bSTOP\b")
 # the prefixes of mail programs in English, German, French, Spanish, Italian, Dutch and the Nordic languages
 _PRETENDS = re.compile(
     r"\s*(re|aw|antw|antwort|sv|vs|rif|fwd?|wg|tr|rv|doorst|vb)\s*(\[\d+\])?\s*:", re.IGNORECASE
@@ -38,6 +42,8 @@ _BLANK_LINES = re.compile(r"\n[ \n]*\n[ \n]*\n")
 #: Names that a heading may use beside fields of the contact and still depend on those alone within a send.
 _SAME_FOR_ALL = frozenset({"contact", "preheader", "company_name", "postal_address", "locale"})
 _GLOBALS = ("range", "dict", "namespace")
+_KEPT_LENGTH = 200  # characters of values whose escaped text is kept
+_KEPT_VALUES = 4096
 NO_TRACKING = Tracking()
 
 
@@ -84,10 +90,13 @@ class _Environment(ImmutableSandboxedEnvironment):
                 what = "is empty for this contact" if attribute in obj else "does not exist"
                 return _Missing(f"{attribute!r} {what} and has no default", obj, attribute)
             return value
+        if type(obj) is _Missing:
+            # a part of what is missing is missing: one default behind event.cart.value is enough
+            return obj
         return super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        if isinstance(argument, str) and (type(obj) is dict or type(obj) is Product):
+        if isinstance(argument, str) and (type(obj) is dict or type(obj) is Product or type(obj) is _Missing):
             return self.getattr(obj, argument)
         return super().getitem(obj, argument)
 
@@ -122,14 +131,28 @@ def render_error(error: Exception) -> RenderError:
     return RenderError(f"{type(error).__name__}: {error}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rendered:
-    """One message's content."""
+    """One message's content.
+
+    Attributes:
+        html_pieces, text_pieces: what the template wrote, constants and values in turn.
+    """
 
     subject: str
-    html: str
-    text: str
+    html_pieces: Sequence[str]
+    text_pieces: Sequence[str]
     preheader: str = ""
+
+    @cached_property
+    def html(self) -> str:
+        """The HTML part."""
+        return "".join(self.html_pieces)
+
+    @cached_property
+    def text(self) -> str:
+        """The text part."""
+        return "".join(self.text_pieces)
 
 
 class Recommendations(list[Any]):
@@ -157,6 +180,7 @@ class TemplateSource:
         translations: the same template in other locales. `version`, `columns`, `names` and `product_fields` cover them
             too.
         product_fields: fields of recommended products that it uses; None if it uses products as a whole.
+        event_place: where it uses the event that fired a trigger, as `file:line`; empty where it does not.
     """
 
     name: str
@@ -174,6 +198,7 @@ class TemplateSource:
     attachments: tuple[Attachment, ...] = ()
     translations: tuple[TemplateSource, ...] = ()
     product_fields: frozenset[str] | None = None
+    event_place: str = ""
 
 
 class Template:
@@ -206,7 +231,7 @@ class Template:
         """Text and HTML, compiled to write encoded bytes; what `senders.composing` makes messages of."""
         return (
             WirePart(_WIRE_TEXT, self.source.text, self.text, is_trimmed=True, tags=self.tags),
-            WirePart(_WIRE_HTML, self.source.html, self._html, is_trimmed=False, tags=self.tags),
+            WirePart(_WIRE_HTML, self.source.html, self.html, is_trimmed=False, tags=self.tags),
         )
 
     @cached_property
@@ -230,13 +255,26 @@ class Template:
     def heading(self, context: Mapping[str, Any]) -> tuple[str, str]:
         """Subject and preheader, each on one line; the subject may use `preheader`."""
         if not self.source.preheader:
-            return one_line(self._subject(context)), ""
-        preheader = one_line(self._preheader(context))
-        return one_line(self._subject({**context, "preheader": preheader})), preheader
+            return one_line("".join(self._subject(context))), ""
+        preheader = one_line("".join(self._preheader(context)))
+        return one_line("".join(self._subject({**context, "preheader": preheader}))), preheader
+
+    def html(self, context: Mapping[str, Any]) -> str:
+        """The HTML part."""
+        return "".join(self._html(context))
 
     def text(self, context: Mapping[str, Any]) -> str:
         """The text part, blank lines joined to one."""
-        return _BLANK_LINES.sub("\n\n", self._text(context)).strip() + "\n"
+        return "".join(self._text_pieces(context))
+
+    def _text_pieces(self, context: Mapping[str, Any]) -> list[str]:
+        pieces = self._text(context)
+        written = "".join(pieces)
+        text = _BLANK_LINES.sub("\n\n", written)
+        if len(text) < len(written) or not pieces or pieces[0][:1].isspace() or not pieces[-1].strip():
+            return [text.strip() + "\n"]
+        pieces[0], pieces[-1] = pieces[0].lstrip(), pieces[-1].rstrip() + "\n"
+        return pieces
 
     def render(self, context: Mapping[str, Any]) -> Rendered:
         """Fill the template in.
@@ -255,21 +293,44 @@ class Template:
         try:
             subject, preheader = self.heading(context)
             given = {**context, "preheader": preheader}
-            return Rendered(subject, self._html(given), self.text(given), preheader)
+            html, text = self._html(given), self._text_pieces(given)
+            return Rendered(subject, html, text, preheader)
         except RENDER_ERRORS as error:
             raise render_error(error) from error
 
-    def require_marketing(self, place: str = "") -> None:
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """All that goes with it, in one locale or another."""
+        return tuple(
+            dict.fromkeys(
+                one for source in (self.source, *self.source.translations) for one in source.attachments
+            )
+        )
+
+    def require_marketing(self, place: str = "", *, channel: str = "email") -> None:
         """Check what the law asks of advertising, as far as a template can tell.
 
-        HTML and text say how to unsubscribe and the sender's postal address, to everybody (CAN-SPAM, 15 U.S.C.
+        By mail: HTML and text say how to unsubscribe and the sender's postal address, to everybody (CAN-SPAM, 15 U.S.C.
         7704(a)(3) and (5); GDPR, article 21(4)), and the subject is not made to look like an answer or a forwarded
-        message (7704(a)(2)).
+        message (7704(a)(2)). By text message: it says how to stop them (ePrivacy directive 2002/58/EC, article 13(4)).
+        Push messages are stopped on the device.
 
         Raises:
             TemplateError: names what is missing.
         """
         label = f"{place or self.name}{f' in {self.source.locale}' if self.source.locale else ''}"
+        if channel == "sms" and not (
+            _STOP.search(self.source.text)
+            or {"unsubscribe_url", "preferences_url"} & self.source.text_certain
+        ):
+            raise TemplateError(
+                f"{label}: an advertising text message says how to stop them, and its text part does not.",
+                fix="Write 'Reply STOP to opt out', or put {{ preferences_url }} where everybody gets it.",
+            )
+        for translation in self._translations.values():
+            translation.require_marketing(place, channel=channel)
+        if channel not in MAIL_CHANNELS:
+            return
         for kind, names in (("HTML", self.source.html_certain), ("text", self.source.text_certain)):
             for name in ("unsubscribe_url", "postal_address"):
                 if name not in names:
@@ -284,14 +345,31 @@ class Template:
                 " forbids in advertising.",
                 fix="Begin it with what the message is about.",
             )
-        for translation in self._translations.values():
-            translation.require_marketing(place)
 
 
-def _function(environment: Environment, source: str, place: str) -> Callable[[Mapping[str, Any]], str]:
-    """A function that fills in one part; a part without tags is its own answer."""
+class _Escaped(dict[str, Markup]):
+    """Texts escaped for HTML: the same value is the same object, so `senders.providers.batching` need not compare."""
+
+    def __missing__(self, value: str) -> Markup:
+        made = escape(value)
+        if len(value) <= _KEPT_LENGTH:
+            if len(self) >= _KEPT_VALUES:
+                self.clear()
+            self[value] = made
+        return made
+
+
+_known_texts = _Escaped()
+
+
+def _escaped(value: Any) -> Markup:
+    return _known_texts[value] if type(value) is str else escape(value)
+
+
+def _function(environment: Environment, source: str, place: str) -> Callable[[Mapping[str, Any]], list[str]]:
+    """A function that fills in one part, piece by piece; a part without tags is its own answer."""
     if "{{" not in source and "{%" not in source and "{#" not in source:
-        return lambda _: source
+        return lambda _: [source]
     try:
         template = environment.from_string(source)
     except TemplateSyntaxError as error:
@@ -300,9 +378,10 @@ def _function(environment: Environment, source: str, place: str) -> Callable[[Ma
             fix="Open and close each if and for in the same element or on the same level of elements.",
         ) from None
     root, known = template.root_render_func, environment.globals
+    root.__globals__["escape"] = _escaped
 
-    def fill(context: Mapping[str, Any]) -> str:
+    def fill(context: Mapping[str, Any]) -> list[str]:
         # what Template.render does, without copying the context thrice
-        return "".join(root(Context(environment, {**known, **context}, None, {})))
+        return list(root(Context(environment, {**known, **context}, None, {})))
 
     return fill

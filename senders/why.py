@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from campaigns.experiments import assignment_lines
 from senders.ledger import Ledger
 from senders.message import Reason, Status
 from warehouse.client import Warehouse
@@ -21,7 +22,7 @@ from warehouse.errors import InputError, WarehouseError
 
 _SKIPPED = {
     Reason.SUPPRESSED: "the address is suppressed (unsubscribed, complained or bounced)",
-    Reason.NO_CONSENT: "there is no consent to marketing by email",
+    Reason.NO_CONSENT: "there is no consent to marketing by {channel}",
     Reason.DELETED: "the contact has been deleted",
     Reason.INVALID: "the address is not one",
     Reason.HOLDOUT: "the contact is in the group that gets nothing, for comparison",
@@ -48,12 +49,13 @@ class Explanation:
     Attributes:
         message: the newest state: columns of `raw.messages`.
         changes: every status it went through, oldest first: sequence, status, reason, provider_reply, changed_at.
-        consent: the row of `raw.consents` that allowed it, None if there is none or it was not needed.
+        consent: the row of `raw.consents` of its channel that allowed or forbade it, None if there is none.
         suppression: the event that forbade it, None if none did.
         events: mail events about it, oldest first: type, occurred_at, properties.
         path: for messages of journeys, the moves that led to it and what followed it, oldest first: entered_at,
             previous_step, outcome, cause, step, ending.
         notes: what could not be read, and why.
+        assignment: how the contact came to the experiment's variant, as it was settled.
     """
 
     message_id: str
@@ -64,6 +66,7 @@ class Explanation:
     events: Sequence[Mapping[str, Any]] = ()
     path: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = field(default_factory=tuple)
+    assignment: Sequence[str] = ()
 
     @property
     def details(self) -> Mapping[str, Any]:
@@ -75,7 +78,8 @@ class Explanation:
         """One sentence: sent or not, and why."""
         status, reason = Status(self.message["status"]), self.message["reason"]
         if status == Status.SKIPPED:
-            return f"It was not sent, on purpose: {_SKIPPED.get(reason, reason)}."
+            because = str(_SKIPPED.get(reason, reason)).format(channel=self.message["channel"])
+            return f"It was not sent, on purpose: {because}."
         if status == Status.FAILED and reason == Reason.QUIET_HOURS:
             return "It has not been sent yet: it was night where the contact lives, and it waits for the morning."
         because = f" Reason: {reason.replace('_', ' ')}." if reason else ""
@@ -85,7 +89,7 @@ class Explanation:
         """The explanation as text, a line a fact."""
         message, details = self.message, self.details
         lines = [
-            f"Message {self.message_id} to {message['email']} (contact {message['contact_id']})",
+            f"Message {self.message_id} to {self._address} (contact {message['contact_id']})",
             self.answer,
             _fact(
                 message["kind"].replace("_", " ").capitalize(),
@@ -106,8 +110,11 @@ class Explanation:
             lines.append(_fact("Subject", message["subject"]))
         if message["experiment"] or message["variant"]:
             lines.append(
-                _fact("Experiment", f"{message['experiment'] or 'none'}, variant {message['variant']}")
+                _fact(
+                    "Experiment", f"{message['experiment'] or 'none'}, variant {message['variant'] or 'none'}"
+                )
             )
+            lines += [_fact("Assigned", line) for line in self.assignment]
         if details.get("recommendation_version"):
             lines.append(_fact("Recommendations", f"model version {details['recommendation_version']}"))
         lines.append(_fact("Consent", self._consent_text()))
@@ -140,17 +147,28 @@ class Explanation:
             lines.append(_fact("Since then", "no event has come in"))
         return [*lines, *(f"Note: {note}" for note in self.notes)]
 
+    @property
+    def _address(self) -> str:
+        """Where it goes; of a device's token the beginning alone."""
+        address = str(self.details.get("address") or self.message["email"])
+        return f"{address[:16]}... by push" if self.message["channel"] == "push" else address
+
     def _consent_text(self) -> str:
         if self.consent is not None:
             row = self.consent
             version = f", text version {row['text_version']}" if row["text_version"] else ""
             return (
                 f"{'given' if row['is_granted'] else 'withdrawn'} {_at(row['occurred_at'])} through "
-                f"{row['source'] or 'an unnamed source'}, basis {row['basis']}{version} (consent {row['consent_id']})"
+                f"{row['source'] or 'an unnamed source'}, basis {row['basis']}{version} (consent {row['consent_id']}"
+                f" to {row['purpose']} by {row['channel']})"
             )
         if consent_id := self.details.get("consent_id"):
             return f"consent {consent_id}"
-        return "not needed, transactional" if self.message["category"] != "marketing" else "none found"
+        if self.message["category"] != "marketing":
+            return "not needed, transactional"
+        if self.message["channel"] == "push" and self.message["reason"] != Reason.NO_CONSENT:
+            return "the platform's: it was allowed on the device, and nobody has withdrawn it"
+        return "none found"
 
 
 def why(message_id: str, ledger: Ledger, warehouse: Warehouse) -> Explanation:
@@ -180,12 +198,21 @@ def why(message_id: str, ledger: Ledger, warehouse: Warehouse) -> Explanation:
     consent = suppression = None
     events: list[dict[str, Any]] = []
     path: list[dict[str, Any]] = []
+    assignment: list[str] = []
     if not problem:
         if message["kind"] == "journey":
             path = journey_path(
                 warehouse, str(message["name"]).partition(".")[0], message["contact_id"],
                 int(str(message["occurrence"]).partition(".")[0]),
             )  # fmt: skip
+        if message["experiment"]:
+            assignment = assignment_lines(
+                warehouse,
+                message["experiment"],
+                message["variant"],
+                message["occurrence"],
+                message["contact_id"],
+            )
         if details.get("consent_id"):
             consent = _one(warehouse, _CONSENT, details["consent_id"])
         if details.get("suppression_event_id"):
@@ -193,7 +220,7 @@ def why(message_id: str, ledger: Ledger, warehouse: Warehouse) -> Explanation:
         events = warehouse.frame(_EVENTS, {"id": message_id}).to_dicts()
         for event in events:
             event["properties"] = json.loads(event["properties"] or "{}")
-    return Explanation(message_id, message, changes, consent, suppression, events, path, notes)
+    return Explanation(message_id, message, changes, consent, suppression, events, path, notes, assignment)
 
 
 def journey_path(
@@ -281,7 +308,8 @@ _MESSAGES = """
     from raw.messages where message_id = {id:String} order by sequence limit 1 by sequence
 """
 _CONSENT = """
-    select consent_id, toString(source) as source, is_granted, toString(basis) as basis, text_version, occurred_at
+    select consent_id, toString(source) as source, is_granted, toString(basis) as basis, text_version, occurred_at,
+        toString(purpose) as purpose, toString(channel) as channel
     from raw.consents where consent_id = {id:String} limit 1
 """
 _SUPPRESSION = """

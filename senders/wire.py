@@ -55,6 +55,8 @@ _SPACES = tuple(
     ]
 )
 _WHITE = b" \t\r\n"
+# the first of three may be the end of a soft break
+_THREE_ENDS = re.compile(rb"\r\n\r\n\r\n(?<!=\r\n\r\n\r\n)")
 _BLANK_LINES = re.compile(rb"\r\n(?<!=\r\n)(?:(?:=\r\n|=20| )*\r\n(?<!=\r\n)){2,}")
 
 
@@ -316,11 +318,7 @@ def trimmed(content: bytes) -> bytes:
     Three line ends in a row are seen at once. Those that have spaces or soft breaks between them are looked for only
     if a piece is marked as able to make them.
     """
-    if MARK in content or (
-        b"\r\n\r\n\r\n" in content
-        # the first of three may be the end of a soft break
-        and content.count(b"\r\n\r\n\r\n") != content.count(b"=\r\n\r\n\r\n")
-    ):
+    if MARK in content or _THREE_ENDS.search(content):
         content = _BLANK_LINES.sub(b"\r\n\r\n", content.replace(MARK, b""))
     content = content.strip(_WHITE)
     # what is left at the ends is a soft break or an encoded space, rarely

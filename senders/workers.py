@@ -24,16 +24,19 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from campaigns.permissions import ADDRESS_COLUMNS
 from senders import mime
 from senders.composing import Composer, Envelope, RecipientError, keep_heap, render_rows
+from senders.event_context import EVENT_COLUMN
 from senders.journal import Journal, Journals, Marks
 from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
 from senders.providers import provider_class
-from senders.providers.base import ADDRESS_COLUMNS, Provider, ProviderError
+from senders.providers.base import Provider, ProviderError
 from senders.rows import Rows
 from senders.templates import RenderError, Template
 from warehouse.errors import MailhouseError
@@ -48,6 +51,8 @@ _MOST_DEATHS = 3
 _ROOT = Path(__file__).resolve().parent.parent  # where a worker finds this code
 _STATUSES = {status.value: status for status in Status}
 _PR_SET_PDEATHSIG = 1
+#: `Delivery._make` without counting the fields.
+_AS_DELIVERY = partial(tuple.__new__, Delivery)
 
 
 class WorkerError(MailhouseError):
@@ -129,7 +134,7 @@ class Answer:
         columns, subjects = marshal.loads(body)  # noqa: S302
         if columns:
             columns[1] = [_STATUSES[status] for status in columns[1]]
-        return cls(list(map(Delivery._make, zip(*columns, strict=True))), subjects)
+        return cls(list(map(_AS_DELIVERY, zip(*columns, strict=True))), subjects)
 
 
 class Worker:
@@ -240,14 +245,14 @@ class Worker:
                 *headers,
             )
         names = (contact.get("first_name"), contact.get("last_name"))
-        return Message(
+        return Message.in_pieces(
+            rendered.html_pieces,
+            rendered.text_pieces,
             message_id=message_id,
             contact_id=contact["contact_id"],
             sender=envelope.sender,
             recipient=Address(contact["email"], mime.one_line(" ".join(str(name) for name in names if name))),
             subject=rendered.subject,
-            html=rendered.html,
-            text=rendered.text,
             sent_at=now.replace(microsecond=0),
             reply_to=envelope.reply_to,
             headers=headers,
@@ -270,7 +275,8 @@ def needed_columns(template: Template, channel: str) -> frozenset[str] | None:
         return None
     always = ("contact_id", "email", "first_name", "last_name", "locale", "recommendations", "variant")
     address = ADDRESS_COLUMNS.get(channel)
-    return frozenset((*template.columns, *always, *((address,) if address else ())))
+    event = (EVENT_COLUMN,) if "event" in template.names else ()
+    return frozenset((*template.columns, *always, *event, *((address,) if address else ())))
 
 
 class Workers(ABC):
@@ -287,8 +293,16 @@ class Workers(ABC):
         """Whether an answer is still to come."""
 
     @abstractmethod
+    def reserve(self, window: Window) -> None:
+        """Note that a window comes next, before the ledger lets it go: whoever dies then has not begun with it."""
+
+    @abstractmethod
+    def withdraw(self) -> None:
+        """What was reserved does not come after all."""
+
+    @abstractmethod
     def give(self, window: Window) -> None:
-        """Hand a window over; one at most while `is_free` is false."""
+        """Hand over what was reserved, or some of it; one at most while `is_free` is false."""
 
     @abstractmethod
     def answers(self, *, wait: bool) -> list[tuple[Window, Answer]]:
@@ -324,6 +338,8 @@ class InProcess(Workers):
         if self._journal is not None:
             self._journal.belongs_to(os.getpid())
         self._number = 0
+        self._slot = -1
+        self._reserved: Window | None = None
         self._done: list[tuple[Window, Answer]] = []
 
     @property
@@ -334,12 +350,23 @@ class InProcess(Workers):
     def is_busy(self) -> bool:
         return bool(self._done)
 
-    def give(self, window: Window) -> None:
-        marks = None
+    def reserve(self, window: Window) -> None:
+        self._reserved = window
         if self._journal is not None:
             self._number += 1
-            slot = self._journal.begin(self._number, self.run_id, window.row_ids)
-            marks = self._journal.marks(slot, window.message_ids)
+            self._slot = self._journal.begin(self._number, self.run_id, window.row_ids)
+
+    def withdraw(self) -> None:
+        if self._journal is not None and self._reserved is not None:
+            self._journal.withdraw(self._slot)
+        self._reserved = None
+
+    def give(self, window: Window) -> None:
+        if self._reserved is not window:
+            self.withdraw()
+            self.reserve(window)
+        self._reserved = None
+        marks = None if self._journal is None else self._journal.marks(self._slot, window.message_ids)
         self._done.append((window, self._worker.work(window, marks)))
 
     def answers(self, *, wait: bool) -> list[tuple[Window, Answer]]:
@@ -387,9 +414,12 @@ class _Process:
             self.journal.belongs_to(self.process.pid)
         self.pipe.send_bytes(pickle.dumps(job))
 
-    def give(self, window: Window, number: int, run_id: int) -> None:
+    def reserve(self, window: Window, number: int, run_id: int) -> int:
+        """Note that a window comes next; its slot."""
+        return -1 if self.journal is None else self.journal.begin(number, run_id, window.row_ids)
+
+    def give(self, window: Window, slot: int) -> None:
         """Hand a window over."""
-        slot = -1 if self.journal is None else self.journal.begin(number, run_id, window.row_ids)
         self.held.append((window, slot))
         # if it has died, the answer says so
         with contextlib.suppress(OSError):
@@ -450,6 +480,7 @@ class Processes(Workers):
         self.processes = [_Process(self._job, journals) for _ in range(count)]
         self._dead: list[_Process] = []
         self._number = 0
+        self._reserved: tuple[Window, _Process, int] | None = None
         self._require_journals()
 
     @property
@@ -460,14 +491,31 @@ class Processes(Workers):
     def is_busy(self) -> bool:
         return any(one.held for one in self.processes)
 
-    def give(self, window: Window) -> None:
+    def reserve(self, window: Window) -> None:
         if not self.processes:
             raise WorkerError(
                 f"{len(self._dead)} sending processes died one after the other.",
                 fix="Look into the system's log (memory?), then send again; it goes on where it stopped.",
             )
         self._number += 1
-        min(self.processes, key=lambda one: len(one.held)).give(window, self._number, self.run_id)
+        process = min(self.processes, key=lambda one: len(one.held))
+        self._reserved = window, process, process.reserve(window, self._number, self.run_id)
+
+    def withdraw(self) -> None:
+        if self._reserved is not None:
+            _, process, slot = self._reserved
+            if process.journal is not None:
+                process.journal.withdraw(slot)
+            self._reserved = None
+
+    def give(self, window: Window) -> None:
+        if self._reserved is None or self._reserved[0] is not window:
+            self.withdraw()
+            self.reserve(window)
+        assert self._reserved is not None
+        _, process, slot = self._reserved
+        self._reserved = None
+        process.give(window, slot)
 
     def answers(self, *, wait: bool) -> list[tuple[Window, Answer]]:
         busy = {one.pipe: one for one in self.processes if one.held}
@@ -518,12 +566,17 @@ def _unknown(message_ids: Sequence[str], how: str) -> Answer:
     return Answer(deliveries, [""] * len(deliveries))
 
 
-def _serve(pipe: Connection, parent: int) -> None:
-    """Work on windows until the pipe closes."""
+def settle_process() -> None:
+    """Make a process ready for windows of large messages: keep its memory, and look for garbage rarely."""
     keep_heap()
     # templates and libraries live as long as this process; what a message leaves behind is freed by counting references
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+def _serve(pipe: Connection, parent: int) -> None:
+    """Work on windows until the pipe closes."""
+    settle_process()
     job: _Job = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from the process that started this one
     journal = None
     if job.journal is not None:

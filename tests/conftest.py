@@ -13,11 +13,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from warehouse.client import Warehouse
 from warehouse.embedded import launcher
@@ -38,14 +41,26 @@ hypothesis_settings.register_profile(
 hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "mailhouse"))
 
 
-# before pytest-xdist reads the groups
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, and all tests of the code location in one: it takes long to make."""
-    for item in items:
-        fixtures: list[str] = getattr(item, "fixturenames", [])
-        group = "location" if "location" in fixtures else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+class _ByFile(LoadScopeScheduling):
+    """A file's tests in one process, and all tests of the code location in one: their fixtures take long to make.
+
+    pytest-xdist 3.8 has marks for this, and pytest 9.2 does not let it write them into a test's name any more.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "location" if _uses_location(self.config.rootpath / file) else file
+
+
+@cache
+def _uses_location(path: Path) -> bool:
+    return "location: Location" in path.read_text()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _ByFile:
+    """Which process takes which test."""
+    return _ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

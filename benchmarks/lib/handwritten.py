@@ -191,7 +191,7 @@ def comparisons(as_of: str) -> tuple[Comparison, ...]:
         group by cohort_month, months_since_first_order
     """
     touches = f"""
-        select contact_id, name, touched_at
+        select contact_id, name, message_id, touched_at
         from (
             select message_id, min(occurred_at) as touched_at from raw.events
             where type in ('opened', 'clicked') and not {_IS_MACHINE} group by message_id
@@ -199,32 +199,49 @@ def comparisons(as_of: str) -> tuple[Comparison, ...]:
         inner join (select message_id, any(contact_id) as contact_id, any(name) as name from raw.messages group by message_id) as m
             using message_id
     """
-    # all touches before each order within the window, shared by five rules at once, and steps from touch to touch
+    # a row for each touch of each conversion, as attribution_touchpoints has it: credit by five rules at once
     attribution = f"""
-        select touch.2 as campaign, toDate(order.1, 'UTC') as converted_on, count() as touches_count,
-            sum(if(place = 1, order.2, 0)) as first_touch, sum(if(place = steps, order.2, 0)) as last_touch,
-            sum(order.2 / steps) as linear,
-            sum(order.2 * multiIf(steps = 1, 1., steps = 2, .5, place in (1, steps), .4, .2 / (steps - 2))) as position_based,
-            sum(order.2 * decay / total) as time_decay, before
+        select order.3 as order_id, contact_id, order.1 as converted_at, touch.3 as message_id, touch.2 as campaign,
+            place, order.2 as revenue, touch.1 as touched_at,
+            if(place = 1, 1., 0.) as first_touch, if(place = steps, 1., 0.) as last_touch, 1 / steps as linear,
+            multiIf(steps = 1, 1., steps = 2, .5, place in (1, steps), .4, .2 / (steps - 2)) as position_based,
+            decay / total as time_decay
         from (
-            select order, arrayFilter(t -> t.1 <= order.1 and t.1 > order.1 - toIntervalDay(14), touches) as path,
+            select contact_id, order, arrayFilter(t -> t.1 <= order.1 and t.1 > order.1 - toIntervalDay(14), touches) as path,
                 length(path) as steps,
-                arrayMap(t -> exp2((toFloat64(t.1) - toFloat64(order.1)) / 604800), path) as decays, arraySum(decays) as total,
-                arrayPushFront(arrayMap(t -> t.2, path), '(start)') as befores
+                arrayMap(t -> exp2((toFloat64(t.1) - toFloat64(order.1)) / 604800), path) as decays, arraySum(decays) as total
             from (
                 select o.contact_id as contact_id, arrayJoin(o.orders) as order, t.touches as touches
                 from (
-                    select contact_id, groupArray(tuple(ordered_at, toFloat64(revenue))) as orders from ({owned_orders})
-                    group by contact_id
+                    select contact_id, groupArray(tuple(ordered_at, toFloat64(revenue), order_id)) as orders
+                    from ({owned_orders}) group by contact_id
                 ) as o
                 any join (
-                    select contact_id, arraySort(groupArray(tuple(touched_at, name))) as touches from ({touches})
+                    select contact_id, arraySort(groupArray(tuple(touched_at, name, message_id))) as touches from ({touches})
                     group by contact_id
                 ) as t on t.contact_id = o.contact_id
             )
         )
-        array join path as touch, decays as decay, arrayEnumerate(path) as place, arrayPopBack(befores) as before
-        group by campaign, converted_on, before
+        array join path as touch, decays as decay, arrayEnumerate(path) as place
+    """
+    # where people went from each touch, of those too who never ordered: what removal effects are learned from
+    steps = f"""
+        select toDate(here.1, 'UTC') as touched_on, here.2 as from_state,
+            if(next.1 > here.1 and next.1 <= here.1 + toIntervalDay(14), next.2, '(null)') as to_state,
+            count() as touches_count
+        from (
+            select arraySort(groupArray(tuple(at, state))) as moments,
+                arrayPushBack(arrayPopFront(moments), tuple(toDateTime64(0, 3), '')) as nexts
+            from (
+                select contact_id, touched_at as at, name::String as state from ({touches})
+                union all
+                select contact_id, ordered_at as at, '(conversion)' as state from ({owned_orders})
+            )
+            group by contact_id
+        )
+        array join moments as here, nexts as next
+        where here.2 != '(conversion)'
+        group by touched_on, from_state, to_state
     """
     segments = f"""
         select contact_id, arrayFilter((name, holds) -> holds, [
@@ -340,9 +357,20 @@ def comparisons(as_of: str) -> tuple[Comparison, ...]:
         ),
         Comparison(
             "attribution",
-            ("int_attribution__*", "attribution_*"),
-            "(campaign, converted_on)",
+            (
+                "int_attribution__paths",
+                "int_attribution__credits",
+                "attribution_by_*",
+                "attribution_touchpoints",
+            ),
+            "(converted_at, order_id, place)",
             attribution,
+        ),
+        Comparison(
+            "attribution steps",
+            ("int_attribution__transitions", "int_attribution__effects", "attribution_removal_effects"),
+            "(touched_on, from_state, to_state)",
+            steps,
         ),
         Comparison("segments", (SEGMENT_MODELS,), "contact_id", segments),
     )

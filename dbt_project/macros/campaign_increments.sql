@@ -7,12 +7,6 @@
     failed or was killed half way catches up.
 -#}
 
-{#- The newest stamp that this model had seen when it last came to its end. -#}
-{% macro messages_taken_at() -%}
-    (select max(taken_at) from {{ ref('int_increments__taken') }} where model = '{{ this.identifier }}')
-{%- endmacro %}
-
-
 {#- Post-hook of such models: notes the newest stamp. -#}
 {% macro note_messages_taken(messages) -%}
     insert into {{ ref('int_increments__taken') }} (model, taken_at, taken_on)
@@ -33,10 +27,10 @@
         select distinct toYYYYMM(created_at) as month
         from {{ ref('int_messages__followed') }}
         where
-            rebuilt_at > {{ messages_taken_at() }}
+            rebuilt_at > {{ last_taken() }}
             or message_hash in (
                 select message_hash from {{ ref('int_messages__converted') }}
-                where rebuilt_at > {{ messages_taken_at() }}
+                where rebuilt_at > {{ last_taken() }}
             )
         order by month
     {%- endset -%}
@@ -56,7 +50,7 @@
     {%- set query -%}
         select distinct toYYYYMM(created_at) as month
         from {{ ref('int_messages__segmented') }}
-        where rebuilt_at > {{ messages_taken_at() }}
+        where rebuilt_at > {{ last_taken() }}
         order by month
     {%- endset -%}
     {{ return(run_query(query).rows | map(attribute=0) | list) }}

@@ -31,32 +31,62 @@
 {% endmacro %}
 
 
-{#-
-    Whether a table has these comments (by column, '' for its own). Asked of all tables at once, the first time that a run
-    needs to know: `graph` is the one thing that all models of a run share.
--#}
+{#- Whether a table has these comments (by column, '' for its own). -#}
 {% macro has_comments(relation, wanted) %}
-    {%- set kept = graph.get('comments_in_place', {}) -%}
-    {%- if kept.get('run') != invocation_id -%}
-        {%- set models = graph.nodes.values() | selectattr('resource_type', 'equalto', 'model') -%}
-        {%- set databases = models | map(attribute='schema') | unique | join("', '") -%}
-        {%- set query -%}
-            select database || '.' || table || '.' || name, comment from system.columns
-            where database in ('{{ databases }}') and comment != ''
-            union all
-            select database || '.' || name || '.', comment from system.tables
-            where database in ('{{ databases }}') and comment != ''
-        {%- endset -%}
-        {%- set kept = {'run': invocation_id, 'comments': {}} -%}
-        {%- for row in run_query(query).rows -%}
-            {%- do kept.comments.update({row[0]: row[1]}) -%}
-        {%- endfor -%}
-        {%- do graph.update({'comments_in_place': kept}) -%}
-    {%- endif -%}
+    {%- set comments = kept_tables().comments.get(relation.schema ~ '.' ~ relation.identifier, '') -%}
+    {%- set columns = kept_columns(relation) -%}
     {%- for name, text in wanted.items() -%}
-        {%- if kept.comments.get(relation.schema ~ '.' ~ relation.identifier ~ '.' ~ name) != text -%}
+        {%- if (columns.get(name) if name else comments) != text -%}
             {{ return(false) }}
         {%- endif -%}
     {%- endfor -%}
     {{ return(true) }}
+{% endmacro %}
+
+
+{#- Columns of a table that was there before the run, with their comments, in their order. -#}
+{% macro kept_columns(relation) %}
+    {{ return(kept_tables().columns.get(relation.schema ~ '.' ~ relation.identifier, {})) }}
+{% endmacro %}
+
+
+{#-
+    What tables were like when the run first asked: `columns`, by table and name, their comments; `comments`, by table. Asked
+    of all tables at once: `graph` is the one thing that all models of a run share. A table that an increment goes to
+    changes its columns only by a full refresh.
+-#}
+{% macro kept_tables() %}
+    {%- set kept = graph.get('kept_tables', {}) -%}
+    {%- if kept.get('run') != invocation_id -%}
+        {%- set models = graph.nodes.values() | selectattr('resource_type', 'equalto', 'model') -%}
+        {%- set databases = models | map(attribute='schema') | unique | join("', '") -%}
+        {%- set query -%}
+            select concat(database, '.', table) as relation, name as part, comment, position::Int64 as position from system.columns
+            where database in ('{{ databases }}')
+            union all
+            select concat(database, '.', name) as relation, '' as part, comment, 0 as position from system.tables
+            where database in ('{{ databases }}') and comment != ''
+            union all
+            -- what a `create or replace table` (macros/tables.sql) leaves behind that was killed half way
+            select concat('`', database, '`.`', name, '`') as relation, '' as part, '' as comment, -1 as position
+            from system.tables
+            where
+                database in ('{{ databases }}')
+                and startsWith(name, '_tmp_replace_')
+                and metadata_modification_time < now() - toIntervalDay(1)
+            order by relation, position
+        {%- endset -%}
+        {%- set kept = {'run': invocation_id, 'columns': {}, 'comments': {}} -%}
+        {%- for row in run_query(query).rows -%}
+            {%- if row[3] == -1 -%}
+                {%- do run_query('drop table if exists ' ~ row[0]) -%}
+            {%- elif row[1] -%}
+                {%- do kept.columns.setdefault(row[0], {}).update({row[1]: row[2]}) -%}
+            {%- else -%}
+                {%- do kept.comments.update({row[0]: row[2]}) -%}
+            {%- endif -%}
+        {%- endfor -%}
+        {%- do graph.update({'kept_tables': kept}) -%}
+    {%- endif -%}
+    {{ return(kept) }}
 {% endmacro %}

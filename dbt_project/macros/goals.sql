@@ -126,3 +126,68 @@
     {%- endset -%}
     {{ return(run_query(query).rows | map(attribute=0) | sort) }}
 {% endmacro %}
+
+
+{#- Under which name `conversions` notes what it has taken in: other goals make every month due. -#}
+{% macro conversions_taken() -%}
+    {%- set goals = graph.nodes.values() | selectattr('name', 'equalto', 'conversion_goals') | first if execute else {} -%}
+    conversions {{ goals.checksum.checksum[:16] if execute }}
+{%- endmacro %}
+
+
+{#-
+    Months (as 201106) that `conversions` must build anew; none on a full refresh, which means all. Due are those in which an
+    order counts or counted that came, changed or found its contact, and those of the goals that were loaded, or whose
+    contact has moved.
+-#}
+{% macro due_conversion_months() %}
+    {%- if not is_incremental() -%}
+        {{ return(none) }}
+    {%- endif -%}
+    {%- set name = conversions_taken() -%}
+    {%- if taken_by(name).at[:4] == '1970' -%}
+        {%- set query -%}
+            select distinct toUInt32(partition_id) from system.parts
+            where active and database = '{{ this.schema }}' and table = '{{ this.identifier }}'
+        {%- endset -%}
+        {%- do due_partitions(run_query(query).rows | map(attribute=0) | list) -%}
+        {{ return(none) }}
+    {%- endif -%}
+    {%- set days = days_to_take(name) -%}
+    {%- set query -%}
+        with
+
+        moved as (
+
+            select identity_id from {{ ref('int_contacts__identified') }}
+            where moved_at >= {{ last_taken(name) }}
+
+        ),
+
+        types as (
+
+            select event_type from {{ ref('conversion_goals') }}
+            where event_type != 'order.placed'
+
+        )
+
+        select distinct month
+        from (
+            select arrayJoin(months) as month
+            from {{ ref('int_orders__combined') }}
+            where recorded_at > {{ last_taken(name) }} or identity_id in (select identity_id from moved)
+
+            union all
+
+            select toYYYYMM(occurred_at) as month
+            from {{ ref('int_events__recorded') }}
+            where
+                type in (select event_type from types)
+                and ({{ is_recorded_on(days) }} or identity_id in (select identity_id from moved))
+        )
+        order by month
+    {%- endset -%}
+    {%- set months = run_query(query).rows | map(attribute=0) | list -%}
+    {%- do due_partitions(months) -%}
+    {{ return(months) }}
+{% endmacro %}

@@ -202,7 +202,7 @@
     What was taken in is noted by `note_taken`, after the rows are written: a run that is killed in between does the same
     again.
 -#}
-{% macro days_to_take() %}
+{% macro days_to_take(name=none) %}
     {%- if not is_incremental() -%}
         {{ return(none) }}
     {%- endif -%}
@@ -214,11 +214,8 @@
             {% if given -%}
             {{ is_recorded_on(given) }}
             {%- else -%}
-            {{ is_recorded_since(
-                "(select greatest(max(taken_on), toDate('1970-03-01')) - " ~ var('load_overlap_days') ~ " from "
-                ~ ref('int_increments__taken') ~ " where model = '" ~ this.identifier ~ "')"
-            ) }}
-            and recorded_at > {{ last_taken() }}
+            {{ is_recorded_since("(toDate('" ~ taken_by(name or this.identifier).on ~ "') - " ~ var('load_overlap_days') ~ ")") }}
+            and recorded_at > {{ last_taken(name) }}
             {%- endif %}
         group by loaded_on
         order by day
@@ -227,16 +224,41 @@
 {% endmacro %}
 
 
+{#-
+    What a model has taken in: `at`, the stamp up to which it is everything, and `on`, the newest load day. Asked for all
+    models at once, the first time that a run needs to know, and put into queries as a constant: a subquery would be looked at
+    wherever it stands. Nobody but the model itself writes it, when it is done.
+-#}
+{% macro taken_by(name) %}
+    {%- set taken = ref('int_increments__taken') -%}
+    {%- if not execute -%}{{ return({'at': '1970-01-01 00:00:00.000', 'on': '1970-03-01'}) }}{%- endif -%}
+    {%- set known = graph.get('taken', {}) -%}
+    {%- if known.get('run') != invocation_id -%}
+        {%- set query -%}
+            select model::String, toString(max(taken_at)), toString(greatest(max(taken_on), toDate('1970-03-01')))
+            from {{ taken }}
+            group by model
+        {%- endset -%}
+        {%- set known = {'run': invocation_id, 'models': {}} -%}
+        {%- for row in run_query(query).rows -%}
+            {%- do known.models.update({row[0]: {'at': row[1], 'on': row[2]}}) -%}
+        {%- endfor -%}
+        {%- do graph.update({'taken': known}) -%}
+    {%- endif -%}
+    {{ return(known.models.get(name, {'at': '1970-01-01 00:00:00.000', 'on': '1970-03-01'})) }}
+{% endmacro %}
+
+
 {#- The stamp up to which such a model has taken in everything. -#}
-{% macro last_taken() -%}
-    (select max(taken_at) from {{ ref('int_increments__taken') }} where model = '{{ this.identifier }}')
+{% macro last_taken(name=none) -%}
+    toDateTime64('{{ taken_by(name or this.identifier).at }}', 3, 'UTC')
 {%- endmacro %}
 
 
 {#- Post-hook of such models: notes up to which stamp they have taken in. -#}
-{% macro note_taken() -%}
+{% macro note_taken(name=none) -%}
     insert into {{ ref('int_increments__taken') }} (model, taken_at, taken_on)
-    select '{{ this.identifier }}', max(recorded_at), max(loaded_on)
+    select '{{ name or this.identifier }}', max(recorded_at), max(loaded_on)
     from {{ ref('int_events__recorded') }}
     where {{ is_recorded_since(newest_load_day(ref('int_events__recorded')) ~ " - " ~ var('load_overlap_days')) }}
 {%- endmacro %}
@@ -246,6 +268,17 @@
 {% macro note_taken_from(relation) -%}
     insert into {{ ref('int_increments__taken') }} (model, taken_at)
     select '{{ this.identifier }}', max(recorded_at) from {{ relation }}
+{%- endmacro %}
+
+
+{#-
+    For `int_messages__converted`: the newest change of a message's sending that it has seen. Messages are rebuilt after the
+    events of their run were recorded, so by the stamp of those each would be new once more in the next run, and all of them
+    after a full refresh.
+-#}
+{% macro note_sends_taken() -%}
+    insert into {{ ref('int_increments__taken') }} (model, taken_at)
+    select '{{ this.identifier }} sends', max(sent_changed_at) from {{ ref('int_messages__followed') }}
 {%- endmacro %}
 
 
@@ -263,6 +296,27 @@
 {#- A table that keeps one row a key, as it reads when older rows are left out. Unit tests put a subquery in its place. -#}
 {% macro newest(relation, alias=none) -%}
     {{ relation }}{{ ' as ' ~ alias if alias }}{{ '' if '__dbt__cte__' in relation | string else ' final' }}
+{%- endmacro %}
+
+
+{#-
+    Rows of `int_events__recorded` that meet a condition, with the contact whose they are, as the mart `events` gives them.
+    That one looks everybody up who ever did anything; here only those of whom these rows speak are.
+-#}
+{% macro owned_events(columns, condition) -%}
+    select
+        {%- for column in columns %}
+        recorded.{{ column }} as {{ column }},
+        {%- endfor %}
+        owners.owner_contact_id as contact_id
+    from {{ ref('int_events__recorded') }} as recorded
+    inner join (
+        select identity_id as owner_identity_id, contact_id as owner_contact_id
+        from {{ ref('int_contacts__identified') }}
+        where identity_id in (select identity_id from {{ ref('int_events__recorded') }} where {{ condition }})
+    ) as owners
+        on owners.owner_identity_id = recorded.identity_id
+    where {{ condition }}
 {%- endmacro %}
 
 

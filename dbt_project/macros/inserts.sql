@@ -24,6 +24,8 @@
         {%- set names = clickhouse__get_columns_in_query(sql) -%}
     {%- elif has_contract -%}
         {%- set names = model.columns.values() | map(attribute='name') | list -%}
+    {%- elif is_incremental() -%}
+        {%- set names = kept_columns(this).keys() | list -%}
     {%- else -%}
         {%- set names = adapter.get_columns_in_relation(target_relation) | map(attribute='name') | list -%}
     {%- endif -%}
@@ -42,9 +44,14 @@
 {#-
     Replaces the adapter's macro of this name. The table of new rows is made like the one that they go to, not by asking what
     the SQL gives, and as its name is of this run alone, nothing has to be dropped before. A run that has nothing to write
-    replaces nothing.
+    replaces nothing, and one for which nothing is due asks nothing. A model that keeps no row for a partition without content
+    names those that are due (`due_partitions`): the ones for which it gives no row are emptied.
 -#}
 {% macro clickhouse__incremental_insert_overwrite(existing_relation, partition_by, is_distributed=False) %}
+    {%- if sql | trim == nothing_due() | trim -%}
+        {%- do store_raw_result(name='main', message='nothing due', code='OK', rows_affected='0') -%}
+        {{ return('') }}
+    {%- endif -%}
     {%- set new_rows = existing_relation.incorporate(path={"identifier": existing_relation.identifier
         ~ '__dbt_new_data_' ~ invocation_id.replace('-', '_')}) -%}
     {%- call statement('create_new_rows') -%}
@@ -63,7 +70,8 @@
         select distinct partition_id from system.parts
         where active and database = '{{ new_rows.schema }}' and table = '{{ new_rows.identifier }}'
     {%- endset -%}
-    {%- set partitions = run_query(query).rows | map(attribute=0) | list -%}
+    {%- set partitions = (run_query(query).rows | map(attribute=0) | list + graph.get('due_partitions', {}).get(model.unique_id ~ invocation_id, []))
+        | unique | list -%}
     {%- if partitions -%}
         {%- call statement('replace_partitions') -%}
             alter table {{ existing_relation }}
@@ -76,3 +84,11 @@
     {%- endif -%}
     {%- do adapter.drop_relation(new_rows) -%}
 {% endmacro %}
+
+
+{#- Says which partitions (their ids) the model that is being compiled replaces, with or without new rows for them. -#}
+{% macro due_partitions(ids) -%}
+    {%- set due = graph.get('due_partitions', {}) -%}
+    {%- do due.update({model.unique_id ~ invocation_id: ids | map('string') | list}) -%}
+    {%- do graph.update({'due_partitions': due}) -%}
+{%- endmacro %}

@@ -1,20 +1,26 @@
+{#- Names of all segments: every SQL file in models/segments, in order. -#}
+{% macro segment_names() %}
+    {{ return(names_in('segments', 'Segment')) }}
+{% endmacro %}
+
+
 {#-
-    Names of all segments: every SQL file in models/segments, in order.
+    Names of the models in a folder of models/, every SQL file of it, in order.
 
     dbt's `graph` is empty while models are parsed, and a `ref` that is first seen at run time makes no edge. The files
     that dbt is about to parse are known then, though: the resolver behind `ref` holds them. So the edges are there, in
     dbt's graph and in Dagster's, and adding a file is all it takes. At run time the same list comes from the graph; if
-    the two differ, the project was parsed before a file came or went, and we refuse rather than forget a segment.
+    the two differ, the project was parsed before a file came or went, and we refuse rather than forget one.
 -#}
-{% macro segment_names() %}
+{% macro names_in(folder, what) %}
     {%- set names = [] -%}
     {%- if execute -%}
         {%- for node in graph.nodes.values()
-            if node.resource_type == 'model' and node.package_name == project_name and node.fqn[1] == 'segments' -%}
+            if node.resource_type == 'model' and node.package_name == project_name and node.fqn[1] == folder -%}
             {%- do names.append(node.name) -%}
             {%- if node.unique_id not in model.depends_on.nodes -%}
                 {%- do exceptions.raise_compiler_error(
-                    "Segment '" ~ node.name ~ "' was added after the project was parsed. Fix: run `dbt parse --no-partial-parse`."
+                    what ~ " '" ~ node.name ~ "' was added after the project was parsed. Fix: run `dbt parse --no-partial-parse`."
                 ) -%}
             {%- endif -%}
         {%- endfor -%}
@@ -27,7 +33,7 @@
         {%- for file in ref.manifest.files.values()
             if file.project_name == project_name
             and file.path.searched_path == 'models'
-            and file.path.relative_path.startswith('segments/')
+            and file.path.relative_path.startswith(folder ~ '/')
             and file.path.relative_path.endswith('.sql') -%}
             {%- do names.append(file.path.relative_path.split('/')[-1][:-4]) -%}
         {%- endfor -%}

@@ -19,7 +19,6 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from ml.experiments.assignment import HOLDOUT, OUTSIDE, REMAINDER
 from ml.experiments.bayes import Posterior, bayes_means, bayes_proportions
 from ml.experiments.compare import Comparison, Estimate, compare, two_proportion_z
 from ml.experiments.guardrails import Guardrail, GuardrailResult, check_guardrail
@@ -41,8 +40,6 @@ COURSE_SCHEMA = pl.Schema(
 )
 """Of `Analysis.course`: the primary metric's lift over the control on all contacts exposed up to a day, with its
 confidence sequence; null where it is not known."""
-
-_LEFT_OUT = (HOLDOUT, REMAINDER, OUTSIDE)
 
 
 @dataclass(frozen=True)
@@ -186,8 +183,7 @@ def analyse(
 
     Args:
         sums: a frame of sums (see `ml.experiments.summaries`) of `plan.metrics` and `plan.balance`, a row a variant.
-            Rows of the holdout, the remainder and contacts outside the experiment are passed over; a variant without a
-            row has no contacts.
+            Contacts who are in no variant, such as a holdout, have no row; a variant without one has no contacts.
         plan: what was decided before the start.
         is_final: the planned end is reached. Say it once.
         segments: sums with a further column `segment`, for effects by segment.
@@ -252,8 +248,7 @@ _Rows = dict[str, dict[str, Any]]
 
 
 def _by_variant(sums: pl.DataFrame, plan: Plan) -> _Rows:
-    kept = sums.filter(~pl.col("variant").is_in(_LEFT_OUT))
-    names = kept["variant"].to_list()
+    names = sums["variant"].to_list()
     if unknown := sorted({str(name) for name in names} - set(plan.weights)):
         raise ValueError(
             f"experiment {plan.experiment}: the plan has no variant {', '.join(unknown)}; it has "
@@ -261,7 +256,7 @@ def _by_variant(sums: pl.DataFrame, plan: Plan) -> _Rows:
         )
     if len(set(names)) != len(names):
         raise ValueError(f"experiment {plan.experiment}: a variant has several rows; see roll_up")
-    return {row["variant"]: row for row in kept.to_dicts()}
+    return {row["variant"]: row for row in sums.to_dicts()}
 
 
 def _information(counts: Mapping[str, int], plan: Plan, variant: str) -> float:
@@ -336,9 +331,7 @@ def _posteriors(rows: _Rows, plan: Plan, primary: list[Result]) -> dict[str, Pos
 def _segments(segments: pl.DataFrame | None, plan: Plan) -> dict[str, SegmentEffects]:
     if segments is None:
         return {}
-    kept = segments.filter(~pl.col("variant").is_in(_LEFT_OUT)).with_columns(
-        pl.col("segment").cast(pl.String).fill_null("(none)")
-    )
+    kept = segments.with_columns(pl.col("segment").cast(pl.String).fill_null("(none)"))
     by_segment = {
         str(name): _by_variant(rows, plan) for (name,), rows in kept.group_by("segment", maintain_order=True)
     }
@@ -360,7 +353,7 @@ def _segments(segments: pl.DataFrame | None, plan: Plan) -> dict[str, SegmentEff
 def _course(days: pl.DataFrame | None, plan: Plan) -> pl.DataFrame | None:
     if days is None:
         return None
-    kept = days.filter(~pl.col("variant").is_in(_LEFT_OUT)).with_columns(pl.col("day").cast(pl.Date))
+    kept = days.with_columns(pl.col("day").cast(pl.Date))
     found: list[dict[str, object]] = []
     for day in kept["day"].unique().sort():
         rows = _by_variant(roll_up(kept.filter(pl.col("day") <= day)), plan)

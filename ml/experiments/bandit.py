@@ -24,7 +24,7 @@ def thompson_weights(posteriors: Mapping[str, Posterior], *, floor: float = 0.05
         floor: the least share of any variant.
 
     Returns:
-        Weights that sum to 1, for `Allocation`; give each batch an experiment name of its own if contacts may come
+        Weights that sum to 1, for the assignment; give each batch an experiment name of its own if contacts may come
         back and should be drawn anew.
 
     Raises:

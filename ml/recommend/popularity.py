@@ -2,49 +2,36 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import numpy as np
-import polars as pl
-from scipy import sparse
 
 from ml.dataset import InteractionMatrix
 from ml.recommend.base import POPULAR, Recommender
 
 
-def popularity(interactions: InteractionMatrix) -> np.ndarray:
-    """(n_products,) sum of the weights of a product's buyers: each contact counts once, recent ones more."""
-    return np.asarray(interactions.weights.sum(axis=0), dtype=np.float64).ravel()
-
-
-def by_popularity(interactions: InteractionMatrix) -> np.ndarray:
-    """(n_products,) positions of the products, most popular first; of equals, the one with more buyers."""
-    return np.argsort(-popularity(interactions), kind="stable")
-
-
 class PopularityRecommender(Recommender):
-    """The same products for everybody: those with most buyers, recent buyers counting more.
+    """The same products for everybody, or for everybody of a group: those with most buyers, recent ones counting more.
 
     Args:
         half_life: days in which a purchase loses half its weight; None weighs all alike.
 
     Attributes:
-        popularity_: (n_products,) weighted buyers of each product.
+        shares_: (n_groups + 1, n_products) weighted buyers of each product; the last row is everybody. A group
+            starts with the tastes of everybody, 100 buyers strong, so that a small one has an answer.
     """
+
+    _is_personal = False
 
     def __init__(self, half_life: float | None = None) -> None:
         self.half_life = half_life
 
-    def fit(self, interactions: pl.DataFrame, y: None = None) -> PopularityRecommender:  # noqa: ARG002
-        half_life = None if self.half_life is None else timedelta(days=self.half_life)
-        self.interactions_ = InteractionMatrix.from_interactions(interactions, half_life=half_life)
-        self.popularity_ = popularity(self.interactions_)
-        self.popular_ = by_popularity(self.interactions_)
-        return self
+    def _fit(self, interactions: InteractionMatrix) -> None:
+        """The base class has counted."""
 
-    def _affinities(self, history: sparse.csr_matrix) -> np.ndarray | None:
-        scores = self.popularity_.astype(np.float32)
-        return np.tile(scores, (len(history.indptr) - 1, 1))
+    def _affinities(self, positions: np.ndarray) -> np.ndarray | None:
+        contacts = np.full(len(positions), np.iinfo(np.int64).min)
+        known = positions >= 0
+        contacts[known] = self.interactions_.contact_ids[positions[known]]
+        return self.shares_[self._groups_of(contacts)].astype(np.float32)
 
     @property
     def _reason(self) -> str:

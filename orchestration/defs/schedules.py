@@ -9,7 +9,9 @@ from orchestration.lib.dbt_specs import load_specs
 from warehouse.settings import MailhouseSettings
 
 ingestion = dg.AssetSelection.groups("ingestion")
-models = dg.AssetSelection.groups("staging", "marts", "segments", "bi") - dg.AssetSelection.assets(
+models = dg.AssetSelection.groups(
+    "staging", "features", "marts", "segments", "bi"
+) - dg.AssetSelection.assets(
     # partitions are for backfills; what is due is built without naming days
     dg.AssetKey(["intermediate", "load_days"])
 )
@@ -21,11 +23,13 @@ ingest = dg.define_asset_job(
 build_models = dg.define_asset_job(
     "build_models", selection=models, description="Build and test every dbt model."
 )
-recommend = dg.define_asset_job("recommend", selection=predictions, description="Fit, measure, recommend.")
+recommend = dg.define_asset_job(
+    "recommend", selection=predictions, description="Fit, measure, recommend, predict."
+)
 refresh = dg.define_asset_job(
     "refresh",
     selection=ingestion | models | predictions,
-    description="Load every source and the ledger, build every model, recommend: all at once, by hand.",
+    description="Load every source and the ledger, build every model, recommend, predict: all at once, by hand.",
 )
 
 
@@ -62,7 +66,7 @@ def schedules() -> dg.Definitions:
                 job=recommend,
                 cron_schedule="30 3 * * *",
                 default_status=schedule_status,
-                description="Recommenders are fitted and measured once a day.",
+                description="Recommenders and predictions are fitted, measured and stored once a day.",
             ),
         ],
         sensors=[

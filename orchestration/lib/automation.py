@@ -16,6 +16,8 @@ TIME_PASSES_CRON = "7 * * * *"
 
 LIVE = (
     "segments/*",
+    # views, which cost nothing to build and which the predictions of the night read
+    "features/*",
     "marts/contact_profiles",
     "marts/segment_memberships",
     "marts/suppressions",
@@ -29,6 +31,9 @@ LIVE = (
     "marts/recommendations",
     "marts/messages",
     "marts/campaign_performance",
+    # by which experiments are decided
+    "marts/experiment_exposures",
+    "marts/experiment_sums",
     "marts/retention_cohorts",
 )
 """What campaigns, journeys, triggers and recommenders read, and how they do: with everything upstream, built at the

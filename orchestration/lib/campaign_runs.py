@@ -5,16 +5,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+import polars as pl
+
+from campaigns.assignment import HOLDOUT
 from campaigns.audience import Audience, AudienceSummary, Shard
 from campaigns.checks import CheckResult, run_checks
+from campaigns.experiments import Part, parts_of
 from campaigns.identity import occurrence_key
 from campaigns.specs import (
     CampaignSpec,
+    SendSpec,
     check_references,
     load_campaigns,
     next_occurrence,
@@ -22,13 +29,15 @@ from campaigns.specs import (
     segment_version,
 )
 from deliverability.preflight import CHECKS as PREFLIGHT_CHECKS
+from deliverability.preflight import WARNINGS as PREFLIGHT_WARNINGS
 from orchestration.lib.dbt_runs import PROJECT_DIR
+from orchestration.lib.experiment_runs import EXPERIMENT_CHECK, METRICS_DIR, check_size, divisions_of
 from orchestration.lib.preflights import judge_message
 from senders.export import export_messages, settle_from_events
 from senders.ledger import Ledger
-from senders.pipeline import Progress, SendSummary, send
+from senders.pipeline import Progress, SendSummary, require_attachable, send
 from senders.plan import SendPlan
-from senders.providers import get_provider
+from senders.providers import get_capabilities, get_provider
 from senders.rendering import TemplateLibrary
 from senders.settings import SenderSettings, require_identity
 from warehouse.client import Warehouse
@@ -43,8 +52,11 @@ CHECKS: Mapping[str, str] = {
     "consent": "Nobody is about to get marketing without consent, or although suppressed.",
     "audience_not_empty": "Somebody is left to send to.",
     "audience_drift": "The audience is not wildly larger than that of the occurrence before.",
+    EXPERIMENT_CHECK: "The audience is large enough for the experiment to find what it looks for.",
     **PREFLIGHT_CHECKS,
 }
+WARNINGS = (*PREFLIGHT_WARNINGS, EXPERIMENT_CHECK)
+"""Checks that do not stop a send."""
 
 
 class CheckError(MailhouseError):
@@ -104,7 +116,8 @@ def campaign_named(settings: SenderSettings, name: str) -> CampaignSpec:
         )
     templates = TemplateLibrary.load(settings.content_dir / "templates").names()
     segments = [path.stem for path in SEGMENTS_DIR.glob("*.sql")]
-    check_references({name: specs[name]}, templates, segments, provider=settings.provider)
+    metrics = [path.stem for path in METRICS_DIR.glob("*.sql")]
+    check_references({name: specs[name]}, templates, segments, provider=settings.provider, metrics=metrics)
     return specs[name]
 
 
@@ -115,6 +128,7 @@ def prepare(
     *,
     is_dry_run: bool = False,
     is_judged: bool = False,
+    moment: datetime | None = None,
 ) -> Prepared:
     """Read a campaign, choose its occurrence, settle its audience and judge all of it.
 
@@ -124,6 +138,7 @@ def prepare(
     Args:
         is_dry_run: settle nothing.
         is_judged: the same occurrence has passed its checks already; there are none in the answer.
+        moment: this occurrence, rather than the newest.
 
     Raises:
         InputError: a file is wrong, or the campaign has no time at all.
@@ -131,7 +146,7 @@ def prepare(
     """
     spec = campaign_named(settings, name)
     now = settings.now()
-    moment = occurrence(spec, now) or next_occurrence(spec, now)
+    moment = moment or occurrence(spec, now) or next_occurrence(spec, now)
     if moment is None:
         raise InputError(
             f"{spec.place('schedule')}: campaign {name} never happens.", fix="Correct its schedule."
@@ -145,34 +160,56 @@ def prepare(
     )
     if is_judged:
         return Prepared(settings, spec, moment, audience, templates, version, audience.summary(), ())
-    problems = templates.check(
-        spec.send.template,
-        subject=spec.send.subject,
-        preheader=spec.send.preheader or "",
-        place=spec.place("send", "subject"),
-    )
     summary = audience.summary()
-    said = [str(problem) for problem in problems] or _send_problems(settings, spec, templates)
+    said = _said_of(settings, spec, moment, templates)
     checks = [
         *run_checks(spec, summary, said),
+        check_size(warehouse, spec, summary),
         *judge_message(settings, spec, moment, audience, templates, has_problems=bool(said)),
     ]
     return Prepared(settings, spec, moment, audience, templates, version, summary, tuple(checks))
 
 
-def _send_problems(settings: SenderSettings, spec: CampaignSpec, templates: TemplateLibrary) -> list[str]:
+def _said_of(
+    settings: SenderSettings, spec: CampaignSpec, moment: datetime, templates: TemplateLibrary
+) -> list[str]:
+    """What is wrong with what is sent, each variant of an experiment included, once each."""
+    sent: list[tuple[SendSpec, SendPlan]] = [(spec.send, SendPlan.from_campaign(spec, moment))]
+    for at, variant in enumerate(spec.experiment.variants if spec.experiment else ()):
+        if variant.changes():
+            plan = SendPlan.from_campaign(spec, moment, variant=variant.name)
+            place = spec.place("experiment", "variants", at)
+            sent.append((spec.send_of(variant.name), dataclasses.replace(plan, place=place)))
+    said: dict[str, None] = {}
+    for send_spec, plan in sent:
+        problems = templates.check(
+            send_spec.template,
+            subject=send_spec.subject,
+            preheader=send_spec.preheader or "",
+            place=plan.place,
+        )
+        found = [str(problem) for problem in problems] or _send_problems(settings, send_spec, plan, templates)
+        said.update(dict.fromkeys(found))
+    return list(said)
+
+
+def _send_problems(
+    settings: SenderSettings, send_spec: SendSpec, plan: SendPlan, templates: TemplateLibrary
+) -> list[str]:
     """What a template that compiles may lack: its attachments, and in advertising what the law asks for."""
     try:
         template = templates.template(
-            spec.send.template,
-            subject=spec.send.subject,
-            preheader=spec.send.preheader or "",
-            place=spec.place("send", "subject"),
-            attachments=spec.send.attachments,
+            send_spec.template,
+            subject=send_spec.subject,
+            preheader=send_spec.preheader or "",
+            place=plan.place,
+            attachments=send_spec.attachments,
         )
-        if spec.send.category == "marketing":
-            template.require_marketing(spec.send.template)
-        require_identity(settings, category=spec.send.category, from_email=spec.send.from_email or "")
+        if send_spec.category == "marketing":
+            template.require_marketing(send_spec.template, channel=send_spec.channel)
+        provider = send_spec.provider or settings.provider
+        require_attachable(plan, template, provider, get_capabilities(provider))
+        require_identity(settings, category=send_spec.category, from_email=send_spec.from_email or "")
     except MailhouseError as error:
         return [f"{error.message} {error.fix}"]
     return []
@@ -196,25 +233,92 @@ def deliver(
         MailhouseError: see `senders.pipeline.send`.
     """
     prepared.require_passed()
-    plan = SendPlan.from_campaign(
-        prepared.spec, prepared.occurrence, segment_version=prepared.segment_version
-    )
-    with (
-        Ledger.open(prepared.settings) as ledger,
-        get_provider(prepared.settings, plan.provider) as provider,
-    ):
-        return send(
-            plan,
-            prepared.audience.batches(BATCH_ROWS, shard=shard),
-            settings=prepared.settings,
-            ledger=ledger,
-            provider=provider,
-            templates=prepared.templates,
-            on_progress=on_progress,
-            stop=stop,
-            workers=prepared.settings.workers_for(prepared.summary.sendable // (shard.count if shard else 1)),
-            is_part=shard is not None,
-        )
+    parts, counts = divide(prepared)
+    total = SendSummary()
+    with Ledger.open(prepared.settings) as ledger:
+        for number, part in enumerate(parts, 1):
+            plan = SendPlan.from_campaign(
+                prepared.spec,
+                prepared.occurrence,
+                segment_version=prepared.segment_version,
+                variant=part.variant if part else "",
+            )
+            members = counts[part.key] if part else prepared.summary.sendable
+            with get_provider(prepared.settings, plan.provider) as provider:
+                summary = send(
+                    plan,
+                    _batches(prepared, part, shard),
+                    settings=prepared.settings,
+                    ledger=ledger,
+                    provider=provider,
+                    templates=prepared.templates,
+                    on_progress=_onwards(total, on_progress),
+                    stop=stop,
+                    workers=prepared.settings.workers_for(members // (shard.count if shard else 1)),
+                    # claims that dead runs left may be of another part, until all have been through
+                    is_part=shard is not None or number < len(parts),
+                )
+            total = _added(total, summary)
+            if total.is_interrupted:
+                break
+    return total
+
+
+def divide(prepared: Prepared) -> tuple[list[Part | None], Counter[str]]:
+    """The parts of the audience that may go now, and how many contacts each has; one, None, without an experiment."""
+    spec, audience = prepared.spec, prepared.audience
+    if spec.experiment is None:
+        return [None], Counter()
+    # who belongs to it is settled before it is divided
+    if not audience.is_dry_run and audience.freeze() is None:
+        return [None], Counter()
+    now = prepared.settings.now()
+    divisions, decision = divisions_of(audience.warehouse, spec, prepared.occurrence, now)
+    parts = [part for part in parts_of(spec, prepared.occurrence, divisions, decision) if part.due_at <= now]
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts[part.key] = audience.counts_by(f"toUInt8({part.condition})").get("1", 0)
+    return [part for part in parts if counts[part.key]], counts
+
+
+def _batches(prepared: Prepared, part: Part | None, shard: Shard | None) -> Iterator[pl.DataFrame]:
+    """The audience, or a part of it with its variant; who is held out has that as the reason to get nothing."""
+    if part is None:
+        yield from prepared.audience.batches(BATCH_ROWS, shard=shard)
+        return
+    for frame in prepared.audience.batches(BATCH_ROWS, shard=shard, where=part.condition):
+        frame = frame.with_columns(variant=pl.lit(part.label))
+        if part.label == HOLDOUT:
+            # whoever would have got nothing anyway is no part of the comparison
+            frame = frame.with_columns(
+                skip_reason=pl.when(pl.col("skip_reason") == "")
+                .then(pl.lit(HOLDOUT))
+                .otherwise("skip_reason")
+            )
+        yield frame
+
+
+def _added(total: SendSummary, one: SendSummary) -> SendSummary:
+    """Two summaries of parts of one audience as one."""
+    return SendSummary(
+        **{
+            name: getattr(total, name) + getattr(one, name)
+            for name in (
+                "sent", "failed", "rejected", "invalid", "unknown", "waiting", "already_claimed", "seconds",
+            )
+        },
+        skipped=dict(Counter(total.skipped) + Counter(one.skipped)),
+        settled=dict(Counter(total.settled) + Counter(one.settled)),
+        is_interrupted=one.is_interrupted,
+        is_paused=one.is_paused,
+    )  # fmt: skip
+
+
+def _onwards(before: SendSummary, on_progress: Progress | None) -> Progress | None:
+    """The progress of a part, counted on from the parts before it."""
+    if on_progress is None:
+        return None
+    return lambda so_far: on_progress(_added(before, so_far))
 
 
 def export_ledger(settings: SenderSettings, warehouse: Warehouse) -> int:

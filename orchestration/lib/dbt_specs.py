@@ -24,7 +24,9 @@ GROUPS: Mapping[str, str] = {
     "staging": "staging",
     "intermediate": "staging",
     "marts": "marts",
+    "features": "features",
     "segments": "segments",
+    "metrics": "marts",
     "bi": "bi",
 }
 # what dagster_dbt hangs on each spec for its own use: the whole manifest and the translator, too big to keep

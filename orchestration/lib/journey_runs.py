@@ -190,7 +190,7 @@ def _judged_templates(settings: SenderSettings, warehouse: Warehouse, spec: Jour
             attachments=step.attachments,
         )  # fmt: skip
         if step.category == "marketing":
-            template.require_marketing(step.template)
+            template.require_marketing(step.template, channel=step.channel)
         require_identity(settings, category=step.category, from_email=step.from_email or "")
     return templates
 

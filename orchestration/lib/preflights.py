@@ -12,6 +12,7 @@ from campaigns.specs import CampaignSpec
 from deliverability.preflight import Sender, Surroundings, not_judged, preflight
 from deliverability.samples import Sample
 from deliverability.sender_dns import Selector
+from deliverability.size import TEXT_CHANNELS, check_text_size
 from deliverability.spamd import Spamd
 from senders.composing import Composer, Envelope, sender_of
 from senders.dkim import DkimSigner
@@ -42,8 +43,9 @@ def judge_message(
     Args:
         has_problems: the template is known to be wrong, so there is nothing to render.
     """
-    if spec.send.channel != "email":
-        return not_judged(f"channel {spec.send.channel} is not email.", is_passed=True)
+    channel = spec.send.channel
+    if channel not in ("email", *TEXT_CHANNELS):
+        return not_judged(f"channel {channel} is not email.", is_passed=True)
     if has_problems:
         return not_judged("template_lint failed.", is_passed=True)
     plan = SendPlan.from_campaign(spec, occurrence)
@@ -58,6 +60,9 @@ def judge_message(
         )
     if not samples:
         return not_judged("nobody would get it.", is_passed=True)
+    if channel in TEXT_CHANNELS:
+        rest = not_judged(f"channel {channel} is not email.", is_passed=True)
+        return [check_text_size(channel, samples), *(one for one in rest if one.name != "size")]
     links = Links(settings.signing_key(), settings.base_url)
     base = f"{links.base_url}/"
 
@@ -131,11 +136,15 @@ def _samples(
         for locale in _locales(template.source.translations, contact.get("locale")):
             try:
                 context = composer.context({**contact, "locale": locale}, row["recommendations"], ident, now)
-                raw = composer.compose(context, ident, now.replace(microsecond=0))
+                if plan.channel in TEXT_CHANNELS:
+                    rendered = template.render(context)
+                    said = Sample(b"", subject=rendered.subject, text=rendered.text.strip())
+                else:
+                    said = Sample(composer.compose(context, ident, now.replace(microsecond=0)))
             except RenderError as problem:
                 error = str(problem)
             else:
-                samples.append(Sample(raw, template.in_locale(locale).source.locale))
+                samples.append(replace(said, locale=template.in_locale(locale).source.locale))
     return samples, error
 
 

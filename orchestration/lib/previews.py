@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 import polars as pl
 
 from campaigns.identity import message_id
 from campaigns.specs import CampaignSpec
 from senders.composing import Composer, Envelope, constants_of
+from senders.event_context import EVENT_COLUMN, event_text
 from senders.links import Links
 from senders.message import Address
 from senders.plan import SendPlan
@@ -25,8 +30,12 @@ def render_preview(
     *,
     template: str,
     spec: CampaignSpec | None = None,
+    event: Mapping[str, Any] | None = None,
 ) -> Rendered:
     """Render a campaign's message, or a template alone, for a contact.
+
+    Args:
+        event: what fires a template that a trigger sends: `properties`, `type`, `source`, `occurred_at`.
 
     Raises:
         InputError: no such contact, or the message cannot be rendered for them; names the merge tag.
@@ -65,7 +74,11 @@ def render_preview(
             name="preview", occurrence="", template=template, subject=f"Preview of {template}", place=template
         )
     compiled = library.template(
-        plan.template, subject=plan.subject, preheader=plan.preheader, place=plan.place
+        plan.template,
+        subject=plan.subject,
+        preheader=plan.preheader,
+        place=plan.place,
+        has_event=spec is None,
     )
     # what a message's tags may name is the composer's to say; nothing is signed or written
     envelope = Envelope(
@@ -73,8 +86,10 @@ def render_preview(
         constants=constants_of(plan, settings),
         links=Links(b"preview", settings.base_url),
     )
+    given = dict(event or {})
+    given["properties"] = json.dumps(given.get("properties") or {})
     context = Composer(compiled, envelope).context(
-        profile.row(0, named=True),
+        {**profile.row(0, named=True), EVENT_COLUMN: event_text(given)},
         _plain(products),
         message_id(plan.kind, plan.name, contact_id, "preview"),
         settings.now(),
@@ -85,7 +100,8 @@ def render_preview(
     except RenderError as error:
         raise InputError(
             f"The message cannot be rendered for contact {contact_id}: {error}.",
-            fix="Give the merge tag a default, such as {{ contact.first_name | default('there') }}.",
+            fix="Give the merge tag a default, such as {{ contact.first_name | default('there') }}."
+            + (" Or give the event, with --event." if compiled.source.event_place and event is None else ""),
         ) from None
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from campaigns.permissions import MAIL_CHANNELS, MARKETING_CHANNELS
 from senders.message import Delivery, Message
 from warehouse.errors import MailhouseError, SettingsError
 
@@ -49,13 +50,6 @@ class NotSupportedError(ProviderError):
     """The provider cannot do this; `capabilities` says so too."""
 
 
-#: Channels that reach people by mail, so that consent to marketing mail covers them.
-CHANNELS_BY_MAIL = ("email", "journey", "video")
-#: Channel -> the profile's column that says where a message goes, where that is not the mail address. Messages of
-#: `chat` and `webhook` go where the settings say.
-ADDRESS_COLUMNS = {"sms": "phone", "push": "push_token"}
-
-
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a provider can do.
@@ -69,6 +63,7 @@ class Capabilities:
         wants_raw: takes the message as RFC 5322 bytes, so the pipeline makes those beforehand.
         has_list_unsubscribe: its mail carries List-Unsubscribe, ours or its own; marketing mail must.
         can_attach: takes attachments.
+        can_invite: takes calendar files that ask for an answer, whose content type has a parameter.
         can_track: counts opens and clicks itself.
         longest_hold: how long it holds messages back before delivery; zero where it cannot.
         can_cancel: `cancel` stops messages that it still holds back.
@@ -84,6 +79,7 @@ class Capabilities:
     wants_raw: bool = True
     has_list_unsubscribe: bool = True
     can_attach: bool = False
+    can_invite: bool = False
     can_track: bool = False
     longest_hold: timedelta = timedelta(0)
     can_cancel: bool = False
@@ -100,6 +96,7 @@ class Needs:
     channel: str = "email"
     category: str = "transactional"
     has_attachments: bool = False
+    has_invitation: bool = False
     is_tracked: bool = False
     hold: timedelta = timedelta(0)
     is_cancellable: bool = False
@@ -110,12 +107,18 @@ def unmet_needs(capabilities: Capabilities, needs: Needs) -> list[str]:
     unmet: list[str] = []
     if needs.channel != capabilities.channel:
         unmet.append(f"sends {capabilities.channel}, not {needs.channel}")
-    if needs.category == "marketing" and needs.channel not in CHANNELS_BY_MAIL:
-        unmet.append(f"may not send marketing: consent for {needs.channel} is not kept, only for email")
-    elif needs.category == "marketing" and not capabilities.has_list_unsubscribe:
+    if needs.category == "marketing" and needs.channel not in MARKETING_CHANNELS:
+        unmet.append(f"may not send marketing: consent for {needs.channel} is not kept")
+    elif (
+        needs.category == "marketing"
+        and needs.channel in MAIL_CHANNELS
+        and not capabilities.has_list_unsubscribe
+    ):
         unmet.append("cannot send marketing: its mail carries no List-Unsubscribe (RFC 8058)")
     if needs.has_attachments and not capabilities.can_attach:
         unmet.append("takes no attachments")
+    elif needs.has_invitation and not capabilities.can_invite:
+        unmet.append("takes no calendar files that ask for an answer (METHOD:REQUEST and the like)")
     if needs.is_tracked and not capabilities.can_track:
         unmet.append("counts no opens and clicks (provider_tracking)")
     if needs.hold and not capabilities.longest_hold:

@@ -51,7 +51,7 @@ _VERDICTS = {
 }
 _REASONS = {
     "UNREGISTERED": RejectReason.BOUNCED,
-    "SENDER_ID_MISMATCH": RejectReason.INVALID,
+    "SENDER_ID_MISMATCH": RejectReason.BOUNCED,
     "INVALID_ARGUMENT": RejectReason.INVALID,
 }
 
@@ -161,7 +161,10 @@ class FcmProvider(HttpProvider):
         return isinstance((json_object(response) or {}).get("error"), dict)
 
     def reject_reason(self, response: httpx.Response) -> RejectReason:
-        """UNREGISTERED means that the app is gone from the device: forget the token."""
+        """`bounced`: the app is gone from the device, or the token is another project's.
+
+        It is good for nothing then; `senders.export` tells the models so.
+        """
         return next((_REASONS[word] for word in _words(response) if word in _REASONS), RejectReason.OTHER)
 
     def retry_after(self, response: httpx.Response) -> float | None:

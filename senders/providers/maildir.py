@@ -26,7 +26,9 @@ class MaildirProvider(Provider):
     """Deliver into `folder`; the folder is made on the first delivery."""
 
     name = "maildir"
-    capabilities = Capabilities(dispatch_window=1000, can_attach=True, can_look_up=True, reaches_people=False)
+    capabilities = Capabilities(
+        dispatch_window=1000, can_attach=True, can_invite=True, can_look_up=True, reaches_people=False
+    )
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -16,6 +16,7 @@ import httpx
 import orjson
 from pydantic import SecretStr
 
+from senders.attachments import base64_of
 from senders.message import Delivery, EventType, Message, Reason, RejectReason, Status
 from senders.mime import mailbox
 from senders.providers.base import Capabilities, ProviderError
@@ -101,8 +102,8 @@ class MandrillProvider(HttpProvider):
 
     name = "mandrill"
     capabilities = Capabilities(
-        dispatch_window=100, wants_raw=False, can_track=True, longest_hold=timedelta(days=365), can_look_up=True,
-        has_webhooks=True,
+        dispatch_window=100, wants_raw=False, can_attach=True, can_track=True, longest_hold=timedelta(days=365),
+        can_look_up=True, has_webhooks=True,
     )  # fmt: skip
 
     def __init__(
@@ -159,6 +160,11 @@ class MandrillProvider(HttpProvider):
                 "inline_css": False,
                 "preserve_recipients": False,
             }
+            if message.attachments:
+                content["attachments"] = [
+                    {"type": one.media_type, "name": one.name, "content": base64_of(one)}
+                    for one in message.attachments
+                ]
             payload: dict[str, Any] = {"key": self._key, "message": content, "async": False}
             if message.deliver_at is not None:
                 payload["send_at"] = message.deliver_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")

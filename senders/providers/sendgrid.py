@@ -9,6 +9,7 @@ batch id, by which `cancel` stops it.
 from __future__ import annotations
 
 import base64
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -18,6 +19,7 @@ import httpx
 import orjson
 from pydantic import SecretStr
 
+from senders.attachments import base64_of
 from senders.message import Address, Delivery, EventType, Message, RejectReason, Status
 from senders.mime import mailbox
 from senders.providers.base import Capabilities, ProviderRefusedError
@@ -103,8 +105,8 @@ class SendGridProvider(HttpProvider):
     name = "sendgrid"
     signed_headers = ("x-twilio-email-event-webhook-timestamp",)
     capabilities = Capabilities(
-        most_per_call=MOST_PERSONALIZATIONS, wants_raw=False, can_track=True, longest_hold=timedelta(hours=72),
-        can_cancel=True, has_webhooks=True,
+        most_per_call=MOST_PERSONALIZATIONS, wants_raw=False, can_attach=True, can_track=True,
+        longest_hold=timedelta(hours=72), can_cancel=True, has_webhooks=True,
     )  # fmt: skip
 
     def __init__(
@@ -143,16 +145,25 @@ class SendGridProvider(HttpProvider):
         """SendGrid takes no message without subject or content."""
         if not message.subject:
             return "the subject is empty"
-        if not (message.html or message.text):
+        if not (any(map(any, message.pieces)) if message.pieces else message.html or message.text):
             return "the message is empty"
         return super().problem(message)
 
     def calls(self, batch: Sequence[Message]) -> Iterator[Call]:
         """One call for up to 1,000 messages of one shape, sender and tracking."""
         alike: dict[tuple[Any, ...], list[Message]] = {}
-        for message in batch:
-            key = (message.sender, message.reply_to, message.is_tracked, message.deliver_at is None)
-            alike.setdefault(key, []).append(message)
+        # nearly all have the same sender: comparing costs less than hashing
+        for key, run in itertools.groupby(
+            batch,
+            lambda message: (
+                message.sender,
+                message.reply_to,
+                message.is_tracked,
+                message.deliver_at is None,
+                message.attachments,
+            ),
+        ):
+            alike.setdefault(key, []).extend(run)
         for messages in alike.values():
             for group in unique_recipients(messages, MOST_PERSONALIZATIONS):
                 for shared in share(
@@ -181,6 +192,14 @@ class SendGridProvider(HttpProvider):
                 "subscription_tracking": {"enable": False},
             },
         }
+        if first.attachments:
+            payload["attachments"] = [
+                {
+                    "content": base64_of(one), "filename": one.name, "type": one.media_type,
+                    "disposition": "attachment",
+                }
+                for one in first.attachments
+            ]  # fmt: skip
         if first.reply_to is not None:
             payload["reply_to"] = _address(first.reply_to)
         if batch_id:

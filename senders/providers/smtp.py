@@ -12,7 +12,7 @@ import base64
 import contextlib
 import functools
 import re
-import selectors
+import select
 import socket
 import ssl
 import time
@@ -40,8 +40,9 @@ _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})\b")
 _LONGEST_LINE = 8192
 _MOST_LINES = 100
 _MOST_HANDSHAKES = 20
-_WINDOW = 100
+_WINDOW = 200
 _READ = 8192
+_ENVELOPE = ("mail", "rcpt", "data")
 
 
 @dataclass(frozen=True)
@@ -324,7 +325,7 @@ class SmtpProvider(Provider):
     """
 
     name = "smtp"
-    capabilities = Capabilities(dispatch_window=_WINDOW, can_attach=True, marks_each=True)
+    capabilities = Capabilities(dispatch_window=_WINDOW, can_attach=True, can_invite=True, marks_each=True)
 
     @classmethod
     def from_settings(cls, settings: SenderSettings) -> SmtpProvider:
@@ -390,11 +391,11 @@ class SmtpProvider(Provider):
         if self._refused is not None:
             raise self._refused
         transfer = _Transfer(batch, self.server, self.bounce_address, self.marks)
-        with contextlib.closing(transfer.selector):
-            for connection in self._take(min(self.connections, transfer.left), transfer):
-                transfer.begin(connection)
-            while transfer.lanes:
-                transfer.turn()
+        for connection in self._take(min(self.connections, transfer.left), transfer):
+            transfer.begin(connection)
+        while transfer.lanes:
+            transfer.turn()
+            if transfer.missing:
                 # a connection that was lost is replaced while there is work for it
                 for _ in range(min(transfer.missing, transfer.left)):
                     for connection in self._take(1, transfer):
@@ -459,11 +460,13 @@ class _Lane:
         ended: the message whose end the server has not answered.
         unsent: bytes that the network has not taken yet.
         before_end: how many of those come before and with the final dot of `ended`.
+        sizes, reports: whether the server takes a message's length, and tells what became of it (DSN).
+        most_bytes: of a message; 0: it names no limit.
     """
 
     __slots__ = (
-        "before_end", "buffer", "connection", "deadline", "ended", "expected", "is_encrypted", "lines", "pipelines",
-        "position", "refusal", "socket", "unsent",
+        "before_end", "buffer", "connection", "deadline", "ended", "expected", "is_encrypted", "lines", "most_bytes",
+        "pipelines", "position", "refusal", "reports", "sizes", "socket", "unsent",
     )  # fmt: skip
 
     def __init__(self, connection: SmtpConnection) -> None:
@@ -471,7 +474,11 @@ class _Lane:
         self.socket = connection.socket
         self.socket.setblocking(False)
         self.is_encrypted = isinstance(self.socket, ssl.SSLSocket)
-        self.pipelines = "PIPELINING" in connection.features
+        features = connection.features
+        self.pipelines = "PIPELINING" in features
+        self.sizes, self.reports = "SIZE" in features, "DSN" in features
+        limit = features.get("SIZE", "")
+        self.most_bytes = int(limit) if limit.isdigit() else 0
         self.expected: deque[str] = deque()
         self.position: int | None = None
         self.refusal: tuple[str, Reply] | None = None
@@ -518,38 +525,43 @@ class _Lane:
             self.unsent = self.unsent[taken:]
             self.before_end = max(0, self.before_end - taken)
 
-    def replies(self) -> Iterator[tuple[int, str]]:
-        """Answers that have come: code and text.
+    def receive(self) -> bytes:
+        """What has come; nothing if nothing has.
 
         Raises:
-            _LostError, OSError: the connection is gone, or talks no SMTP any more.
+            _LostError, OSError: the connection is gone.
         """
-        while True:
-            try:
-                received = self.socket.recv(_READ)
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                return
-            if not received:
-                raise _LostError("the server closed the connection")
-            *lines, self.buffer = (self.buffer + received).split(b"\n")
-            for line in lines:
-                code, mark = line[:3], line[3:4]
-                if len(code) < 3 or not code.isdigit() or mark not in (b"", b" ", b"-", b"\r"):
-                    raise _LostError("the answer is no SMTP")
-                text = line[4:].decode("utf-8", "replace").strip()
-                if mark == b"-":
-                    self.lines.append(text)
-                    if len(self.lines) > _MOST_LINES:
-                        raise _LostError("the answer does not end")
-                    continue
-                if self.lines:
-                    text = " ".join((*self.lines, text))
-                    self.lines.clear()
-                yield int(code), text
-            if len(self.buffer) > _LONGEST_LINE:
-                raise _LostError("the answer is too long")
-            if len(received) < _READ and not self.is_encrypted:
-                return
+        try:
+            received = self.socket.recv(_READ)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return b""
+        if not received:
+            raise _LostError("the server closed the connection")
+        return received
+
+    def replies(self, received: bytes) -> Iterator[tuple[int, str]]:
+        """Answers that are whole now: code and text.
+
+        Raises:
+            _LostError: it talks no SMTP any more.
+        """
+        *lines, self.buffer = (self.buffer + received).split(b"\n")
+        for line in lines:
+            code, mark = line[:3], line[3:4]
+            if len(code) < 3 or not code.isdigit() or mark not in (b"", b" ", b"-", b"\r"):
+                raise _LostError("the answer is no SMTP")
+            text = line[4:].decode("utf-8", "replace").strip()
+            if mark == b"-":
+                self.lines.append(text)
+                if len(self.lines) > _MOST_LINES:
+                    raise _LostError("the answer does not end")
+                continue
+            if self.lines:
+                text = " ".join((*self.lines, text))
+                self.lines.clear()
+            yield int(code), text
+        if len(self.buffer) > _LONGEST_LINE:
+            raise _LostError("the answer is too long")
 
 
 class _Transfer:
@@ -573,7 +585,8 @@ class _Transfer:
         self.missing = 0
         self.error: ProviderUnavailableError | ProviderRefusedError | None = None
         self.refused: ProviderRefusedError | None = None
-        self.selector = selectors.DefaultSelector()
+        self._poll = select.poll()
+        self._lanes: dict[int, _Lane] = {}
         self._waiting = deque(range(len(batch)))
         self._mailboxes: dict[str, str] = {}
         self._again: set[int] = set()
@@ -587,16 +600,20 @@ class _Transfer:
         """Put a connection to work."""
         lane = _Lane(connection)
         self.lanes.add(lane)
-        self.selector.register(lane.socket, selectors.EVENT_READ, lane)
+        self._lanes[lane.socket.fileno()] = lane
+        self._poll.register(lane.socket, select.POLLIN)
         self._guarded(lane, self._next_envelope)
 
     def turn(self) -> None:
         """Wait for the network once, and deal with what it has."""
-        for key, events in self.selector.select(1.0):
-            lane: _Lane = key.data
-            if events & selectors.EVENT_WRITE:
+        for number, events in self._poll.poll(1000):
+            lane = self._lanes.get(number)
+            if lane is None:
+                continue
+            if events & select.POLLOUT:
                 self._guarded(lane, self._flush)
-            if events & selectors.EVENT_READ and lane in self.lanes:
+            # an error or a closed connection shows when it is read from
+            if events != select.POLLOUT and lane in self.lanes:
                 self._guarded(lane, self._read)
         now = time.monotonic()
         if now - self._checked_at >= 1:
@@ -613,18 +630,44 @@ class _Transfer:
     def _flush(self, lane: _Lane) -> None:
         lane.flush()
         if not lane.unsent:
-            self.selector.modify(lane.socket, selectors.EVENT_READ, lane)
+            self._poll.modify(lane.socket, select.POLLIN)
 
     def _write(self, lane: _Lane, *contents: bytes, is_end: bool = False) -> None:
         was_empty = not lane.unsent
         lane.deadline = time.monotonic() + (self.server.data_timeout if is_end else self.server.timeout)
         lane.write(*contents)
         if was_empty and lane.unsent:
-            self.selector.modify(lane.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, lane)
+            self._poll.modify(lane.socket, select.POLLIN | select.POLLOUT)
 
     def _read(self, lane: _Lane) -> None:
+        while received := lane.receive():
+            # four answers are due only while a message and the envelope of the next one are under way
+            if len(lane.expected) == 4 and not lane.buffer and self._went_well(lane, received):
+                return
+            self._dispatch(lane, received)
+            if lane not in self.lanes or (len(received) < _READ and not lane.is_encrypted):
+                return
+
+    def _went_well(self, lane: _Lane, received: bytes) -> bool:
+        """What nearly always comes, at a quarter of the cost: message taken, next envelope taken, all in one piece."""
+        lines = received.split(b"\r\n")
+        if len(lines) != 5 or received.count(b"\n") != 4:
+            return False
+        end, mail, recipient, data, rest = lines
+        if rest or data[:4] != b"354 " or not end[:4] == mail[:4] == recipient[:4] == b"250 ":
+            return False
+        ended, position = lane.ended, lane.position
+        assert ended is not None
+        assert position is not None
+        lane.expected.clear()
+        self._accepted(lane, ended, "250 " + end[4:].decode("utf-8", "replace").strip())
+        self._hand_over(lane, position)
+        return True
+
+    def _dispatch(self, lane: _Lane, received: bytes) -> None:
+        """Answers one by one."""
         expected = lane.expected
-        for code, text in lane.replies():
+        for code, text in lane.replies(received):
             if not expected:
                 raise _LostError(f"an answer that nobody asked for: {code} {text}")
             command = expected.popleft()
@@ -635,22 +678,35 @@ class _Transfer:
             if lane not in self.lanes:
                 return
 
+    def _accepted(self, lane: _Lane, position: int, reply: str) -> None:
+        """The server has taken a message."""
+        message_id = self.batch[position].message_id
+        lane.connection.sent += 1
+        if self.marks is not None:
+            self.marks.accepted(message_id)
+        self.answers[position] = Delivery(message_id, Status.SENT, "", message_id, reply[:500])
+
+    def _hand_over(self, lane: _Lane, position: int) -> None:
+        """The server waits for a message: here it is, and the next envelope behind it."""
+        lane.position, lane.ended = None, position
+        message = self.batch[position]
+        content = message.raw if message.is_stuffed else _stuffed(message.raw)
+        if self.marks is not None:
+            self.marks.handed_over(message.message_id)
+        lane.expected.append("end")
+        lane.before_end = len(lane.unsent) + len(content) + 3
+        following = self._envelope(lane) if lane.pipelines else b""
+        self._write(lane, content, b".\r\n" + following, is_end=True)
+
     def _answered(self, lane: _Lane, command: str, reply: Reply) -> None:
         if command == "end":
             position, lane.ended = lane.ended, None
             assert position is not None
-            lane.connection.sent += 1
-            message = self.batch[position]
             if 200 <= reply.code < 300:
-                if self.marks is not None:
-                    self.marks.accepted(message.message_id)
-                self.answers[position] = Delivery(
-                    message.message_id,
-                    Status.SENT,
-                    provider_message_id=message.message_id,
-                    reply=str(reply)[:500],
-                )
+                self._accepted(lane, position, str(reply))
             else:
+                lane.connection.sent += 1
+                message = self.batch[position]
                 if self.marks is not None:
                     self.marks.refused(message.message_id)
                 self.answers[position] = _refused(message, reply)
@@ -673,15 +729,7 @@ class _Transfer:
         if command == "data" and lane.refusal is None and reply.code != 354:
             raise _LostError(f"unexpected answer to DATA: {reply}")
         if command == "data" and lane.refusal is None:
-            lane.position, lane.ended = None, position
-            message = self.batch[position]
-            content = message.raw if message.is_stuffed else _stuffed(message.raw)
-            if self.marks is not None:
-                self.marks.handed_over(message.message_id)
-            lane.expected.append("end")
-            lane.before_end = len(lane.unsent) + len(content) + 3
-            following = self._envelope(lane) if lane.pipelines else b""
-            self._write(lane, content, b".\r\n" + following, is_end=True)
+            self._hand_over(lane, position)
             return
         if lane.refusal is not None and (command == "data" or not lane.pipelines):
             refused_at, refusal = lane.refusal
@@ -696,7 +744,9 @@ class _Transfer:
                 self._write(lane, b"RSET\r\n")
         elif not lane.pipelines:
             following, line = (
-                ("rcpt", self._recipient(lane, position)) if command == "mail" else ("data", b"DATA\r\n")
+                ("rcpt", self._recipient(lane, position).encode())
+                if command == "mail"
+                else ("data", b"DATA\r\n")
             )
             lane.expected.append(following)
             self._write(lane, line)
@@ -733,17 +783,17 @@ class _Transfer:
                     message.message_id, Status.FAILED, Reason.SENDER_REFUSED, reply=self.refused.message
                 )
                 continue
-            parameters = self._parameters(message, lane.connection.features)
+            parameters = self._parameters(message, lane)
             if isinstance(parameters, Delivery):
                 self.answers[position] = parameters
                 continue
             lane.position = position
-            mail = f"MAIL FROM:<{self._return_path(message)}>{parameters}\r\n".encode()
+            mail = f"MAIL FROM:<{self._return_path(message)}>{parameters}\r\n"
             if not lane.pipelines:
                 lane.expected.append("mail")
-                return mail
-            lane.expected += ("mail", "rcpt", "data")
-            return mail + self._recipient(lane, position) + b"DATA\r\n"
+                return mail.encode()
+            lane.expected += _ENVELOPE
+            return f"{mail}{self._recipient(lane, position)}DATA\r\n".encode()
         return b""
 
     def _return_path(self, message: Message) -> str:
@@ -752,10 +802,10 @@ class _Transfer:
         local, domain = self._bounce_to
         return f"{local}+{message.message_id}@{domain}"
 
-    def _recipient(self, lane: _Lane, position: int) -> bytes:
+    def _recipient(self, lane: _Lane, position: int) -> str:
         # RFC 3461: tell of what fails and what is late, never of what arrives
-        wanted = " NOTIFY=FAILURE,DELAY" if "DSN" in lane.connection.features else ""
-        return f"RCPT TO:<{self._mailbox(self.batch[position].recipient.email)}>{wanted}\r\n".encode()
+        wanted = " NOTIFY=FAILURE,DELAY" if lane.reports else ""
+        return f"RCPT TO:<{self._mailbox(self.batch[position].recipient.email)}>{wanted}\r\n"
 
     def _mailbox(self, address: str) -> str:
         """`senders.mime.mailbox`, once an address and batch."""
@@ -763,32 +813,33 @@ class _Transfer:
             self._mailboxes[address] = mailbox(address)
         return self._mailboxes[address]
 
-    def _parameters(self, message: Message, features: Mapping[str, str]) -> str | Delivery:
+    def _parameters(self, message: Message, lane: _Lane) -> str | Delivery:
         """Parameters of MAIL, or why this server cannot take the message."""
         try:
             sender, recipient = self._mailbox(message.sender.email), self._mailbox(message.recipient.email)
         except ValueError as error:
             return Delivery(message.message_id, Status.INVALID, RejectReason.INVALID, reply=str(error))
         is_utf8 = not (sender.isascii() and recipient.isascii())
-        if is_utf8 and not {"SMTPUTF8", "8BITMIME"} <= features.keys():
+        if is_utf8 and not {"SMTPUTF8", "8BITMIME"} <= lane.connection.features.keys():
             return Delivery(
                 message.message_id,
                 Status.INVALID,
                 RejectReason.INVALID,
                 reply="the server takes no addresses that are not ASCII (SMTPUTF8)",
             )
-        size, limit = len(message.raw), features.get("SIZE", "")
-        if limit.isdigit() and 0 < int(limit) < size:
+        size = len(message.raw)
+        if 0 < lane.most_bytes < size:
             return Delivery(
                 message.message_id,
                 Status.REJECTED,
                 RejectReason.OTHER,
-                reply=f"{size} bytes, and the server takes {limit}",
+                reply=f"{size} bytes, and the server takes {lane.most_bytes}",
             )
-        parameters = f" SIZE={size}" if "SIZE" in features else ""
-        # RFC 3461: a report names the message by this id and returns its header only
-        parameters += f" RET=HDRS ENVID={message.message_id}" if "DSN" in features else ""
-        return parameters + (" BODY=8BITMIME SMTPUTF8" if is_utf8 else "")
+        parameters = f" SIZE={size}" if lane.sizes else ""
+        if lane.reports:
+            # RFC 3461: a report names the message by this id and returns its header only
+            parameters += f" RET=HDRS ENVID={message.message_id}"
+        return f"{parameters} BODY=8BITMIME SMTPUTF8" if is_utf8 else parameters
 
     def _lose(self, lane: _Lane, why: str, reply: Reply | None = None) -> None:
         """A connection is gone: say what became of its messages."""
@@ -822,7 +873,8 @@ class _Transfer:
 
     def _release(self, lane: _Lane) -> None:
         self.lanes.discard(lane)
-        self.selector.unregister(lane.socket)
+        self._poll.unregister(lane.socket)
+        del self._lanes[lane.socket.fileno()]
 
 
 def _stuffed(content: bytes) -> bytes:

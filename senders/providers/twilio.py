@@ -87,6 +87,14 @@ _EVENTS = {
     "received": EventType.INBOUND,
 }
 _OPT_OUTS = {"STOP": EventType.UNSUBSCRIBED, "START": EventType.SUBSCRIBED}
+#: Replies that Twilio acts on where Advanced Opt-Out, which says what a reply meant, is not set up.
+_REPLIES = {
+    **dict.fromkeys(
+        ("STOP", "STOPALL", "UNSUBSCRIBE", "CANCEL", "END", "QUIT", "REVOKE", "OPTOUT"),
+        EventType.UNSUBSCRIBED,
+    ),
+    **dict.fromkeys(("START", "UNSTOP", "YES"), EventType.SUBSCRIBED),
+}
 
 
 class TwilioProvider(HttpProvider):
@@ -138,7 +146,7 @@ class TwilioProvider(HttpProvider):
         callback = f"{base}/webhooks/twilio" if urlsplit(base).scheme == "https" else ""
         return cls(
             settings.twilio_account, token, sender=settings.twilio_from, callback=callback,
-            connections=settings.http_connections,
+            base_url=settings.twilio_url, connections=settings.http_connections,
         )  # fmt: skip
 
     def problem(self, message: Message) -> str:
@@ -205,11 +213,16 @@ class TwilioProvider(HttpProvider):
     def parse_webhook(
         self, body: bytes, headers: Mapping[str, str], *, url: str = "", now: datetime | None = None
     ) -> list[dict[str, Any]]:
-        """One row; the message is the one that the address names."""
+        """One row; the message is the one that the address names.
+
+        A second one if Twilio did not send it because the number has opted out: of the number, as a STOP is.
+        """
         fields = dict(parse_form(body, self.name))
         word = fields.get("MessageStatus") or fields.get("SmsStatus", "")
         kind = event_type(_EVENTS, word)
         opt_out = fields.get("OptOutType", "").upper()
+        if kind is EventType.INBOUND and not opt_out:
+            kind = _REPLIES.get(fields.get("Body", "").strip().upper(), kind)
         kind = _OPT_OUTS.get(opt_out, kind)
         code = int(fields["ErrorCode"]) if fields.get("ErrorCode", "").isdecimal() else 0
         reason = _REASONS.get(code, RejectReason.OTHER) if code else None
@@ -217,12 +230,13 @@ class TwilioProvider(HttpProvider):
             reason = RejectReason.UNSUBSCRIBED
         sid = fields.get("MessageSid") or fields.get("SmsSid", "")
         is_ours = kind not in (EventType.INBOUND, EventType.UNSUBSCRIBED, EventType.SUBSCRIBED)
-        return [
+        phone, occurred_at = fields.get("To" if is_ours else "From", ""), now or datetime.now(UTC)
+        rows = [
             event_row(
                 self.name,
                 kind,
                 fields,
-                occurred_at=now or datetime.now(UTC),
+                occurred_at=occurred_at,
                 event_id=f"{sid}:{word}:{opt_out}" if sid else "",
                 message_id=dict(parse_qsl(urlsplit(url).query)).get(MESSAGE_ID, ""),
                 reject_reason=reason,
@@ -231,6 +245,15 @@ class TwilioProvider(HttpProvider):
                 else None,
                 provider_message_id=sid,
                 description=fields.get("ErrorCode", ""),
-                phone=fields.get("To" if is_ours else "From", ""),
+                phone=phone,
             )
         ]
+        if is_ours and reason is RejectReason.UNSUBSCRIBED:
+            rows.append(
+                event_row(
+                    self.name, EventType.UNSUBSCRIBED, fields, occurred_at=occurred_at,
+                    event_id=f"{sid}:opted_out" if sid else "", reject_reason=reason, provider_message_id=sid,
+                    description=fields["ErrorCode"], phone=phone,
+                )
+            )  # fmt: skip
+        return rows

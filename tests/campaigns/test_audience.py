@@ -51,7 +51,8 @@ def test_reasons_are_judged_in_order(marts, write_spec):
     assert frame["skip_reason"].to_list() == [
         "", "invalid", "suppressed", "no_consent", "no_consent", "no_consent", "deleted", "suppressed",
     ]  # fmt: skip
-    assert frame["consent_id"].to_list()[:4] == ["consent-1", "consent-2", "consent-3", ""]
+    # the change that decided, a withdrawal too
+    assert frame["consent_id"].to_list()[:5] == [*(f"consent-{number}" for number in range(1, 5)), ""]
     assert frame["suppression_event_id"].to_list()[2] == "event-unsubscribed"
 
 

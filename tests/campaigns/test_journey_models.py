@@ -11,10 +11,8 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from test_journey_ticks import MAIL, START, Bench, bench, day
 
-from campaigns.assignment import assign, position, position_sql
 from campaigns.journey_simulation import Person, Walk, listeners_of
 from campaigns.journeys import JourneySpec
-from warehouse.client import Warehouse
 from warehouse.errors import InputError
 
 __all__ = ["bench"]
@@ -185,21 +183,6 @@ def test_the_tick_takes_everybody_where_the_model_says(
     bench: Bench, content: dict[str, Any], events: list[tuple[int, str, int, int]], gaps: list[int]
 ) -> None:
     _compare(bench, content, events, gaps)
-
-
-def test_a_split_is_the_same_in_sql_and_python_and_keeps_its_weights(warehouse: Warehouse) -> None:
-    places = position_sql("offer.size", "number - 500")
-    rows = warehouse.frame(f"select number - 500 as contact_id, {places} as position from numbers(20000)")
-    ids, positions = rows["contact_id"].to_list(), rows["position"].to_list()
-    assert positions == [position("offer.size", contact) for contact in ids]
-    weights = {"control": 1, "large": 2, "small": 1}
-    shares = [assign("offer.size", weights, contact) for contact in ids]
-    for name, weight in weights.items():
-        assert abs(shares.count(name) / 20000 - weight / 4) < 0.015
-    # who is in which variant of one experiment says nothing about another
-    large = [contact for contact, share in zip(ids, shares, strict=True) if share == "large"]
-    both = sum(assign("other", {"x": 1, "y": 1}, contact) == "x" for contact in large)
-    assert abs(both / len(large) - 0.5) < 0.02
 
 
 @pytest.mark.slow

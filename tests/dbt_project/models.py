@@ -20,7 +20,7 @@ from warehouse.schema import migrate
 from warehouse.settings import MailhouseSettings
 
 PREFIX = "dbt_test_"
-DATABASES = ("staging", "intermediate", "marts", "segments", "bi")
+DATABASES = ("staging", "intermediate", "marts", "features", "segments", "metrics", "bi")
 STORIES = ("+contact_profiles", "+segment_memberships", "+orders", "+events")
 NOW = datetime(2011, 6, 27, 9, 30, tzinfo=UTC)
 
@@ -121,13 +121,13 @@ class Models:
         }
         load_crm_records(self.warehouse, pl.DataFrame([record]))
 
-    def consent(self, email: str, at: str, *, is_granted: bool = True) -> None:
-        """Load one change of consent to marketing by email."""
+    def consent(self, email: str, at: str, *, is_granted: bool = True, channel: str = "email") -> None:
+        """Load one change of consent to marketing on a channel."""
         change = {
-            "consent_id": f"{email}-{at}",
+            "consent_id": f"{email}-{at}" if channel == "email" else f"{email}-{channel}-{at}",
             "source": "form",
             "email": email,
-            "channel": "email",
+            "channel": channel,
             "purpose": "marketing",
             "is_granted": is_granted,
             "basis": "opt_in",

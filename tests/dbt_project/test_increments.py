@@ -7,9 +7,11 @@ contact, cancellations, providers that are quicker than the ledger, machines, an
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -34,6 +36,8 @@ CORE = (
     "+suppressions",
     "+funnels",
     "+consents",
+    "+conversions",
+    "+list_growth",
 )
 EVENTS = "+int_events__recorded"
 KEYS: dict[str, str] = {
@@ -45,7 +49,9 @@ KEYS: dict[str, str] = {
     "marts.messages": "message_id",
     "marts.contacts": "contact_id",
     "marts.consents": "contact_id, channel, purpose",
-    "marts.suppressions": "email",
+    "marts.suppressions": "email, phone",
+    "marts.conversions": "conversion_id",
+    "marts.list_growth": "day, source",
     "marts.funnels": "funnel, entry_month, step",
     "marts.best_hours": "contact_id",
     "marts.cohort_members": "cohort, contact_id",
@@ -54,6 +60,7 @@ KEYS: dict[str, str] = {
     "intermediate.int_engagement__decayed": "contact_id, half_life_days",
     "intermediate.int_contacts__identified": "identity_id",
     "intermediate.int_contacts__profiled": "contact_id",
+    "intermediate.int_subscribers__changed": "contact_id, changed_at, change",
 }
 # stamps say when a row was built; what ages is of the moment of the run
 LEFT_OUT = {
@@ -109,6 +116,20 @@ class History:
         self.events += rows["events"]
         return {
             table: [{**row, "loaded_at": loaded_at} for row in of_table] for table, of_table in rows.items()
+        }
+
+    def deal(self, day: int) -> dict[str, Any]:
+        """A goal that is no order, reached further back each day; takes nothing from the dice."""
+        at = FIRST_DAY - timedelta(days=9 * day)
+        return {
+            "event_id": f"deal-{day}",
+            "type": "deal.closed",
+            "source": "shop",
+            "email": self.emails[day],
+            "occurred_at": at,
+            "received_at": self.clock,
+            "properties": json.dumps({"amount": f"{100 + day}.50"}),
+            "loaded_at": self.clock,
         }
 
     def _id(self) -> str:
@@ -304,6 +325,7 @@ def test_increments_equal_a_full_refresh(history: Models, seed: int) -> None:
     for day in range(5):
         for _ in range(told.dice.randrange(1, 3)):
             load(history.warehouse, told.batch(day, contacts))
+        load(history.warehouse, {"events": [told.deal(day)]})
         if day == 2:
             # a run that ended after some of its models; the next one has to make up for it
             build(history, EVENTS, "+int_orders__combined", minutes=day)
@@ -319,8 +341,14 @@ def test_increments_equal_a_full_refresh(history: Models, seed: int) -> None:
     assert history.value(folded)
     assert increments["marts.messages"].height > 3
     told_once = {event["event_id"] for event in told.events}
-    assert increments["marts.events"].height == len(told_once) < len(told.events), "some were loaded twice"
+    deals = increments["marts.events"].filter(pl.col("type") == "deal.closed").height
+    assert deals == 5
+    assert increments["marts.events"].height - deals == len(told_once) < len(told.events), (
+        "some were loaded twice"
+    )
     assert increments["marts.messages"]["orders_count"].sum() > 3
+    goals = increments["marts.conversions"]["goal"].value_counts()
+    assert dict(goals.iter_rows())["deal"] == 5
     assert increments["marts.funnels"].filter(pl.col("step") > 1)["passed_count"].sum() > 0
 
     build(history, minutes=5)
@@ -376,3 +404,23 @@ def test_late_events_rebuild_their_load_day_alone(history: Models) -> None:
         )
         == "2011-06-22"
     )
+
+
+@pytest.mark.slow
+def test_what_a_killed_run_left_behind_is_dropped_when_it_is_a_day_old(history: Models) -> None:
+    """`create or replace table` fills a table of a name of its own; killed half way, the engine keeps that."""
+    model = "int_consents__latest"
+    build(history, f"+{model}", minutes=0)
+    names = ("_tmp_replace_old", "_tmp_replace_new")
+    for name in names:
+        history.warehouse.execute(
+            f"create table {PREFIX}intermediate.{name} (a Int64) engine = MergeTree order by a"
+        )
+    left = f"select name from system.tables where database = '{PREFIX}intermediate' and startsWith(name, '_tmp_')"
+    path = history.value(
+        f"select metadata_path from system.tables where database = '{PREFIX}intermediate' and name = '{names[0]}'"
+    )
+    [file] = Path(history.settings.home).rglob(path)
+    os.utime(file, (file.stat().st_atime, file.stat().st_mtime - 2 * 86_400))
+    build(history, f"+{model}", minutes=1)
+    assert history.rows(left) == [(names[1],)]

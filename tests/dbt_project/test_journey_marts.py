@@ -32,6 +32,6 @@ def test_moves_that_count_are_told_and_no_others(models: Models) -> None:
         )
         models.build("--select", "stg_journeys__moves", "journey_performance")
         rows = warehouse.frame(f"select * except day from {MART}").rows()
-        assert rows == [("j", "v", "hello", 1, 1, 1, 1, 0)]
+        assert rows == [("j", "v", "hello", 1, 1, 1, 1, 0, 0)]
     finally:
         warehouse.execute("drop database if exists campaigns")

@@ -70,6 +70,8 @@ KINDS = (
     "one_time_buyers",
     "subscribers_without_order",
     "likely_to_churn",
+    "likely_to_buy",
+    "high_future_value",
     "customer_council",
 )
 
@@ -166,6 +168,8 @@ def built(models: Models) -> Iterator[Models]:
     )
     predict(models, "churn", "1", "06-01", {1: 0.9, 8: 0.2})
     predict(models, "churn", "2", "06-20", {8: 0.8, 9: 0.69, 10: 0.95})
+    predict(models, "purchase", "1", "06-20", {2: 0.5, 3: 0.49, 7: 0.9, 12: 0.9})
+    predict(models, "lifetime_value", "1", "06-20", {1: 10.0, 7: 500.0, 8: 20.0, 9: 0.0, 11: 30.0})
     models.build(
         *("--select", "int_contacts__browsed", "int_predictions__current", "stg_lists__members"),
         *("int_lists__identified", *KINDS, "int_segments__changed", *AFTER, "segment_memberships"),
@@ -220,6 +224,10 @@ def test_each_kind_of_segment_finds_its_people(built: Models) -> None:
         "subscribers_without_order": {2, 6},
         # of the newest version alone, and only customers
         "likely_to_churn": {8},
+        # half and more, customers or not, but nobody who is deleted
+        "likely_to_buy": {2, 7},
+        # a fifth of five
+        "high_future_value": {7},
         # by number, by address and by a number that one source has; 6 was taken off, 12 is deleted
         "customer_council": {3, 4, 5},
     }

@@ -47,6 +47,7 @@ def test_the_demo_runs_and_running_it_again_sends_nothing(tmp_path: Path) -> Non
     assert len(delivered) > 1_000 and set(delivered.values()) == {1}
     page = (tmp_path / "demo/output/report.html").read_text()
     assert "simulated" in page and "win back" in page
+    assert "likely to buy: " in page and "lifetime value" in page
 
     mailhouse(tmp_path, "demo")
     assert recipients(tmp_path) == delivered

@@ -22,6 +22,7 @@ from gateway.app import Gateway
 from gateway.pages import done_page, preferences_page
 from gateway.preferences import Choice, Preferences
 from gateway.settings import GatewaySettings
+from gateway.unsubscribes import Recipient
 from senders.ledger import PLAN_COLUMNS, Claim, Ledger
 from senders.unsubscribe import make_token
 from warehouse.client import Warehouse
@@ -29,6 +30,7 @@ from warehouse.errors import InputError
 from warehouse.loads import load_consents
 from warehouse.settings import PROJECT_ROOT, MailhouseSettings
 
+ANN = Recipient("m", "ann@example.com", 7)
 EMAILS = {7: "Ann@Example.com", 8: "bob@example.net"}
 SPEC = """
 purposes:
@@ -183,7 +185,7 @@ def test_unsubscribe_from_all_and_come_back(ann: Person, warehouse: Warehouse) -
     ann.choose("save", "marketing:email", "marketing:sms")
     page = ann.choose("stop")
     assert not any(page.boxes.values())
-    assert page.buttons == ["save"] and "is unsubscribed" in page.text
+    assert page.buttons == ["save"] and "unsubscribed from everything" in page.text
     assert kinds(warehouse) == ["unsubscribed"]
     # only what is chosen comes back
     page = ann.choose("save", "marketing:sms")
@@ -216,17 +218,50 @@ def test_a_pause(ann: Person, warehouse: Warehouse, running: tuple[Gateway, Gate
     assert len(consents(warehouse)) == 3
 
 
-def test_after_a_complaint_nothing_can_be_chosen(ann: Person, warehouse: Warehouse) -> None:
+def test_after_a_complaint_no_mail_can_be_chosen(ann: Person, warehouse: Warehouse) -> None:
     warehouse.execute(
         "insert into raw.events (event_id, type, email, occurred_at, properties)"
         " values ('c', 'complained', 'ann@example.com', now64(3), '{}')"
     )
     page = ann.page()
-    assert not any(page.boxes.values()) and page.buttons == []
-    assert "reported as unwanted" in page.text
-    page = ann.choose("save", "marketing:email")
-    assert not any(page.boxes.values())
+    assert not any(page.boxes.values()) and page.buttons == ["save"]
+    assert "reported as unwanted" in page.text and page.text.count(" disabled>") == 2
+    page = ann.choose("save", "marketing:email", "marketing:sms")
+    assert page.boxes == {"marketing:email": False, "marketing:sms": True, "surveys:email": False}
     assert kinds(warehouse) == ["complained"]
+
+
+def test_who_unsubscribes_by_a_link_keeps_text_messages(
+    ann: Person, warehouse: Warehouse, running: tuple[Gateway, GatewaySettings]
+) -> None:
+    ann.choose("save", "marketing:email", "marketing:sms")
+    centre = running[0].preferences
+    ann_herself = Recipient(message_id("campaign", "offer", 7, "o"), EMAILS[7], 7)
+    centre.unsubscribes.unsubscribe(ann_herself, "one_click")
+    page = ann.page()
+    assert page.boxes == {"marketing:email": False, "marketing:sms": True, "surveys:email": False}
+    assert page.buttons == ["save", "pause", "stop"]
+    # that text messages go on, is no word about mail
+    page = ann.choose("save", "marketing:sms")
+    assert page.boxes["marketing:sms"] and kinds(warehouse) == ["unsubscribed"]
+    # the link of the same message stops everything all the same
+    page = ann.choose("stop")
+    assert not any(page.boxes.values()) and kinds(warehouse) == ["unsubscribed", "unsubscribed"]
+    said = warehouse.frame("select properties.channel::String from raw.events order by occurred_at, event_id")
+    assert sorted(said.to_series().to_list()) == ["all", "email"]
+
+
+def test_the_link_of_a_text_message_stops_the_number(
+    ann: Person, warehouse: Warehouse, running: tuple[Gateway, GatewaySettings]
+) -> None:
+    ann.choose("save", "marketing:email", "marketing:sms")
+    centre = running[0].preferences
+    centre.unsubscribes.unsubscribe(Recipient("m1", EMAILS[7], 7, "+447700900123"), "form")
+    (event,) = warehouse.frame(
+        "select email, type::String as type, properties.phone::String as phone from raw.events"
+    ).to_dicts()
+    assert event == {"email": "", "type": "unsubscribed", "phone": "+447700900123"}
+    assert ann.page().boxes["marketing:email"]
 
 
 def test_what_is_not_offered_cannot_be_chosen_and_odd_forms_change_nothing(
@@ -264,12 +299,10 @@ def test_pictures_of_the_page() -> None:
     folder = Path(os.environ.get("MAILHOUSE_TEST_PICTURES") or PROJECT_ROOT / ".mailhouse" / "pictures")
     folder.mkdir(parents=True, exist_ok=True)
     pages = {
-        "preferences": preferences_page("ann@example.com", "Example Shop", Preferences(choices)),
-        "saved": preferences_page(
-            "ann@example.com", "Example Shop", Preferences(choices), "Your choices are saved."
-        ),
-        "unsubscribed": preferences_page("ann@example.com", "", Preferences(choices[1:2], "unsubscribed")),
-        "done": done_page("ann@example.com", "Example Shop"),
+        "preferences": preferences_page(ANN, "Example Shop", Preferences(choices)),
+        "saved": preferences_page(ANN, "Example Shop", Preferences(choices), "Your choices are saved."),
+        "unsubscribed": preferences_page(ANN, "", Preferences(choices[1:2], "unsubscribed")),
+        "done": done_page(ANN, "Example Shop"),
     }
     for name, page in pages.items():
         taken = ChromiumScreenshots().take(page.decode(), VIEWS)

@@ -74,6 +74,14 @@ def test_an_order_has_items_as_the_models_read_them() -> None:
     [
         ({"type": "identify", "userId": "bo@example.com", "traits": {"plan": "x"}}, "contact.identified",
          {"plan": "x"}),
+        ({"type": "identify", "userId": "7", "traits": {"phone": "+44 1"}, "context": {"device": {"token": "t"}}},
+         "contact.identified", {"phone": "+44 1", "push_token": "t"}),
+        ({"type": "track", "userId": "7", "event": "Application Opened", "context": {"device": {"token": "t"}}},
+         "application.opened", {"push_token": "t"}),
+        ({"type": "track", "userId": "7", "event": "Application Uninstalled", "properties": {"push_token": "s"},
+          "context": {"device": {"token": "t"}}}, "application.uninstalled", {"push_token": "s"}),
+        ({"type": "track", "userId": "7", "event": "Cart Viewed", "context": {"device": {"token": "t"}}},
+         "cart.viewed", {}),
         ({"type": "page", "userId": 7, "name": "Home", "context": {"page": {"url": "https://a.b/"}}}, "page.viewed",
          {"name": "Home", "url": "https://a.b/"}),
         ({"type": "screen", "anonymousId": "v", "name": "Home"}, "screen.viewed", {"name": "Home"}),
@@ -85,7 +93,7 @@ def test_an_order_has_items_as_the_models_read_them() -> None:
 def test_other_types(message: dict[str, Any], type_: str, properties: dict[str, Any]) -> None:
     event = parse_message(message, "", "web", None, NOW)
     assert (event.type, json.loads(event.properties)) == (type_, properties)
-    assert event.email == ("bo@example.com" if type_ == "contact.identified" else "")
+    assert event.email == ("bo@example.com" if message.get("userId") == "bo@example.com" else "")
     assert event.external_id in ("bo@example.com", "7", "")
 
 

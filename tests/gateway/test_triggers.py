@@ -8,8 +8,10 @@ import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from mailbox import Maildir
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import polars as pl
 import pytest
@@ -18,6 +20,7 @@ from trigger_world import (
     MARKETING,
     SEND,
     START,
+    TEMPLATE,
     build,
     contact_of,
     drop,
@@ -129,6 +132,21 @@ def test_condition_wait_unless_and_cooldown(shop: Shop) -> None:
     assert received(shop.settings) == {"p1@example.com": 2}
 
 
+def test_a_message_names_the_event_that_fired_it(shop: Shop) -> None:
+    people(shop.warehouse, 1)
+    handler = shop.start(cart="event: cart.updated\ncooldown: none\n" + SEND.replace("reminder", "cart"))
+    body = "{% for item in event.items %}{{ item.name }} at {{ item.price | money }}, {% endfor %}"
+    cart = TEMPLATE.replace(
+        "<mj-body>", f"<mj-body><mj-section><mj-column><mj-text>{body}</mj-text></mj-column></mj-section>"
+    )
+    (shop.settings.content_dir / "templates" / "cart.mjml").write_text(cart)
+    items = [{"name": "Lamp & <i>shade</i>", "price": 12.5}, {"name": "Bed", "price": 60}]
+    feed(handler, events({"id": "a", "person": 1, "items": items}), shop.at(1))
+    [message] = Maildir(shop.settings.maildir, create=False)
+    html = message.get_payload()[1].get_payload(decode=True).decode()
+    assert "Lamp &amp; &lt;i&gt;shade&lt;/i&gt; at £12.50, Bed at £60.00, " in html
+
+
 def test_what_happened_a_second_ago_counts(shop: Shop) -> None:
     people(shop.warehouse, 1, columns="2 as orders_count; toDecimal64(100, 2) as revenue")
     shop.warehouse.execute(
@@ -197,6 +215,76 @@ def test_consent_suppression_quiet_hours_and_deletion(shop: Shop) -> None:
     assert shop.outcomes("night")[-1] == "quiet_hours"
     handler.tick(shop.at(19 * 3600 + 1))  # eight in London
     assert shop.outcomes("night")[-1] == "fired" and shop.outcomes("never")[-1] == "quiet_hours"
+
+
+def test_text_messages_are_judged_as_campaigns_judge_them(shop: Shop) -> None:
+    texts: list[str] = []
+
+    class Twilio(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            form = dict(parse_qsl(self.rfile.read(int(self.headers["content-length"])).decode()))
+            texts.append(form["To"])
+            body = json.dumps({"sid": f"SM{len(texts)}", "status": "queued", "error_code": None}).encode()
+            self.send_response(201)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            pass
+
+    for statement in (
+        "alter table marts.contact_profiles add column phone Nullable(String)",
+        "drop table marts.suppressions",
+        "create table marts.suppressions (email String, phone String, is_bounced Bool, is_global Bool, event_id String,"
+        " suppressed_at DateTime64(3, 'UTC')) engine = MergeTree order by event_id",
+        "create table marts.consents (contact_id Int64, channel String, purpose String, consent_id String,"
+        " is_granted Bool, occurred_at DateTime64(3, 'UTC')) engine = MergeTree order by contact_id",
+    ):
+        shop.warehouse.execute(statement)
+    people(shop.warehouse, 5, columns="'+44770090000' || toString(number) as phone")
+    people(shop.warehouse, 1, first=6)
+    shop.warehouse.execute(
+        "insert into marts.consents select contact_id, 'sms', 'marketing', 'c' || email, true, now64(3)"
+        " from marts.contact_profiles where email != 'p2@example.com'"
+    )
+    shop.warehouse.execute(
+        "insert into marts.suppressions values ('', '+447700900003', false, false, 'stop', now64(3)),"
+        " ('p4@example.com', '', false, true, 'all', now64(3)), ('p5@example.com', '', false, false, 'mail', now64(3))"
+    )
+    server = HTTPServer(("127.0.0.1", 0), Twilio)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        handler = shop.start(
+            settings={
+                "twilio_account": "AC1", "twilio_token": SecretStr("t"), "twilio_from": "+447700900999",
+                "twilio_url": f"http://127.0.0.1:{server.server_address[1]}",
+            },
+            text="event: cart.updated\nsend: {template: reminder, category: marketing, subject: Your cart,"
+            " channel: sms, provider: twilio}\n",
+        )  # fmt: skip
+        templates = shop.home / "content/templates"
+        (templates / "reminder.txt").write_text("Your cart waits. Reply STOP to opt out.")
+        feed(
+            handler,
+            events(
+                *({"id": f"c{n}", "person": n, "at": 2} for n in range(1, 7)),
+                {"id": "new", "email": "new@example.com", "at": 2},
+            ),
+            shop.at(3),
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert [shop.outcomes("text", n)[-1] for n in range(1, 7)] == [
+        "fired", "no_consent", "suppressed", "suppressed", "fired", "invalid",
+    ]  # fmt: skip
+    assert sorted(texts) == ["+447700900001", "+447700900005"]
+    new = shop.warehouse.value("select toInt64(bitShiftRight(sipHash64('new@example.com'), 1))")
+    assert [row["outcome"] for row in handler.log.read(trigger="text", contact_id=new)] == ["due", "invalid"]
 
 
 def test_somebody_new_is_welcomed_and_a_click_on_a_campaign_counts(shop: Shop) -> None:

@@ -38,8 +38,10 @@ from ml.experiments.power import (
     unit_deviation,
 )
 from ml.experiments.segments import segment_effects
-from ml.experiments.summaries import Metric, Sums, aggregate, first_exposures, roll_up
+from ml.experiments.summaries import Metric, Sums, aggregate, aggregate_sql, first_exposures, roll_up
 from ml.experiments.validity import covariate_balance, sample_ratio
+from warehouse.client import Warehouse
+from warehouse.settings import MailhouseSettings
 
 DATA = Path(os.environ.get("MAILHOUSE_DATA_DIR") or Path(__file__).parents[3] / "shared/data")
 needs_data = pytest.mark.skipif(
@@ -837,3 +839,37 @@ def test_segments_without_data_stand_aside():
     assert math.isnan(one.heterogeneity_p_value)
     assert one.combined.is_known
     assert one.frame["difference"].to_list() == [None]
+
+
+def test_sums_of_the_engine_are_those_of_polars(warehouse_server: MailhouseSettings):
+    rng = np.random.default_rng(5)
+    n = 3_000
+    frame = pl.DataFrame(
+        {
+            "contact_id": np.arange(n),
+            "variant": rng.choice(["a", "b"], n),
+            "exposed_at": pl.datetime_range(
+                pl.datetime(2026, 3, 1), pl.datetime(2026, 3, 1) + pl.duration(minutes=n - 1), "1m",
+                time_unit="ms", time_zone="UTC", eager=True,
+            ),
+            "ordered": rng.random(n) < 0.1,
+            "revenue": rng.gamma(2, 20, n),
+            "orders": rng.poisson(2, n),
+            "before": rng.normal(size=n),
+        }
+    )  # fmt: skip
+    metrics = [
+        Metric("ordered", "proportion"),
+        Metric("order_value", "ratio", column="revenue", denominator="orders", covariates=("before",)),
+    ]
+    of_polars = aggregate(frame, metrics, balance=["before"])
+    with Warehouse.connect(warehouse_server, comment="test") as engine:
+        sums = aggregate_sql(metrics, balance=["before"])
+        of_engine = engine.frame(
+            f"select variant, {sums} from contacts group by variant order by variant",
+            external={"contacts": frame},
+        )
+    assert of_engine.columns == of_polars.columns
+    for name in of_polars.columns[1:-2]:
+        assert of_engine[name].to_list() == pytest.approx(of_polars[name].to_list(), rel=1e-12)
+    assert of_engine["last_exposed_at"].to_list() == of_polars["last_exposed_at"].to_list()

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml.experiments import HOLDOUT, Guardrail, Metric, Plan, aggregate, analyse, judge, roll_up
+from ml.experiments import Guardrail, Metric, Plan, aggregate, analyse, judge, roll_up
 from ml.experiments.report import report_html
 from ml.experiments.verdict import interval_words, lift_words, p_words, value_words
 
@@ -306,14 +306,6 @@ def test_frames_that_do_not_fit_the_plan_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             plan(**changes)
-
-
-def test_the_holdout_is_passed_over():
-    frame = contacts(4_000)
-    more = pl.concat(
-        [frame, frame.with_columns(variant=pl.lit(HOLDOUT), contact_id=pl.col("contact_id") + 4_000)]
-    )
-    assert analysed(more, plan()).counts == analysed(frame, plan()).counts
 
 
 def test_days_and_segments_add_up_to_the_whole():

@@ -13,7 +13,7 @@ from sklearn.exceptions import NotFittedError
 
 from ml.dataset import InteractionMatrix, validated_interactions
 from ml.evaluate import EVALUATION_SCHEMA, evaluate_on_temporal_split
-from ml.recommend import RECOMMENDATION_SCHEMA, ItemToItemRecommender, PopularityRecommender, base
+from ml.recommend import RECOMMENDATION_SCHEMA, ItemToItemRecommender, PopularityRecommender, Rules, base
 
 DAY = datetime(2011, 1, 1, tzinfo=UTC)
 
@@ -53,15 +53,15 @@ def products(frame: pl.DataFrame, contact: int) -> list[str]:
 def test_similarity_is_the_formula():
     model = ItemToItemRecommender(damping=0.5, shrinkage=2, neighbours=10, half_life=None).fit(BASKETS)
     place = {name: i for i, name in enumerate(model.interactions_.product_ids)}
-    similarity = model.similarities_.toarray()
+    similarity = model.weights_.toarray()
     # tea: 4 buyers, pot: 3, both: 3; cosine 3 / sqrt(12), shrunk by 3 / 5
     assert similarity[place["tea"], place["pot"]] == pytest.approx(3 / np.sqrt(12) * 3 / 5)
     assert similarity[place["pot"], place["tea"]] == pytest.approx(3 / np.sqrt(12) * 3 / 5)
     assert similarity[place["tea"], place["jam"]] == 0
     assert not similarity.diagonal().any()
     damped = ItemToItemRecommender(damping=0.3, shrinkage=0, neighbours=10, half_life=None).fit(BASKETS)
-    assert damped.similarities_.toarray()[place["tea"], place["pot"]] == pytest.approx(3 / (4**0.3 * 3**0.7))
-    assert damped.similarities_.toarray()[place["pot"], place["tea"]] == pytest.approx(3 / (3**0.3 * 4**0.7))
+    assert damped.weights_.toarray()[place["tea"], place["pot"]] == pytest.approx(3 / (4**0.3 * 3**0.7))
+    assert damped.weights_.toarray()[place["pot"], place["tea"]] == pytest.approx(3 / (3**0.3 * 4**0.7))
 
 
 def test_what_goes_together_comes_first_then_what_is_popular():
@@ -82,9 +82,12 @@ def test_what_goes_together_comes_first_then_what_is_popular():
 def test_bought_products_and_candidates():
     model = ItemToItemRecommender(half_life=None).fit(BASKETS)
     assert "tea" not in products(model.recommend([2]), 2)
-    assert "tea" in products(model.recommend([2], exclude_bought=False), 2)
-    assert set(products(model.recommend([2], candidates=["jam", "cup", "unknown"]), 2)) == {"jam", "cup"}
-    assert model.recommend([2], candidates=[]).height == 0
+    assert "tea" in products(model.recommend([2], rules=Rules(exclude_bought=False)), 2)
+    assert set(products(model.recommend([2], rules=Rules(candidates=["jam", "cup", "unknown"])), 2)) == {
+        "jam",
+        "cup",
+    }
+    assert model.recommend([2], rules=Rules(candidates=[])).height == 0
 
 
 def test_recent_purchases_count_more():
@@ -108,7 +111,7 @@ def test_degenerate_input(model):
     assert nobody.height == 0 and nobody.schema == RECOMMENDATION_SCHEMA
     one = clone(model).fit(orders((1, "tea"), (1, "tea")))
     assert one.recommend([1]).height == 0
-    assert one.recommend([1], exclude_bought=False)["product_id"].to_list() == ["tea"]
+    assert one.recommend([1], rules=Rules(exclude_bought=False))["product_id"].to_list() == ["tea"]
     assert one.recommend([2]).select("rank", "product_id").rows() == [(1, "tea")]
     assert one.recommend([]).height == 0
     single = clone(model).fit(orders((1, "tea"), (1, "pot")))
@@ -161,7 +164,7 @@ INTERACTIONS = st.lists(
 @given(INTERACTIONS, st.integers(1, 8), st.booleans(), st.integers(0, 10))
 def test_scores_are_those_of_a_naive_implementation(pairs, k, exclude, shrinkage):
     model = ItemToItemRecommender(damping=0.4, shrinkage=shrinkage, neighbours=100, half_life=None)
-    found = model.fit(orders(*pairs)).recommend(range(1, 10), k, exclude_bought=exclude)
+    found = model.fit(orders(*pairs)).recommend(range(1, 10), k, rules=Rules(exclude_bought=exclude))
     bought = {c: {p for cc, p, _ in pairs if cc == c} for c in range(1, 10)}
     buyers = {p: {c for c, pp, _ in pairs if pp == p} for _, p, _ in pairs}
     for contact in range(1, 10):
@@ -215,10 +218,8 @@ def test_of_equals_the_first_by_name_is_taken():
 def test_neighbours_keep_the_nearest():
     model = ItemToItemRecommender(shrinkage=0, neighbours=1, half_life=None).fit(BASKETS)
     full = ItemToItemRecommender(shrinkage=0, neighbours=99, half_life=None).fit(BASKETS)
-    assert (np.diff(model.similarities_.indptr) <= 1).all()
-    np.testing.assert_allclose(
-        model.similarities_.toarray().max(axis=1), full.similarities_.toarray().max(axis=1)
-    )
+    assert (np.diff(model.weights_.indptr) <= 1).all()
+    np.testing.assert_allclose(model.weights_.toarray().max(axis=1), full.weights_.toarray().max(axis=1))
 
 
 def test_matrix_of_strangers():

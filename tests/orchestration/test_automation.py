@@ -112,7 +112,7 @@ def test_a_source_that_changes_all_the_time_is_built_once_a_tick(clock: Clock) -
 
 def test_every_model_has_a_condition_and_no_send_has(definitions: dg.Definitions) -> None:
     specs = {spec.key: spec for spec in definitions.resolve_all_asset_specs()}
-    groups = {"staging", "marts", "segments", "bi"}
+    groups = {"staging", "features", "marts", "segments", "bi"}
     models = [
         spec
         for key, spec in specs.items()

@@ -54,6 +54,24 @@ def test_recommendations_beat_popularity_and_say_so(location: Location) -> None:
         "select argMax(value, as_of) from raw.model_evaluations where model = 'popularity' and metric = 'ndcg@10'"
     )
     assert metadata["ndcg_at_10"].value > 1.5 * popular > 0
+    model, version = metadata["model"].value, metadata["model_version"].value
+    assert metadata["promoted"].value is True
+    assert f"### {model}, version {version}" in metadata["model_card"].value
+    assert "(data:image/png;base64," in metadata["curve"].value
+    assert {record.data["estimator"] for record in metadata["candidates"].records} > {model, "popularity"}
+    stored = location.warehouse.frame(
+        "select model, model_version, count() as products, uniqExact(contact_id) as contacts,"
+        " countIf(startsWith(reason, 'because you bought ')) as because, countIf(reason = 'popular') as popular"
+        " from raw.recommendations group by model, model_version"
+    )
+    assert stored.rows() == [
+        (model, version, 10 * metadata["contacts"].value, metadata["contacts"].value, *stored.row(0)[4:])
+    ]
+    assert stored["because"].item() > stored["products"].item() / 2
+    in_place = location.warehouse.frame(
+        "select model, model_version, value from raw.model_evaluations where metric = 'recommender_in_place'"
+    )
+    assert in_place.rows() == [(model, version, 1.0)]
 
 
 def test_due_campaigns_are_launched_once_and_again_after_a_failure(location: Location) -> None:

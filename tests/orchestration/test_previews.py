@@ -52,3 +52,14 @@ def test_a_preview_shows_the_message_and_signs_nothing(settings: SenderSettings)
 def test_what_is_missing_is_named(settings: SenderSettings) -> None:
     with pytest.raises(InputError, match="'first_name' is empty for this contact"):
         render_preview(settings, Marts(None), 7, template="offer")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_preview_of_what_a_trigger_sends_takes_an_event(settings: SenderSettings) -> None:
+    cart = TEMPLATE.replace("{{ contact.first_name }}", "{{ event.cart.value | money }}")
+    (settings.content_dir / "templates" / "cart.mjml").write_text(cart)
+    given = {"type": "cart.updated", "properties": {"cart": {"value": 12.5}}}
+    made = render_preview(settings, Marts("Ann"), 7, template="cart", event=given)  # pyright: ignore[reportArgumentType]
+    assert "£12.50: Lamp" in made.html
+    with pytest.raises(InputError, match="'cart' does not exist") as caught:
+        render_preview(settings, Marts("Ann"), 7, template="cart")  # pyright: ignore[reportArgumentType]
+    assert "--event" in caught.value.fix

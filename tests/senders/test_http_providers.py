@@ -27,6 +27,7 @@ from pydantic import SecretStr
 from sending import people, plan, sender_settings, write_content
 from vendor_server import VENDORS, Answer, Request, VendorServer, form_checks, serve
 
+from senders.attachments import Attachment
 from senders.export import SETTLED_BY
 from senders.ledger import Ledger
 from senders.limits import Demand
@@ -99,6 +100,15 @@ _MANDRILL = {
                         "track_opens", "track_clicks", "merge", "auto_text", "auto_html", "inline_css",
                         "preserve_recipients",
                     )
+                },
+                "attachments": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "required": ["type", "name", "content"],
+                        "additionalProperties": False,
+                        "properties": {name: {"type": "string"} for name in ("type", "name", "content")},
+                    },
                 },
                 "headers": {"type": "object", "additionalProperties": {"type": "string"}},
                 "metadata": {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}},
@@ -863,6 +873,29 @@ def one(case: Case, *batch: Message) -> tuple[list[Delivery], list[Request]]:
         case.make(server.url) as provider,
     ):
         return provider.send(batch), server.requests
+
+
+def test_mandrill_takes_attachments() -> None:
+    files = (
+        Attachment("terms.pdf", "application/pdf", bytes(range(256))),
+        Attachment("sale.ics", 'text/calendar; charset="utf-8"; method=PUBLISH', b"BEGIN:VCALENDAR\r\n"),
+    )
+    deliveries, requests = one(mandrill_case(), message(1, attachments=files), message(2))
+    assert [delivery.status for delivery in deliveries] == [Status.SENT] * 2
+    # calls are under way at once, in any order
+    by_id = {
+        request.json["message"]["metadata"]["mailhouse_message_id"]: request.json["message"]
+        for request in requests
+    }
+    told = {
+        found["name"]: (found["type"], base64.b64decode(found["content"]))
+        for found in by_id["id-1"]["attachments"]
+    }
+    assert told == {
+        "terms.pdf": ("application/pdf", files[0].content),
+        "sale.ics": ("text/calendar", files[1].content),
+    }
+    assert "attachments" not in by_id["id-2"]
 
 
 def test_mandrill_tells_for_each_recipient() -> None:

@@ -108,3 +108,15 @@ def test_where_none_can_be_made_there_is_none(tmp_path: Path, caplog: pytest.Log
 def test_a_file_knows_how_many_rows_it_holds(rows: int) -> None:
     slot = module._slot_size(rows)
     assert (slot - module._SLOT.size) // 9 == rows
+
+
+def test_what_was_reserved_and_never_given_out_goes_again(tmp_path: Path) -> None:
+    script = WRITER.partition("for number")[0] + (
+        "made.begin(1, 7, [10, 11]); made.withdraw(made.begin(2, 7, [20])); made.begin(3, 7, [30]); "
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    notes, _ = left_behind(tmp_path, "ledger")
+    assert {key: delivery.status for key, delivery in notes.items()} == dict.fromkeys(
+        [(7, 10), (7, 11), (7, 30)], Status.FAILED
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import email.policy
 import re
 import socket
 from datetime import UTC, date, datetime
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from senders.composing import Composer, Envelope, render_batch
+from senders.event_context import EVENT_COLUMN, event_context, event_text
 from senders.filters import money, number, pluralize
 from senders.links import Links
 from senders.message import Address
@@ -444,3 +446,70 @@ def test_fields_of_products_that_a_template_uses(
     tags: str, used: set[str] | None, others: set[str] | None
 ) -> None:
     assert product_fields(HTML.parse(tags)) == (used, others)
+
+
+CART = """<mj-text>{{ event.cart.value | default(0) | money }} {{ event.coupon.code | default('no coupon') }}
+{% for item in event.items %}{{ item.name }}: {{ item.price | money }}; {% else %}nothing{% endfor %}
+{% if event.cart.value > 50 %}free delivery{% endif %} {{ event.type }} {{ event.occurred_at | date }}</mj-text>"""
+
+
+def text_of(properties: str) -> str:
+    given = {"type": "cart.updated", "occurred_at": "2026-06-27T09:00:00+00:00", "properties": properties}
+    return event_text(given)
+
+
+def event_of(properties: str) -> dict[str, Any]:
+    return event_context(text_of(properties))
+
+
+def test_a_trigger_s_template_names_the_event(folder: Path) -> None:
+    (folder / "t.mjml").write_text(BODY.format(CART))
+    template = TemplateLibrary.load(folder).template("t", subject="{{ event.cart.value }}!", has_event=True)
+    properties = (
+        '{"cart":{"value":72.50},"items":[{"name":"<b>Lamp</b>","price":12.5},{"name":"Bed","price":60}],'
+        '"type":"theirs","note":""}'
+    )
+    made = template.render({**CONTEXT, "event": event_of(properties)})
+    assert made.subject == "72.50!"
+    assert "£72.50 no coupon" in made.html and "free delivery cart.updated 27 June 2026" in made.html
+    assert "&lt;b&gt;Lamp&lt;/b&gt;: £12.50; Bed: £60.00;" in made.html and "<b>Lamp" not in made.html
+    # the same in whole messages, where the event travels with the contact's row
+    envelope = Envelope(
+        sender=Address("shop@example.com"), constants={}, links=Links(b"k" * 32, "https://mail.example.com")
+    )
+    contact = {"email": "ann@example.com", EVENT_COLUMN: text_of(properties)}
+    [raw] = render_batch(
+        Composer(template, envelope), [contact], [str(UUID(int=1))], datetime(2026, 6, 28, tzinfo=UTC)
+    )
+    assert isinstance(raw, bytes), raw
+    parsed = email.message_from_bytes(raw, policy=email.policy.default)
+    assert parsed["Subject"] == "72.50!"
+    assert "&lt;b&gt;Lamp&lt;/b&gt;: £12.50" in parsed.get_body(("html",)).get_content()
+
+
+def test_what_an_event_lacks_needs_a_default(folder: Path) -> None:
+    (folder / "t.mjml").write_text(BODY.format(CART))
+    library = TemplateLibrary.load(folder)
+    made = library.template("t", has_event=True).render({**CONTEXT, "event": event_of("{}")})
+    assert "£0.00 no coupon" in made.html and "nothing" in made.html and "free" not in made.html
+    (folder / "t.mjml").write_text(BODY.format("<mj-text>{{ event.cart.value }}</mj-text>"))
+    with pytest.raises(RenderError, match="'cart' does not exist and has no default"):
+        library.template("t", has_event=True).render({**CONTEXT, "event": event_of("{}")})
+
+
+def test_a_campaign_has_no_event(folder: Path) -> None:
+    said = error(
+        folder,
+        "<mj-text>{{ event.cart_value | default(0) }}</mj-text>",
+        place="content/campaigns/offer.yaml:9",
+    )
+    assert "content/templates/t.mjml:4: {{ event }} is the event that fires a trigger" in said
+    assert "content/campaigns/offer.yaml:9" in said
+    library = TemplateLibrary.load(folder)
+    assert library.template("t", has_event=True).source.event_place == "content/templates/t.mjml:4"
+    # known by then, and still refused
+    assert [one.tag for one in library.check("t", place="content/campaigns/offer.yaml:9")] == ["event"]
+    (folder / "u.mjml").write_text(
+        BODY.format("{% for event in recommendations %}<mj-text>{{ event.name }}</mj-text>{% endfor %}")
+    )
+    assert library.template("u").source.event_place == ""

@@ -27,6 +27,7 @@ from vendor_server import VENDORS, Answer, Request, VendorServer, openapi_checks
 
 from campaigns.identity import message_ids
 from mailhouse.cli import app
+from senders.attachments import Attachment
 from senders.export import SETTLED_BY
 from senders.ledger import Ledger
 from senders.message import Address, EventType, Message, Status
@@ -179,6 +180,36 @@ def test_what_arrives_is_what_was_handed_over(provider: SendGridProvider, fake: 
     for entry in batch:
         assert fake.mail[entry.message_id]["text/html"] == entry.html
         assert fake.mail[entry.message_id].get("text/plain", "") == entry.text
+
+
+def test_attachments_go_once_for_all_who_get_the_same(
+    provider: SendGridProvider, vendor: VendorServer
+) -> None:
+    files = (
+        Attachment("terms.pdf", "application/pdf", bytes(range(256))),
+        Attachment("sale.ics", 'text/calendar; charset="utf-8"; method=PUBLISH', b"BEGIN:VCALENDAR\r\n"),
+    )
+    batch = [message(n, attachments=files) for n in range(5)] + [
+        message(6),
+        message(7, attachments=files[:1]),
+    ]
+    assert {delivery.status for delivery in provider.send(batch)} == {Status.SENT}
+    told = {
+        len(request.json["personalizations"]): [
+            (found["filename"], found["type"], base64.b64decode(found["content"]))
+            for found in request.json.get("attachments", [])
+        ]
+        for request in vendor.requests
+        if len(request.json["personalizations"]) == 5
+    }
+    # it takes no parameters in a type
+    assert told == {
+        5: [
+            ("terms.pdf", "application/pdf", files[0].content),
+            ("sale.ics", "text/calendar", files[1].content),
+        ]
+    }
+    assert sorted(len(request.json.get("attachments", [])) for request in vendor.requests) == [0, 1, 2]
 
 
 def test_addresses_go_as_dns_knows_them(provider: SendGridProvider, fake: FakeSendGrid) -> None:

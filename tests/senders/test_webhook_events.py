@@ -259,6 +259,26 @@ def test_twilios_vector_and_callbacks() -> None:
     assert row(MessageStatus="partially_delivered")["type"] == "unknown"
     stop = row(SmsStatus="received", OptOutType="STOP", From="+447700900123", To="+15005550006")
     assert stop["type"] == "unsubscribed" and json.loads(stop["properties"])["phone"] == "+447700900123"
+    for body, kind in (
+        ("Stop ", "unsubscribed"),
+        ("unstop", "subscribed"),
+        ("please stop", "inbound"),
+        ("", "inbound"),
+    ):
+        reply = row(SmsStatus="received", Body=body, From="+447700900123", To="+15005550006")
+        assert reply["type"] == kind and json.loads(reply["properties"])["phone"] == "+447700900123"
+    helped = row(SmsStatus="received", OptOutType="HELP", Body="STOP", From="+447700900123")
+    assert helped["type"] == "inbound"
+    # Twilio did not send it since the number opted out: that is of the number, too
+    body = urlencode(
+        {"MessageSid": "SM1", "MessageStatus": "undelivered", "ErrorCode": "21610", "To": "+447700900123"}
+    ).encode()
+    bounced, opted_out = reader.parse_webhook(body, {}, url=url, now=NOW)
+    assert (bounced["type"], bounced["message_id"]) == ("bounced", "id-1")
+    assert json.loads(bounced["properties"])["bounce_class"] == "soft"
+    assert (opted_out["type"], opted_out["message_id"], opted_out["email"]) == ("unsubscribed", "", "")
+    assert json.loads(opted_out["properties"])["phone"] == "+447700900123"
+    assert opted_out["event_id"] != bounced["event_id"]
     ids = {row(MessageStatus=word)["event_id"] for word in ("sent", "delivered")}
     assert ids == {"twilio:SM1:sent:", "twilio:SM1:delivered:"}
 

@@ -3,6 +3,7 @@ with
 suppressions as (
 
     select * from {{ ref('suppressions') }}
+    where channel = 'email'
 
 )
 

@@ -44,22 +44,37 @@ stopped as (
 
 ),
 
-consents as (
+addressed as (
 
-    select identity_id as consent_identity_id, last_change
-    from {{ ref('int_consents__latest') }}
-    where channel = 'email' and purpose = 'marketing'
+    select
+        contact_id as addressed_contact_id,
+        phone as told_phone,
+        push_token,
+        has_unusable_phone as has_unusable_told_phone
+    from {{ ref('int_contacts__addressed') }}
 
 ),
 
-consenting as (
+consents as (
 
-    select identities.contact_id as contact_id
+    select identity_id as consent_identity_id, channel, last_change
+    from {{ ref('int_consents__latest') }}
+    where channel in ('email', 'sms', 'push') and purpose = 'marketing'
+
+),
+
+permissions as (
+
+    -- a pause that is over is consent again
+    select
+        identities.contact_id as permitting_contact_id,
+        {%- for channel in ['email', 'sms', 'push'] %}
+        countIf(consents.channel = '{{ channel }}') > 0 as has_{{ channel }}_change,
+        maxIf(consents.last_change, consents.channel = '{{ channel }}').2 <= {{ now() }} as is_{{ channel }}_granted{{ ',' if not loop.last }}
+        {%- endfor %}
     from {{ ref('int_contacts__identified') }} as identities
     inner join consents on consents.consent_identity_id = identities.identity_id
-    group by contact_id
-    -- a pause that is over is consent again
-    having max(consents.last_change).2 <= {{ now() }}
+    group by permitting_contact_id
 
 ),
 
@@ -92,6 +107,10 @@ select
     contacts.city as city,
     contacts.timezone as timezone,
     contacts.locale as locale,
+    if(
+        addressed.told_phone is null and {{ is_e164('contacts.phone') }}, contacts.phone, addressed.told_phone
+    )::Nullable(String) as phone,
+    addressed.push_token::Nullable(String) as push_token,
     coalesce(rfm.rfm_segment, '')::LowCardinality(String) as rfm_segment,
     coalesce(engagement.engagement_band, 'never')::LowCardinality(String) as engagement_band,
 
@@ -112,7 +131,19 @@ select
     ---------- booleans
     contacts.is_deleted as is_deleted,
     (contacts.email != '' and contacts.email in (select email from stopped))::Bool as is_suppressed,
-    (contacts.contact_id in (select contact_id from consenting))::Bool as has_marketing_consent,
+    (coalesce(phone in (select phone from {{ ref('int_phones__stopped') }}), false) or is_push_suppressed)::Bool as is_sms_suppressed,
+    (contacts.contact_id in (select contact_id from {{ ref('int_contacts__silenced') }}))::Bool as is_push_suppressed,
+    coalesce(permissions.has_email_change and permissions.is_email_granted, false)::Bool as has_marketing_consent,
+    coalesce(permissions.has_sms_change and permissions.is_sms_granted, false)::Bool as has_sms_consent,
+    -- a device has a token once the platform has been allowed to show messages: consent, unless somebody said otherwise
+    if(
+        coalesce(permissions.has_push_change, false),
+        coalesce(permissions.is_push_granted, false),
+        addressed.push_token is not null
+    )::Bool as has_push_consent,
+    (
+        phone is null and (contacts.phone is not null or coalesce(addressed.has_unusable_told_phone, false))
+    )::Bool as has_unusable_phone,
 
     ---------- timestamps
     contacts.created_at as created_at,
@@ -135,3 +166,5 @@ from contacts
 left join rfm on rfm.contact_id = contacts.contact_id
 left join engagement on engagement.contact_id = contacts.contact_id
 left join mail on mail.contact_id = contacts.contact_id
+left any join addressed on addressed.addressed_contact_id = contacts.contact_id
+left any join permissions on permissions.permitting_contact_id = contacts.contact_id

@@ -19,6 +19,7 @@ events as (
         type in ('unsubscribed', 'complained', 'bounced', 'subscribed')
         and not is_machine
         and (type != 'bounced' or bounce_class = 'hard')
+        and stop_channel != 'sms'
         and (email != '' or message_id != '')
         {% if is_incremental() -%}
         and loaded_at > {{ newest_load('last_loaded_at', 'recorded_at') }}

@@ -6,7 +6,7 @@
         engine=engine('ReplacingMergeTree', 'rebuilt_at'),
         order_by='message_hash',
         query_settings={'optimize_on_insert': 0},
-        post_hook="{{ note_taken() }}"
+        post_hook=["{{ note_taken() }}", "{{ note_sends_taken() }}"]
     )
 }}
 
@@ -30,7 +30,7 @@ new_sends as (
 
     select identity_id, least(coalesce(accepted_at, confirmed_at), coalesce(confirmed_at, accepted_at)) as sent_from
     from {{ ref('int_messages__followed') }}
-    where sent_changed_at >= {{ last_taken() }}
+    where sent_changed_at > {{ last_taken(this.identifier ~ ' sends') }}
 
 ),
 
@@ -86,23 +86,32 @@ new_orders as (
 ) as due_contacts,
 
 {% endif -%}
+owners as (
+
+    select identity_id as owner_identity_id, contact_id as owner_contact_id, kind as owner_kind
+    from {{ ref('int_contacts__identified') }}
+    {% if is_incremental() -%}
+    -- a table of all who are known would be made for each join
+    where contact_id in (select arrayJoin(due_contacts))
+    {%- endif %}
+
+),
+
 sent as (
 
     -- of each message the newest row
     select
         followed.message_hash as message_hash,
-        any(identities.contact_id) as contact_id,
+        any(owners.owner_contact_id) as contact_id,
         assumeNotNull(argMax(followed.sent_at, followed.rebuilt_at)) as sent_at
     from {{ ref('int_messages__followed') }} as followed
-    inner join {{ ref('int_contacts__identified') }} as identities
-        on identities.identity_id = followed.identity_id
+    inner join owners on owners.owner_identity_id = followed.identity_id
     where
-        identities.kind = 'message'
+        owners.owner_kind = 'message'
         {% if is_incremental() -%}
         and followed.created_at >= changed_from - {{ windows }} - {{ life }}
         and followed.identity_id in (
-            select identity_id from {{ ref('int_contacts__identified') }}
-            where kind = 'message' and contact_id in (select arrayJoin(due_contacts))
+            select owner_identity_id from owners where owner_kind = 'message'
         )
         {%- endif %}
     group by message_hash
@@ -118,17 +127,16 @@ orders as (
 
     select
         orders.order_id as order_id,
-        identities.contact_id as contact_id,
+        owners.owner_contact_id as contact_id,
         orders.ordered_at as ordered_at,
         orders.revenue as revenue
     from {{ newest(ref('int_orders__combined'), 'orders') }}
-    inner join {{ ref('int_contacts__identified') }} as identities
-        on identities.identity_id = orders.identity_id
+    inner join owners on owners.owner_identity_id = orders.identity_id
     where
         is_sale
         {% if is_incremental() -%}
         and ordered_at >= changed_from - {{ window }}
-        and identities.contact_id in (select arrayJoin(due_contacts))
+        and identity_id in (select owner_identity_id from owners)
         {%- endif %}
 
 ),

@@ -45,7 +45,7 @@ newest as (
 
     select
         model,
-        argMax(model_version, tuple(newest_as_of, newest_loaded_at)) as model_version
+        argMax(tuple(model_version, newest_as_of), tuple(newest_as_of, newest_loaded_at)) as newest
     from candidates
     group by model
 
@@ -62,9 +62,13 @@ select
     ---------- numerics
     score,
 
+    ---------- semi-structured
+    properties,
+
     ---------- timestamps
     as_of
 from predictions
-where tuple(model, model_version) in (select tuple(model, model_version) from newest)
--- a version that was written twice counts once
+-- a version that scores anew every day replaces its scores: those of the newest day count
+where tuple(model, model_version, as_of) in (select tuple(model, newest.1, newest.2) from newest)
+-- and what was written twice counts once
 limit 1 by model, contact_id

@@ -5,15 +5,16 @@ without the checks.
 """
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from campaigns.audience import Shard
-from deliverability.preflight import WARNINGS
 from orchestration.lib.campaign_runs import (
     CHECKS,
+    WARNINGS,
     Prepared,
     deliver,
     every,
@@ -32,6 +33,8 @@ AUDIENCES = dg.AssetKey("campaign_audiences")
 SENDS = dg.AssetKey("campaign_sends")
 OBSERVE_SECONDS = 15.0
 PAUSED_TAG = "mailhouse/paused"
+CAMPAIGN_TAG, OCCURRENCE_TAG = "mailhouse/campaign", "mailhouse/occurrence"
+PART_TAG = "mailhouse/experiment_part"
 _Context = dg.OpExecutionContext | dg.AssetExecutionContext
 
 
@@ -71,7 +74,7 @@ def campaigns(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResul
     """Judge the audience; if every check that blocks passes, send to it."""
     settings = SenderSettings.load()
     with open_warehouse(context.run.run_id) as warehouse:
-        prepared = prepare(settings, warehouse, context.partition_key)
+        prepared = prepare(settings, warehouse, context.partition_key, moment=named_occurrence(context))
         results = [
             dg.AssetCheckResult(check_name=name, asset_key=AUDIENCES, **judgement)
             for name, judgement in judgements(prepared).items()
@@ -92,6 +95,12 @@ def campaigns(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResul
             **counts_metadata(summary_counts(sent)),
         },
     )
+
+
+def named_occurrence(context: _Context) -> datetime | None:
+    """The occurrence that the run is for, where it need not be the newest: what an experiment left."""
+    tags = context.run.tags
+    return datetime.fromisoformat(tags[OCCURRENCE_TAG]) if PART_TAG in tags else None
 
 
 def judgements(prepared: Prepared) -> dict[str, dict[str, Any]]:

@@ -19,10 +19,11 @@ from orchestration.defs.campaigns.assets import (
     SENDS,
     audience_metadata,
     judgements,
+    named_occurrence,
     require_whole,
     send_observed,
 )
-from orchestration.lib.campaign_runs import export_ledger, prepare, summary_counts
+from orchestration.lib.campaign_runs import divide, export_ledger, prepare, summary_counts
 from orchestration.lib.resources import counts_metadata, open_warehouse
 from senders.settings import SenderSettings
 from warehouse.errors import SettingsError
@@ -63,7 +64,7 @@ def settle(context: dg.OpExecutionContext) -> Iterator[dg.DynamicOutput[str]]:
     """One output a part, such as '2/4'."""
     settings = SenderSettings.load()
     with open_warehouse(context.run.run_id) as warehouse:
-        prepared = prepare(settings, warehouse, context.partition_key)
+        prepared = prepare(settings, warehouse, context.partition_key, moment=named_occurrence(context))
         context.log_event(
             dg.AssetMaterialization(
                 AUDIENCES, partition=context.partition_key, metadata=audience_metadata(prepared)
@@ -76,6 +77,7 @@ def settle(context: dg.OpExecutionContext) -> Iterator[dg.DynamicOutput[str]]:
         prepared.require_passed()
         # parts of an audience that is not settled yet would be parts of different ones
         prepared.audience.freeze()
+        divide(prepared)
     for number in range(1, settings.send_parts + 1):
         yield dg.DynamicOutput(f"{number}/{settings.send_parts}", mapping_key=f"part_{number}")
 
@@ -85,7 +87,9 @@ def send_part(context: dg.OpExecutionContext, part: str) -> float:
     """Seconds that it took."""
     settings = SenderSettings.load()
     with open_warehouse(context.run.run_id) as warehouse:
-        prepared = prepare(settings, warehouse, context.partition_key, is_judged=True)
+        prepared = prepare(
+            settings, warehouse, context.partition_key, is_judged=True, moment=named_occurrence(context)
+        )
         sent = send_observed(context, prepared, shard=Shard.parse(part))
     require_whole(context, prepared, sent)
     context.add_output_metadata(
@@ -100,7 +104,9 @@ def finish(context: dg.OpExecutionContext, seconds: list[float]) -> None:
     """Goes through the whole audience once more: a part whose machine was lost may have left claims."""
     settings = SenderSettings.load()
     with open_warehouse(context.run.run_id) as warehouse:
-        prepared = prepare(settings, warehouse, context.partition_key, is_judged=True)
+        prepared = prepare(
+            settings, warehouse, context.partition_key, is_judged=True, moment=named_occurrence(context)
+        )
         sent = send_observed(context, prepared)
         exported = export_ledger(settings, warehouse)
     require_whole(context, prepared, sent)

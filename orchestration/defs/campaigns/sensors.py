@@ -4,7 +4,14 @@ import dagster as dg
 
 from campaigns.identity import occurrence_key
 from campaigns.specs import CampaignSpec, is_due, load_campaigns, occurrence
-from orchestration.defs.campaigns.assets import AUDIENCES, CAMPAIGNS, PAUSED_TAG, SENDS
+from orchestration.defs.campaigns.assets import (
+    AUDIENCES,
+    CAMPAIGN_TAG,
+    CAMPAIGNS,
+    OCCURRENCE_TAG,
+    PAUSED_TAG,
+    SENDS,
+)
 from orchestration.defs.campaigns.parts import parts_job, send_campaign_in_parts
 from senders.ledger import Ledger
 from senders.retries import is_retry_due
@@ -13,7 +20,6 @@ from senders.settings import SenderSettings
 RUNS_PER_TICK = 10
 ATTEMPTS = 3
 RETRY_TAG = "mailhouse/retry"
-CAMPAIGN_TAG, OCCURRENCE_TAG = "mailhouse/campaign", "mailhouse/occurrence"
 
 send_campaign = dg.define_asset_job(
     "send_campaign",
@@ -27,6 +33,9 @@ send_campaign = dg.define_asset_job(
 @dg.definitions
 def launching() -> dg.Definitions:
     """The jobs that send, and what launches them."""
+    # it asks this module which job sends
+    from orchestration.defs.experiments.sensors import analyse_experiment, experiments_due
+
     jobs = [send_campaign, parts_job(SenderSettings.load())]
     return dg.Definitions(
         jobs=jobs,
@@ -49,6 +58,17 @@ def launching() -> dg.Definitions:
                 description=(
                     "Launches a run for campaigns some of whose messages the provider put off, or a day's limit held"
                     " back."
+                ),
+            ),
+            dg.SensorDefinition(
+                "experiments_due",
+                evaluation_fn=experiments_due,
+                jobs=[analyse_experiment, *jobs],
+                minimum_interval_seconds=29,
+                default_status=dg.DefaultSensorStatus.RUNNING,
+                description=(
+                    "Looks at experiments that may be decided, and sends what is due: the winner to the remainder,"
+                    " variants with a delay, a bandit's next batch."
                 ),
             ),
         ],
@@ -92,7 +112,7 @@ def campaigns_due(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.S
                 run_key=f"{name}@{tags[OCCURRENCE_TAG]}#{len(launched) + 1}",
                 partition_key=name,
                 tags=tags,
-                job_name=_job(settings),
+                job_name=sending_job(settings),
             )
         )
     if not requests:
@@ -130,7 +150,7 @@ def schedule_retry(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.
         ):
             requests[one.name] = dg.RunRequest(
                 run_key=f"{one.name}@{one.occurrence}!{launched + 1}", partition_key=one.name,
-                tags={**tags, RETRY_TAG: str(launched + 1)}, job_name=_job(settings),
+                tags={**tags, RETRY_TAG: str(launched + 1)}, job_name=sending_job(settings),
             )  # fmt: skip
     if not requests:
         return dg.SkipReason(
@@ -142,7 +162,7 @@ def schedule_retry(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.
     )
 
 
-def _job(settings: SenderSettings) -> str:
+def sending_job(settings: SenderSettings) -> str:
     return (send_campaign_in_parts if settings.send_parts > 1 else send_campaign).name
 
 

@@ -10,6 +10,7 @@ from typing import get_args
 import dagster as dg
 
 from campaigns.catalogue import record_specs
+from campaigns.experiments import record_experiments
 from campaigns.specs import load_campaigns
 from crm.files import FileSource, ingest_files, load_sources
 from crm.hubspot import HubSpot, ingest_hubspot
@@ -30,7 +31,6 @@ RAW_TABLES = {
     "products": "Every version of every product of a catalogue.",
 }
 WRITTEN_ELSEWHERE = {
-    "predictions": "Every score of every contact by every model version.",
     "model_evaluations": "How good each model version was on what came later.",
 }
 # what a source's object is -> the raw tables it writes; exhaustive
@@ -139,6 +139,8 @@ def campaign_files(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     specs = load_campaigns(settings.content_dir)
     with open_warehouse(context.run.run_id) as warehouse:
         changed = record_specs(warehouse, specs.values())
+        placed = [(one, spec.version) for spec in specs.values() if (one := spec.placed_experiment())]
+        record_experiments(warehouse, placed)
     return dg.MaterializeResult(metadata=counts_metadata({"campaigns": len(specs), "changed": changed}))
 
 

@@ -22,12 +22,12 @@ with
 touched as (
 
     select message_hash from {{ ref('int_messages__followed') }}
-    where rebuilt_at > {{ messages_taken_at() }}
+    where rebuilt_at > {{ last_taken() }}
 
     union distinct
 
     select message_hash from {{ ref('int_messages__converted') }}
-    where rebuilt_at > {{ messages_taken_at() }}
+    where rebuilt_at > {{ last_taken() }}
 
 ),
 

@@ -21,13 +21,12 @@ consenting as (
 
 events as (
 
-    select * from {{ ref('events') }}
-    where
-        type in ('subscribed', 'unsubscribed', 'complained', 'bounced')
-        -- a scanner that follows links decides nothing
-        and not is_machine
-        -- a full mailbox is no reason never to write again
-        and (type != 'bounced' or bounce_class = 'hard')
+    -- a scanner that follows links decides nothing, and a full mailbox is no reason never to write again
+    {{ owned_events(
+        ['type', 'source', 'occurred_at'],
+        "type in ('subscribed', 'unsubscribed', 'complained', 'bounced') and not is_machine"
+        ~ " and (type != 'bounced' or bounce_class = 'hard')"
+    ) }}
 
 ),
 
@@ -44,12 +43,11 @@ changes as (
     union all
 
     select
-        assumeNotNull(events.contact_id) as contact_id,
+        events.contact_id as contact_id,
         source::String as source,
         multiIf(type = 'subscribed', 'joined', type = 'bounced', 'hard_bounced', type::String) as change,
         occurred_at as changed_at
     from events
-    where events.contact_id is not null
 
 ),
 

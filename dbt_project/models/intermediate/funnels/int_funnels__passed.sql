@@ -114,7 +114,52 @@ new_events as (
 
 ) as due_contacts,
 
-{% endif -%}
+-- not the marts: those look everybody up who ever did anything
+owners as (
+
+    select identity_id as owner_identity_id, contact_id as owner_contact_id
+    from {{ ref('int_contacts__identified') }}
+    where contact_id in (select arrayJoin(due_contacts))
+
+),
+
+orders as (
+
+    select
+        owners.owner_contact_id as contact_id,
+        'order.placed' as type,
+        orders.ordered_at as occurred_at
+    from (
+        {{ newest_orders(
+            ['identity_id', 'ordered_at', 'is_sale'],
+            'ordered_at >= changed_from and identity_id in (select owner_identity_id from owners)'
+        ) }}
+    ) as orders
+    inner join owners on owners.owner_identity_id = orders.identity_id
+    where
+        orders.is_sale
+        and orders.ordered_at >= changed_from
+        and orders.ordered_at <= {{ now() }}
+
+),
+
+events as (
+
+    select
+        owners.owner_contact_id as contact_id,
+        recorded.type::String as type,
+        recorded.occurred_at as occurred_at
+    from {{ ref('int_events__recorded') }} as recorded
+    inner join owners on owners.owner_identity_id = recorded.identity_id
+    where
+        recorded.type in (select event_type from steps where event_type != 'order.placed')
+        and not is_machine
+        and recorded.occurred_at >= changed_from
+        and recorded.occurred_at <= {{ now() }}
+        and {{ loaded_after('loaded_on', 'toDateTime64(changed_from, 3, \'UTC\')') }}
+        and recorded.identity_id in (select owner_identity_id from owners)
+
+{% else -%}
 orders as (
 
     select
@@ -125,11 +170,8 @@ orders as (
     where
         is_sale
         and orders.contact_id is not null
-        and ordered_at >= {{ funnels_from() if are_all_due else 'changed_from' }}
+        and ordered_at >= {{ funnels_from() }}
         and ordered_at <= {{ now() }}
-        {%- if not are_all_due %}
-        and orders.contact_id in (select arrayJoin(due_contacts))
-        {%- endif %}
 
 ),
 
@@ -144,18 +186,11 @@ events as (
         type in (select event_type from steps where event_type != 'order.placed')
         and not is_machine
         and events.contact_id is not null
-        and occurred_at >= {{ funnels_from() if are_all_due else 'changed_from' }}
+        and occurred_at >= {{ funnels_from() }}
         and occurred_at <= {{ now() }}
-        {% if are_all_due -%}
         and {{ loaded_within('loaded_on', 31 * var('funnel_months')) }}
-        {%- else -%}
-        and {{ loaded_after('loaded_on', 'toDateTime64(changed_from, 3, \'UTC\')') }}
-        and events.identity_id in (
-            select identity_id from {{ ref('int_contacts__identified') }}
-            where contact_id in (select arrayJoin(due_contacts))
-        )
-        {%- endif %}
 
+{% endif -%}
     union all
 
     select * from orders

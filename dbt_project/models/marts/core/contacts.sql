@@ -57,7 +57,9 @@ combined_contacts as (
         argMax(records.city, tuple(not records.is_deleted, records.updated_at)) as city,
         argMax(records.timezone, tuple(not records.is_deleted, records.updated_at)) as timezone,
         argMax(records.locale, tuple(not records.is_deleted, records.updated_at)) as locale,
-        argMax(records.phone, tuple(not records.is_deleted, records.updated_at)) as phone,
+        argMax(
+            records.phone, tuple({{ is_e164('records.phone') }}, not records.is_deleted, records.updated_at)
+        ) as phone,
         arraySort(groupUniqArray(records.source::String)) as sources,
         min(records.is_deleted) as is_deleted,
         min(records.created_at) as created_at,

@@ -25,7 +25,7 @@ messages as (
         message_id,
         any({{ normalised_email('email') }}) as email
     from {{ source('raw', 'messages') }}
-    where message_id in (select message_id from events where email = '')
+    where message_id in (select message_id from events where email = '' and stop_channel != 'sms')
     group by message_id
 
 ),
@@ -36,9 +36,11 @@ addressed as (
         events.event_id as event_id,
         events.type as type,
         events.occurred_at as occurred_at,
+        events.stop_channel = 'all' as is_global,
         coalesce(nullIf(events.email, ''), messages.email, '') as email
     from events
     left join messages on messages.message_id = events.message_id
+    where events.stop_channel != 'sms'
 
 ),
 
@@ -63,7 +65,7 @@ same_person as (
 
 reached as (
 
-    select email, type, occurred_at, event_id from addressed
+    select email, type, occurred_at, event_id, is_global from addressed
 
     union all
 
@@ -71,10 +73,21 @@ reached as (
         same_person.other_email as email,
         addressed.type as type,
         addressed.occurred_at as occurred_at,
-        addressed.event_id as event_id
+        addressed.event_id as event_id,
+        addressed.is_global as is_global
     from addressed
     inner join same_person on same_person.email = addressed.email
     where addressed.type != 'bounced'
+
+),
+
+by_phone as (
+
+    select
+        coalesce({{ e164('events.phone') }}, events.phone) as phone,
+        {{ standing_stops() }} as stops
+    from (select *, false as is_global from events where stop_channel = 'sms') as events
+    group by phone
 
 ),
 
@@ -82,18 +95,20 @@ by_email as (
 
     select
         email,
-        maxIf(occurred_at, type = 'subscribed') as subscribed_at,
-        -- who signs up again takes back an unsubscribe, never a complaint or a bounce
-        arraySort(
-            stop -> (stop.1, stop.2),
-            arrayFilter(
-                stop -> stop.3 != 'unsubscribed' or stop.1 >= subscribed_at,
-                groupArrayIf(tuple(occurred_at, event_id, type::String), type != 'subscribed')
-            )
-        ) as stops
+        {{ standing_stops() }} as stops
     from reached
     where email != ''
     group by email
+
+),
+
+stopped as (
+
+    select 'email' as channel, email, '' as phone, stops from by_email
+
+    union all
+
+    select 'sms' as channel, '' as email, phone, stops from by_phone
 
 )
 
@@ -102,13 +117,16 @@ select
     stops[1].2 as event_id,
 
     ---------- text
+    channel,
     email,
+    phone,
     stops[1].3 as reason,
 
     ---------- booleans
     arrayExists(stop -> stop.3 = 'bounced', stops)::Bool as is_bounced,
+    arrayExists(stop -> stop.4, stops)::Bool as is_global,
 
     ---------- timestamps
     stops[1].1 as suppressed_at
-from by_email
+from stopped
 where notEmpty(stops)

@@ -1,3 +1,4 @@
+{%- set phones = ['mobile_phone', 'mobilephone', 'MobilePhone', 'phone', 'Phone'] -%}
 with
 
 records as (
@@ -19,7 +20,16 @@ select
     nullIf(trim(properties.city::Nullable(String)), '') as city,
     nullIf(trim(properties.timezone::Nullable(String)), '') as timezone,
     nullIf(trim(properties.locale::Nullable(String)), '') as locale,
-    nullIf(trim(properties.phone::Nullable(String)), '') as phone,
+    -- the first that names its country, a mobile before a landline; else the first as it was given
+    coalesce(
+        {%- for name in phones %}
+        {{ e164('properties.' ~ name ~ '::Nullable(String)') }},
+        {%- endfor %}
+        {%- for name in phones %}
+        nullIf(trim(properties.{{ name }}::Nullable(String)), ''){{ ',' if not loop.last }}
+        {%- endfor %}
+    ) as phone,
+    nullIf(trim(properties.push_token::Nullable(String)), '') as push_token,
 
     ---------- booleans
     is_deleted,

@@ -22,6 +22,8 @@ select
     coalesce(properties.bounce_class::Nullable(String), '') as bounce_class,
     coalesce(properties.url::Nullable(String), '') as url,
     coalesce(properties.user_agent::Nullable(String), '') as user_agent,
+    coalesce(properties.phone::Nullable(String), '') as phone,
+    {{ stop_channel() }} as stop_channel,
 
     ---------- booleans
     {{ is_machine_by_itself() }} as is_machine,

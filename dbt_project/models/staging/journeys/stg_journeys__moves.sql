@@ -18,6 +18,7 @@ moves as (
         ''::LowCardinality(String) as version,
         ''::LowCardinality(String) as previous_step,
         ''::LowCardinality(String) as outcome,
+        ''::String as cause,
         ''::LowCardinality(String) as step,
         ''::LowCardinality(String) as ending,
         toDateTime64(0, 3, 'UTC') as entered_at,
@@ -47,6 +48,7 @@ select
     version,
     previous_step,
     outcome,
+    cause,
     step,
     ending,
 

@@ -9,9 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ml.experiments import HOLDOUT, OUTSIDE, REMAINDER, Allocation, Holdout, LayerSlot, Metric, free_slot
-from ml.experiments.assignment import siphash
-from ml.experiments.summaries import aggregate, aggregate_sql
+from campaigns.assignment import (
+    HOLDOUT,
+    OUTSIDE,
+    REMAINDER,
+    Allocation,
+    Holdout,
+    LayerSlot,
+    batch_sql,
+    free_slot,
+    siphash,
+)
 from warehouse.client import Warehouse
 from warehouse.settings import MailhouseSettings
 
@@ -160,33 +168,26 @@ def test_what_cannot_be_is_refused(make, message):
         make()
 
 
-def test_sums_of_the_engine_are_those_of_polars(engine):
-    rng = np.random.default_rng(5)
-    n = 3_000
-    frame = pl.DataFrame(
-        {
-            "contact_id": np.arange(n),
-            "variant": rng.choice(["a", "b"], n),
-            "exposed_at": pl.datetime_range(
-                pl.datetime(2026, 3, 1), pl.datetime(2026, 3, 1) + pl.duration(minutes=n - 1), "1m",
-                time_unit="ms", time_zone="UTC", eager=True,
-            ),
-            "ordered": rng.random(n) < 0.1,
-            "revenue": rng.gamma(2, 20, n),
-            "orders": rng.poisson(2, n),
-            "before": rng.normal(size=n),
-        }
-    )  # fmt: skip
-    metrics = [
-        Metric("ordered", "proportion"),
-        Metric("order_value", "ratio", column="revenue", denominator="orders", covariates=("before",)),
-    ]
-    of_polars = aggregate(frame, metrics, balance=["before"])
-    of_engine = engine.frame(
-        f"select variant, {aggregate_sql(metrics, balance=['before'])} from contacts group by variant order by variant",
-        external={"contacts": frame},
+def test_batches_are_about_equal_and_say_nothing_about_variants(engine):
+    allocation = Allocation("batched", {"a": 1, "b": 1})
+    found = engine.frame(
+        f"""
+        select {batch_sql("batched", 4)} as batch, {allocation.sql()} as variant, count() as contacts
+        from (select number::Int64 as contact_id from numbers(40000)) group by batch, variant order by batch, variant
+        """
     )
-    assert of_engine.columns == of_polars.columns
-    for name in of_polars.columns[1:-2]:
-        assert of_engine[name].to_list() == pytest.approx(of_polars[name].to_list(), rel=1e-12)
-    assert of_engine["last_exposed_at"].to_list() == of_polars["last_exposed_at"].to_list()
+    assert found["batch"].unique(maintain_order=True).to_list() == [0, 1, 2, 3]
+    counts = found["contacts"].to_numpy().reshape(4, 2)
+    assert stats.chi2_contingency(counts).pvalue > 1e-4 and stats.chisquare(counts.sum(axis=1)).pvalue > 1e-4
+
+
+def test_how_a_contact_came_to_its_variant_is_said_as_it_is():
+    allocation = Allocation(
+        "offer", {"a": 1, "b": 3}, traffic=0.5, layer=LayerSlot("l", 0.0, 0.5), holdout=Holdout("h", 0.05)
+    )
+    said = allocation.words(7)
+    assert "a 0.00% to 25.00%, b 25.00% to 100.00%" in said
+    assert "layer l, 0.00% to 50.00%" in said and "h below 5.00%" in said
+    for contact_id in range(50):
+        place = float(Allocation("offer", {"a": 1, "b": 3}).words(contact_id).split(": ")[1].split("%")[0])
+        assert Allocation("offer", {"a": 1, "b": 3}).assign([contact_id])[0] == ("a" if place < 25 else "b")

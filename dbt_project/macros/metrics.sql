@@ -1,0 +1,66 @@
+{#- Names of all metrics that are SQL: every file in models/metrics, in order. -#}
+{% macro metric_names() %}
+    {{ return(names_in('metrics', 'Metric')) }}
+{% endmacro %}
+
+
+{#- Whether less of a metric is better: `config: {meta: {lower_is_better: true}}` beside its SQL. -#}
+{% macro is_lower_better(name) -%}
+    {%- set found = namespace(value=false) -%}
+    {%- if execute -%}
+        {%- for node in graph.nodes.values() if node.resource_type == 'model' and node.name == name and node.fqn[1] == 'metrics' -%}
+            {%- set found.value = node.config.get('meta', {}).get('lower_is_better', false) -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {{ return('true' if found.value else 'false') }}
+{%- endmacro %}
+
+
+{#-
+    For `experiment_sums`: months (as 201106) of exposures to sum anew, none on a full refresh, which means all.
+
+    Months in which a message was rebuilt since this model last ran (by the month of exposure), months of exposures whose
+    window, or a load that comes late, is not over, and all of them if a metric was added: it tells of the past, too.
+-#}
+{% macro due_exposure_months() %}
+    {%- if not is_incremental() -%}
+        {{ return(none) }}
+    {%- endif -%}
+    {%- set query -%}
+        with
+
+        (select groupUniqArray(metric) from {{ this }}) as summed
+
+        select distinct toYYYYMM(exposed_at) as month
+        from {{ ref('experiment_exposures') }}
+        where
+            {%- for name in metric_names() %}
+            not has(summed, '{{ name }}') or
+            {%- endfor %}
+            exposed_at > {{ now() }} - toIntervalSecond(window_seconds) - toIntervalDay({{ var('experiment_late_days') }})
+            or (experiment, contact_id) in (
+                select experiment, contact_id from {{ ref('int_experiments__messages') }}
+                where rebuilt_at > (select max(rebuilt_at) from {{ this }})
+            )
+        order by month
+    {%- endset -%}
+    {{ return(run_query(query).rows | map(attribute=0) | list) }}
+{% endmacro %}
+
+
+{#-
+    For `int_experiments__messages`: months (as 201106) of messages of experiments that were rebuilt since it last ran; none
+    on a full refresh. Asked before, so that ClickHouse reads the partitions of these months only.
+-#}
+{% macro rebuilt_experiment_months() %}
+    {%- if not is_incremental() -%}
+        {{ return(none) }}
+    {%- endif -%}
+    {%- set query -%}
+        select distinct toYYYYMM(created_at) as month
+        from {{ ref('int_messages__followed') }}
+        where rebuilt_at > {{ messages_taken_at() }} and experiment != ''
+        order by month
+    {%- endset -%}
+    {{ return(run_query(query).rows | map(attribute=0) | list) }}
+{% endmacro %}

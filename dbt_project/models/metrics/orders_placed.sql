@@ -1,0 +1,6 @@
+select
+    assumeNotNull(contact_id) as contact_id,
+    ordered_at as happened_at,
+    1.0 as value
+from {{ ref('orders') }}
+where is_sale and contact_id is not null
