@@ -160,7 +160,7 @@ class RealtimeSender:
             details = parcel.details
             if column := ADDRESS_COLUMNS.get(plan.channel):
                 details = [
-                    {**one, "address": person.get(column) or ""}
+                    {**one, "address": str(person.get(column) or "")}
                     for one, person in zip(details, people, strict=True)
                 ]
             claim = Claim(
