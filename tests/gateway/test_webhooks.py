@@ -114,7 +114,8 @@ def test_what_is_forged_stale_or_unreadable_is_refused(gateway: httpx.Client, wa
         assert gateway.post("/webhooks/webhook", content=content, headers=headers).status_code == 403
     bad = b"[1, 2]"
     assert gateway.post("/webhooks/webhook", content=bad, headers=signed(bad, "call-5")).status_code == 400
-    assert stored(warehouse) == []
+    # what another test sent may still be on its way
+    assert not any(one["event_id"] == "webhook:e-2" for one in stored(warehouse))
 
 
 def test_the_address_is_part_of_what_twilio_signs(gateway: httpx.Client, warehouse: Warehouse) -> None:
