@@ -318,6 +318,11 @@ class Live:
                 [_is_stop(*one) for one in events.select("type", "properties").iter_rows()],
                 pl.Boolean(),
             ),
+            pl.Series(
+                "is_sms",
+                [_is_sms(*one) for one in events.select("type", "properties").iter_rows()],
+                pl.Boolean(),
+            ),
         )
         if sold is not None:
             flying = flying.join(sold.result(), on="event_id", how="left", maintain_order="left")
@@ -705,6 +710,7 @@ class Live:
             where type in {_listed(STOPS)} and loaded_at > {since} and address in {wanted}
                 and (type != 'bounced' or properties.bounce_class::Nullable(String) = 'hard')
                 and lower(coalesce(properties.is_machine::Nullable(String), '')) not in ('true', '1')
+                and coalesce(properties.phone::Nullable(String), '') = ''
             union all
             select {changes}, occurred_at, loaded_at from raw.consents where {consent} and email in {wanted}
             union all
@@ -924,7 +930,9 @@ def _cast(frame: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFram
 
 def _columns(types: Collection[str]) -> str:
     """SQL: columns of `HAPPENED` after the contact; what orders sold as int_orders__combined counts it."""
+    is_sms = "coalesce(properties.phone::Nullable(String), '') != ''" if set(STOPS) & set(types) else "false"
     names = "type::String as type, source::String as source, message_id, is_machine, occurred_at, loaded_at"
+    names += f", {is_sms} as is_sms"
     if not {"order.placed", "order.cancelled"} & set(types):
         return f"event_id, {names}, '' as order_id, 0. as order_revenue, 0::Int64 as order_items, false as is_sale"
     return f"{names}, {_sold_columns()}"
@@ -973,15 +981,25 @@ def _normalised(column: str) -> pl.Expr:
     return pl.col(column).str.strip_chars(" \t\r\n").str.to_lowercase()
 
 
+def _said(properties: str) -> dict[str, Any] | None:
+    try:
+        said = orjson.loads(properties)
+    except orjson.JSONDecodeError:
+        return None
+    return said if isinstance(said, dict) else None
+
+
+def _is_sms(type_: str, properties: str) -> bool:
+    """Whether an event is about a telephone number: as macros/stops.sql."""
+    return type_ in STOPS and bool((_said(properties) or {}).get("phone"))
+
+
 def _is_stop(type_: str, properties: str) -> bool:
     """Whether an event stops mail to its address, or lets it go again, as `_permissions` has it."""
     if type_ not in STOPS:
         return False
-    try:
-        said = orjson.loads(properties)
-    except orjson.JSONDecodeError:
-        return False
-    if not isinstance(said, dict) or (type_ == "bounced" and said.get("bounce_class") != "hard"):
+    said = _said(properties)
+    if said is None or said.get("phone") or (type_ == "bounced" and said.get("bounce_class") != "hard"):
         return False
     return str(said.get("is_machine", "")).lower() not in ("true", "1")
 
@@ -1086,6 +1104,7 @@ def _with_permissions(
         & (pl.col("type") != "bounced")
         & (pl.col("loaded_at") > through)
         & ~pl.col("is_machine")
+        & ~pl.col("is_sms")
     )
     if given.is_empty() and own.is_empty():
         # nearly all: nobody has decided anything since the mart was built

@@ -28,6 +28,7 @@ HAPPENED: Final[dict[str, pl.DataType]] = {
     "source": pl.String(),
     "message_id": pl.String(),
     "is_machine": pl.Boolean(),
+    "is_sms": pl.Boolean(),
     "occurred_at": UTC_MS,
     "loaded_at": UTC_MS,
     "order_id": pl.String(),
@@ -35,7 +36,7 @@ HAPPENED: Final[dict[str, pl.DataType]] = {
     "order_items": pl.Int64(),
     "is_sale": pl.Boolean(),
 }
-"""What is known of events that have happened."""
+"""What is known of events that have happened. `is_sms`: it is about a telephone number, and says nothing of mail."""
 GIVEN: Final[dict[str, pl.DataType]] = {
     "address": pl.String(),
     "type": pl.String(),
@@ -169,12 +170,14 @@ class News:
             from raw.events where type in ({stops}) and loaded_at > through_
                 and (type != 'bounced' or properties.bounce_class::Nullable(String) = 'hard')
                 and lower(coalesce(properties.is_machine::Nullable(String), '')) not in ('true', '1')
+                and coalesce(properties.phone::Nullable(String), '') = ''
             union all
             select 0::Int64, {_email("email")}, 'consent', consent_id, '', is_granted, occurred_at, loaded_at
             from raw.consents where channel = 'email' and purpose = 'marketing' and loaded_at > through_
             union all
             select contact_id, '', type::String, '', event_id, false, occurred_at, loaded_at
             from live.events where type in ({stops}) and loaded_at > through_ and not is_machine
+                and coalesce(properties.phone::Nullable(String), '') = ''
             limit {MOST_NEWS + 1}
             """,
             {"through": f"{through:%Y-%m-%d %H:%M:%S}.{through.microsecond // 1000:03d}"},
@@ -197,8 +200,8 @@ class News:
 
 
 _EMPTY: Final = {
-    "source": "", "message_id": "", "is_machine": False, "order_id": "", "order_revenue": 0.0, "order_items": 0,
-    "is_sale": False,
+    "source": "", "message_id": "", "is_machine": False, "is_sms": False, "order_id": "", "order_revenue": 0.0,
+    "order_items": 0, "is_sale": False,
 }  # fmt: skip
 
 

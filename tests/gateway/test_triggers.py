@@ -194,6 +194,7 @@ def test_consent_suppression_quiet_hours_and_deletion(shop: Shop) -> None:
     people(shop.warehouse, 1, first=3, columns="false as has_marketing_consent")
     people(shop.warehouse, 1, first=4, columns="true as is_suppressed")
     people(shop.warehouse, 1, first=5, columns="true as is_deleted")
+    people(shop.warehouse, 1, first=6)
     handler = shop.start(
         news="event: cart.updated\n" + MARKETING,
         receipt="event: cart.updated\n" + SEND,
@@ -201,10 +202,12 @@ def test_consent_suppression_quiet_hours_and_deletion(shop: Shop) -> None:
         never="event: product.viewed\nquiet_hours: {after: '21:00', before: '08:00', then: skip}\n" + SEND,
     )
     shop.warehouse.execute("insert into marts.suppressions values ('p4@example.com', true, 's')")
-    feed(handler, events({"id": "u", "type": "unsubscribed", "person": 2, "at": 0}), shop.at(1))
-    feed(handler, events(*({"id": f"c{n}", "person": n, "at": 2} for n in range(1, 6))), shop.at(3))
-    assert [shop.outcomes("news", n)[-1] for n in range(1, 6)] == [
-        "fired", "suppressed", "no_consent", "suppressed", "deleted",
+    # who no longer wants text messages may want mail
+    text = {"id": "t", "type": "unsubscribed", "person": 6, "at": 0, "phone": "+447700900123"}
+    feed(handler, events({"id": "u", "type": "unsubscribed", "person": 2, "at": 0}, text), shop.at(1))
+    feed(handler, events(*({"id": f"c{n}", "person": n, "at": 2} for n in range(1, 7))), shop.at(3))
+    assert [shop.outcomes("news", n)[-1] for n in range(1, 7)] == [
+        "fired", "suppressed", "no_consent", "suppressed", "deleted", "fired",
     ]  # fmt: skip
     # an operational message goes to whoever unsubscribed, never to a dead mailbox
     assert [shop.outcomes("receipt", n)[-1] for n in range(1, 5)] == ["fired", "fired", "fired", "suppressed"]
@@ -551,7 +554,8 @@ def test_a_withdrawal_elsewhere_counts_within_a_second(shop: Shop) -> None:
     }
     consent = pl.DataFrame([{"consent_id": "w", "source": "web", "email": "P1@example.com", **columns}])
     load_consents(shop.warehouse, consent.with_columns(pl.col("occurred_at").cast(pl.Datetime("ms", "UTC"))))
-    load_events(shop.warehouse, events({"id": "u", "type": "unsubscribed", "person": 2, "at": 1}))
+    text = {"id": "t", "type": "unsubscribed", "person": 3, "at": 1, "phone": "+447700900123"}
+    load_events(shop.warehouse, events({"id": "u", "type": "unsubscribed", "person": 2, "at": 1}, text))
     handler.live.changed_permissions()
     assert handler.live.news.fresh() is None
     told()
