@@ -59,7 +59,7 @@
     {%- set query -%}
         select distinct toYYYYMM(created_at) as month
         from {{ ref('int_messages__followed') }}
-        where rebuilt_at > {{ messages_taken_at() }} and experiment != ''
+        where rebuilt_at > {{ last_taken() }} and experiment != ''
         order by month
     {%- endset -%}
     {{ return(run_query(query).rows | map(attribute=0) | list) }}

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from campaigns.identity import message_ids, occurrence_key
+from campaigns.journey_state import define_tables
 from warehouse.client import Warehouse
 from warehouse.loads import load_consents, load_crm_records, load_events
 
@@ -106,6 +107,7 @@ class SampleShop:
             carts = known[self.random.random(known.size) < 0.03]
             rows += self._send("trigger", "cart_abandoned", carts, sent + 3, "", ("",), contact_ids)
         self._load_goals()
+        self._load_moves(list(contact_ids.values()))
         frame = pl.DataFrame(rows, infer_schema_length=None)
         self.warehouse.insert("raw.messages", frame.with_columns(pl.col("sequence").cast(pl.UInt32)))
         self._flush()
@@ -120,6 +122,24 @@ class SampleShop:
         self.warehouse.insert(
             "raw.campaigns", pl.DataFrame(rows).with_columns(pl.col("goal_within_seconds").cast(pl.UInt32))
         )
+
+    def _load_moves(self, contact_ids: list[int]) -> None:
+        """What the journey did, for the last weeks: some came in, some are done, one reached the goal."""
+        define_tables(self.warehouse)
+        moves: list[dict[str, Any]] = []
+        for place, contact in enumerate(contact_ids[:60]):
+            common = {"tick": 1, "journey": "welcome", "contact_id": contact, "entry": 1, "version": "v1"}
+            at = self._at(330 + place % 30)
+            moves.append({**common, "sequence": 1, "outcome": "entered", "step": "hello", "entered_at": at})
+            if place % 3:
+                ending = "goal" if place % 7 == 0 else "finished"
+                end = {"previous_step": "hello", "outcome": "sent", "ending": ending}
+                moves.append({**common, **end, "sequence": 2, "entered_at": at + timedelta(hours=4)})
+        frame = pl.DataFrame(moves, infer_schema_length=None).with_columns(
+            pl.col("previous_step", "step", "ending").fill_null("")
+        )
+        self.warehouse.insert("campaigns.journey_moves", frame)
+        self.warehouse.execute("insert into campaigns.journey_ticks (journey, tick) values ('welcome', 1)")
 
     def _at(self, day: float) -> datetime:
         return self.start + timedelta(seconds=int(float(day) * 86_400))

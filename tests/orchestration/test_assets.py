@@ -38,6 +38,13 @@ def test_every_asset_has_a_description(specs: list[dg.AssetSpec]) -> None:
     assert [spec.key.to_user_string() for spec in specs if not spec.description] == []
 
 
+def test_every_job_is_free_of_circles(definitions: dg.Definitions) -> None:
+    repository = definitions.get_repository_def()
+    assert {name for name in repository.job_names if repository.get_job(name).graph.nodes}.issuperset(
+        {"refresh", "recommend", "build_live_models"}
+    )
+
+
 def test_no_source_table_of_dbt_is_left_without_an_asset_that_writes_it(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
     read = {key for key in graph.get_all_asset_keys() if key.path[0] == "raw"}

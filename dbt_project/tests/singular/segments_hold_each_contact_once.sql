@@ -1,5 +1,6 @@
-{{ config(meta={'dagster': {'ref': {'name': 'contacts'}}}) }}
+{{ config(meta={'dagster': {'ref': {'name': 'segment_memberships'}}}) }}
 
+-- In Dagster it hangs on what comes after all of them: predictions are made from `contacts`, and some segments from predictions.
 -- A segment holds a contact once, and only contacts that exist: all segments of the folder in one test.
 select
     segment,
