@@ -15,6 +15,7 @@ send:
   subject: "{{ contact.first_name | default('Hello') }}, six things for you"
   preheader: Picked by what you have enjoyed before
   recommendations: 6
+  track: {clicks: true}
 cap: {messages: 5, within: 7d}
 """
 

@@ -1,9 +1,11 @@
 """Journeys: one partition each. A run is a tick: it moves everybody who is due, sends, and shows who is where."""
 
+import base64
+
 import dagster as dg
 import polars as pl
 
-from campaigns.journey_drawing import mermaid
+from campaigns.journey_drawing import svg
 from campaigns.journey_state import journey_counts
 from orchestration.lib.journey_runs import checked_journey, tick
 from orchestration.lib.resources import counts_metadata, open_warehouse, table_metadata
@@ -44,7 +46,12 @@ def journey_ticks(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
             "under_way": dg.MetadataValue.int(int(counts["contacts"].sum() or 0)),
             "version": spec.version,
             "steps": table_metadata(counts),
-            "diagram": dg.MetadataValue.md(f"```mermaid\n{mermaid(spec, here)}```"),
+            "diagram": dg.MetadataValue.md(_picture(name, svg(spec, here))),
             "seconds": dg.MetadataValue.float(round(run.summary.seconds, 3)),
         }
     )
+
+
+def _picture(name: str, drawing: str) -> str:
+    # the UI shows pictures in Markdown, and Mermaid's text as it stands
+    return f"![The journey {name}](data:image/svg+xml;base64,{base64.b64encode(drawing.encode()).decode()})"
