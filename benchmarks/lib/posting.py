@@ -78,6 +78,11 @@ class Client(asyncio.Protocol):
         if self._answered is not None and not self._answered.done():
             self._answered.set_exception(exc or ConnectionError("the server hung up"))
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the server hung up, as it does with those who are idle for long."""
+        return self._transport.is_closing()
+
     async def post(self, content: bytes) -> int:
         """Send and wait; the status."""
         self._answered = asyncio.get_running_loop().create_future()
@@ -142,6 +147,8 @@ async def opened(
 
     async def one(number: int) -> None:
         client = await idle.get()
+        if client.is_closed:
+            [client] = await connected(port, 1)
         body = json.dumps(event(number, run, type_)).encode()
         statuses[await client.post(request(body, port, key))] += 1
         idle.put_nowait(client)
