@@ -310,19 +310,12 @@ class Live:
         orders = events.filter(is_order).select("event_id", "properties")
         sold = self._pool.submit(self._sold, orders) if orders.height else None
         made = self.resolved(events, messages, guess=guess)
+        stops = [_stop_of(*one) for one in events.select("type", "properties").iter_rows()]
         flying = made.with_columns(
             pl.lit(NOT_LOADED).cast(UTC_MS).alias("loaded_at"),
             pl.Series("address", [normalised_email(one) for one in events["email"]], pl.String()),
-            pl.Series(
-                "is_stop",
-                [_is_stop(*one) for one in events.select("type", "properties").iter_rows()],
-                pl.Boolean(),
-            ),
-            pl.Series(
-                "is_sms",
-                [_is_sms(*one) for one in events.select("type", "properties").iter_rows()],
-                pl.Boolean(),
-            ),
+            pl.Series("is_stop", [is_stop for is_stop, _ in stops], pl.Boolean()),
+            pl.Series("is_sms", [is_sms for _, is_sms in stops], pl.Boolean()),
         )
         if sold is not None:
             flying = flying.join(sold.result(), on="event_id", how="left", maintain_order="left")
@@ -981,27 +974,22 @@ def _normalised(column: str) -> pl.Expr:
     return pl.col(column).str.strip_chars(" \t\r\n").str.to_lowercase()
 
 
-def _said(properties: str) -> dict[str, Any] | None:
+def _stop_of(type_: str, properties: str) -> tuple[bool, bool]:
+    """Whether an event stops mail to its address, or lets it go again, as `_permissions` has it, and whether it is
+    about a telephone number, as macros/stops.sql has it.
+    """
+    if type_ not in STOPS:
+        return False, False
     try:
         said = orjson.loads(properties)
     except orjson.JSONDecodeError:
-        return None
-    return said if isinstance(said, dict) else None
-
-
-def _is_sms(type_: str, properties: str) -> bool:
-    """Whether an event is about a telephone number: as macros/stops.sql."""
-    return type_ in STOPS and bool((_said(properties) or {}).get("phone"))
-
-
-def _is_stop(type_: str, properties: str) -> bool:
-    """Whether an event stops mail to its address, or lets it go again, as `_permissions` has it."""
-    if type_ not in STOPS:
-        return False
-    said = _said(properties)
-    if said is None or said.get("phone") or (type_ == "bounced" and said.get("bounce_class") != "hard"):
-        return False
-    return str(said.get("is_machine", "")).lower() not in ("true", "1")
+        return False, False
+    if not isinstance(said, dict):
+        return False, False
+    is_sms = bool(said.get("phone"))
+    is_machine = str(said.get("is_machine", "")).lower() in ("true", "1")
+    is_soft = type_ == "bounced" and said.get("bounce_class") != "hard"
+    return not (is_sms or is_machine or is_soft), is_sms
 
 
 def _stops_of(flying: pl.DataFrame, addresses: Collection[str]) -> pl.DataFrame:

@@ -392,7 +392,7 @@ class Performer:
                     }
                     continue
                 plan = plan_of(spec)
-                sender.prepare(plan, self._templates())
+                columns = sender.columns(plan, self._templates())
                 items = (
                     engine.recommended({one.contact_id for one, _, _ in entries}, send.recommendations)
                     if send.recommendations
@@ -410,7 +410,8 @@ class Performer:
                 row = {key: value for key, value in person.items() if not key.startswith("unless ")}
                 if "skip_reason" not in row:
                     row["skip_reason"] = self._skip_reason(send, person)
-                row[EVENT_COLUMN] = event_text(one.event)
+                if columns is None or EVENT_COLUMN in columns:
+                    row[EVENT_COLUMN] = event_text(one.event)
                 if items:
                     row["recommendations"] = items.get(one.contact_id)
                 people.append(row)

@@ -129,27 +129,20 @@ class RealtimeSender:
         self._workers.clear()
 
     def columns(self, plan: SendPlan, templates: TemplateLibrary) -> frozenset[str] | None:
-        """Columns of a profile that the plan's messages need; None for all.
-
-        Raises:
-            MailhouseError: as `prepare`.
-        """
-        worker, _ = self._worker(plan, templates)
-        return needed_columns(worker.template, plan.channel)
-
-    def prepare(self, plan: SendPlan, templates: TemplateLibrary) -> None:
-        """Find what is wrong with a plan before anything is claimed.
+        """Columns of a profile that the plan's messages need; None for all. Finds what is wrong with a plan before
+        anything is claimed.
 
         Raises:
             MailhouseError: settings, template or provider do not let it be sent.
         """
-        self._worker(plan, templates)
+        worker, _ = self._worker(plan, templates)
+        return needed_columns(worker.template, plan.channel)
 
     def claim(self, templates: TemplateLibrary, parcels: Sequence[Parcel]) -> list[_Open]:
         """Claim what has not been sent, for `deliver`; may be part of a transaction of the caller's.
 
         Raises:
-            MailhouseError: what `prepare` raises, or the ledger cannot be written.
+            MailhouseError: what `columns` raises, or the ledger cannot be written.
         """
         workers = [self._worker(parcel.plan, templates) for parcel in parcels]
         claims: list[tuple[Claim, Cap | None]] = []

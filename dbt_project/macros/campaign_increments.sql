@@ -40,17 +40,18 @@
 
 
 {#-
-    Months (as 201106) of messages that a model over `int_messages__segmented` must rebuild; none on a full refresh,
-    which means all. Asked before the model's query, so that ClickHouse reads the partitions of these months only.
+    Months (as 201106) of messages, of those that meet a condition, that a model over `int_messages__segmented` or another
+    table of messages must rebuild; none on a full refresh, which means all. Asked before the model's query, so that
+    ClickHouse reads the partitions of these months only.
 -#}
-{% macro touched_months() %}
+{% macro touched_months(messages=none, condition='true') %}
     {%- if not is_incremental() -%}
         {{ return(none) }}
     {%- endif -%}
     {%- set query -%}
         select distinct toYYYYMM(created_at) as month
-        from {{ ref('int_messages__segmented') }}
-        where rebuilt_at > {{ last_taken() }}
+        from {{ messages or ref('int_messages__segmented') }}
+        where rebuilt_at > {{ last_taken() }} and {{ condition }}
         order by month
     {%- endset -%}
     {{ return(run_query(query).rows | map(attribute=0) | list) }}

@@ -46,21 +46,3 @@
     {%- endset -%}
     {{ return(run_query(query).rows | map(attribute=0) | list) }}
 {% endmacro %}
-
-
-{#-
-    For `int_experiments__messages`: months (as 201106) of messages of experiments that were rebuilt since it last ran; none
-    on a full refresh. Asked before, so that ClickHouse reads the partitions of these months only.
--#}
-{% macro rebuilt_experiment_months() %}
-    {%- if not is_incremental() -%}
-        {{ return(none) }}
-    {%- endif -%}
-    {%- set query -%}
-        select distinct toYYYYMM(created_at) as month
-        from {{ ref('int_messages__followed') }}
-        where rebuilt_at > {{ last_taken() }} and experiment != ''
-        order by month
-    {%- endset -%}
-    {{ return(run_query(query).rows | map(attribute=0) | list) }}
-{% endmacro %}

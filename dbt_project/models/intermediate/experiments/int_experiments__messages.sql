@@ -10,7 +10,7 @@
     )
 }}
 
-{%- set months = rebuilt_experiment_months() %}
+{%- set months = touched_months(ref('int_messages__followed'), "experiment != ''") %}
 
 {% if is_incremental() and not months -%}
 {{ nothing_due() }}
