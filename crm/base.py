@@ -1,0 +1,262 @@
+"""The protocol of a CRM: what it can do, what it hands over, what it takes.
+
+A CRM is one file: a class derived from `Connector` with a `capabilities`, registered in `crm.connectors`. One that
+speaks HTTP derives from `crm.http.HttpConnector`. What it cannot do is an error before anything is read or written.
+
+`pull` yields batches in an order that can be taken up again: once the rows of a batch are stored, its cursor may be
+stored, too, and a later `pull` from that cursor misses nothing; it may yield rows again that were stored, which load
+once. `push` answers for every change it was given, one by one, and never raises for a single one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import ClassVar, Final, Literal, Self
+
+import pyarrow as pa
+
+from warehouse.errors import MailhouseError
+
+Kind = Literal["contact", "company", "deal", "task"]
+"""What a record is, as in `raw.crm_records.object`."""
+Scalar = str | int | float | bool | None
+
+PULLED: Final = pa.schema(
+    [
+        pa.field("external_id", pa.string(), nullable=False),
+        pa.field("updated_at", pa.timestamp("ms", tz="UTC"), nullable=False),
+        pa.field("is_deleted", pa.bool_(), nullable=False),
+        # the record that this one was merged into; '' but for deleted ones
+        pa.field("merged_into", pa.string(), nullable=False),
+        # a JSON object: our names for the fields of contacts (`FIELDS`), the CRM's own for all others; without empty ones
+        pa.field("properties", pa.string(), nullable=False),
+    ]
+)
+"""Columns of a batch. `merged_into` is stored in the properties, as `merged_into`."""
+
+FIELDS: Final = (
+    "email",
+    "first_name",
+    "last_name",
+    "country",
+    "city",
+    "timezone",
+    "locale",
+    "phone",
+    "mobile_phone",
+    "push_token",
+    "created_at",
+)
+"""Fields of a contact that every CRM's records name alike."""
+
+
+class CrmError(MailhouseError):
+    """A CRM refuses or stays silent; never contains a secret."""
+
+
+class CrmUnavailableError(CrmError):
+    """The CRM does not answer, or its limit is used up: running again later goes on where it stopped."""
+
+
+class CrmRefusedError(CrmError):
+    """The CRM refuses us or what we ask; trying again changes nothing."""
+
+
+class CrmNotSupportedError(CrmError):
+    """The CRM cannot do this; `capabilities` says so too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a CRM can do.
+
+    Attributes:
+        kinds: objects that `pull` reads.
+        pushes: objects that `push` writes.
+        can_set_up: `set_up` makes custom fields.
+        tells_deletes: `pull` reports deleted records.
+        tells_merges: `pull` reports which record another was merged into.
+        has_webhooks: the gateway reads its calls (`gateway.crm_webhooks`).
+        most_per_push: changes that one call carries at most; the least possible calls follow from it.
+    """
+
+    kinds: frozenset[Kind] = frozenset({"contact"})
+    pushes: frozenset[Kind] = frozenset()
+    can_set_up: bool = False
+    tells_deletes: bool = False
+    tells_merges: bool = False
+    has_webhooks: bool = False
+    most_per_push: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """A batch of records.
+
+    Attributes:
+        rows: columns of `PULLED`.
+        cursor: where to go on once the rows are stored: JSON text that the connector alone understands.
+    """
+
+    rows: pa.Table
+    cursor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What shall be written to one record.
+
+    Attributes:
+        key: ours; the result comes back under it.
+        external_id: the CRM's id; '' where the record is not known: then the CRM's record with that email is
+            changed, and one is created if there is none.
+        fields: values by our names (`FIELDS`, names of custom fields); None empties a field.
+        known_updated_at: the newest version that we have seen. Where the CRM's own is newer the change is a
+            `conflict` and not written, as far as the CRM can tell.
+    """
+
+    key: str
+    external_id: str
+    fields: Mapping[str, Scalar]
+    known_updated_at: datetime | None = None
+
+
+PushStatus = Literal["written", "created", "conflict", "gone", "invalid", "failed"]
+"""`conflict`: the record has changed since. `gone`: it is deleted. `invalid`: the CRM will never take this value.
+`failed`: not written, may be tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What became of a change.
+
+    Attributes:
+        key: of the change.
+        status: see `PushStatus`.
+        external_id: the record's id, also where it was created or merged into another.
+        updated_at: the CRM's time of the record after it was written, None if it does not say.
+        reason: the CRM's words, without secrets; '' if all is well.
+    """
+
+    key: str
+    status: PushStatus
+    external_id: str = ""
+    updated_at: datetime | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CustomField:
+    """A field of ours that a CRM shall have.
+
+    Attributes:
+        name: in our words: `mailhouse_engagement_score`. The CRM may know it by another; the connector translates.
+        label: what people see.
+        type: what it holds. A `choice` has `options`; a `list` is text with `;` between its parts.
+    """
+
+    name: str
+    label: str
+    type: Literal["text", "number", "datetime", "boolean", "choice", "list"]
+    description: str = ""
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SetUp:
+    """What `set_up` did: names of fields made, and of those that were there already."""
+
+    made: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+
+@dataclass
+class Usage:
+    """Calls made so far, repeated ones too."""
+
+    calls: int = 0
+    by_what: dict[str, int] = field(default_factory=dict)
+
+    def add(self, what: str) -> None:
+        """Count a call."""
+        self.calls += 1
+        self.by_what[what] = self.by_what.get(what, 0) + 1
+
+
+class Connector(ABC):
+    """One CRM account.
+
+    Attributes:
+        name: source in `raw.crm_records`: lower case letters, digits and _.
+        capabilities: what it can do.
+        usage: what it has asked of the CRM.
+    """
+
+    name: ClassVar[str]
+    capabilities: ClassVar[Capabilities]
+    usage: Usage
+
+    @abstractmethod
+    def pull(self, kind: Kind, since: str | None) -> Iterator[Pulled]:
+        """Batches of what changed since a cursor, all records if None; deletes and merges too.
+
+        Memory: a few batches, however many records there are.
+
+        Raises:
+            CrmUnavailableError: what was yielded before is good; so is its cursor.
+            CrmRefusedError: as above, but trying again changes nothing.
+        """
+
+    def push(self, kind: Kind, changes: Sequence[Change]) -> list[Pushed]:
+        """Write changes in the largest batches that the CRM takes; a result for each, in the order given.
+
+        Safe to repeat: a change that was written is written again to the same effect, and never makes a second record.
+
+        Raises:
+            CrmUnavailableError: before anything was written, as far as is known.
+            CrmRefusedError: the account may not write at all.
+        """
+        del changes
+        raise CrmNotSupportedError(
+            f"{self.name} cannot write a {kind}.", fix="Take it out of `push` in content/crm.yaml."
+        )
+
+    def set_up(self, fields: Sequence[CustomField]) -> SetUp:
+        """Make custom fields on contacts that are not there yet; safe to repeat.
+
+        Raises:
+            CrmRefusedError: the account may not, or has a field of that name and another type.
+        """
+        del fields
+        raise CrmNotSupportedError(
+            f"{self.name} takes no custom fields.", fix="Take it out of `push` in content/crm.yaml."
+        )
+
+    def close(self) -> None:  # noqa: B027
+        """Give connections back."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def require(connector: Connector, *, pull: Kind | None = None, push: Kind | None = None) -> None:
+    """Refuse what the CRM cannot do.
+
+    Raises:
+        CrmNotSupportedError: names the object and what it can do.
+    """
+    for verb, wanted, able in (
+        ("read", pull, connector.capabilities.kinds),
+        ("write", push, connector.capabilities.pushes),
+    ):
+        if wanted is not None and wanted not in able:
+            raise CrmNotSupportedError(
+                f"{connector.name} cannot {verb} a {wanted}.",
+                fix=f"It can {verb}: {', '.join(sorted(able)) or 'nothing'}.",
+            )
