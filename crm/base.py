@@ -31,7 +31,7 @@ PULLED: Final = pa.schema(
         pa.field("is_deleted", pa.bool_(), nullable=False),
         # the record that this one was merged into; '' but for deleted ones
         pa.field("merged_into", pa.string(), nullable=False),
-        # a JSON object: our names for the fields of contacts (`FIELDS`), the CRM's own for all others; without empty ones
+        # a JSON object: our names for fields of contacts (`FIELDS`), the CRM's own for all others; without empty ones
         pa.field("properties", pa.string(), nullable=False),
     ]
 )
