@@ -211,7 +211,8 @@ def make_home(settings: MailhouseSettings, contacts: int) -> None:
             # the first events are for the first contacts, whose ids are hashes, as dbt makes them: they lie anywhere
             "rename table marts.contact_profiles to marts.made_profiles",
             """
-            create table marts.contact_profiles engine = MergeTree order by contact_id as
+            create table marts.contact_profiles engine = MergeTree order by contact_id
+            settings index_granularity = 256 as
             select toInt64(bitShiftRight(sipHash64(email), 1)) as contact_id, * except (contact_id) from (
                 select * except (email),
                     concat('person', toString(intDiv(contact_id - 7, 1000003)), '@example.com') as email,
@@ -225,7 +226,8 @@ def make_home(settings: MailhouseSettings, contacts: int) -> None:
             "create database if not exists intermediate",
             "drop table if exists intermediate.int_contacts__identified sync",
             """
-            create table intermediate.int_contacts__identified engine = MergeTree order by identity_id as
+            create table intermediate.int_contacts__identified engine = MergeTree order by identity_id
+            settings index_granularity = 256 as
             select toInt64(bitShiftRight(sipHash64('', '', email), 1)) as identity_id, contact_id,
                 0::Int64 as message_contact_id, 0::Int64 as previous_contact_id,
                 'email'::LowCardinality(String) as kind, ''::LowCardinality(String) as source, email as identifier,

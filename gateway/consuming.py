@@ -39,9 +39,9 @@ MOST_IN_FLIGHT = 20_000
 
 _MOST_LOADED = 5_000  # events of one load
 _HEAD_START = 0.5  # seconds that handlers have before events are loaded beside them rather than behind
-_PACE = 0.2  # seconds from one load to the next at least, unless a batch is full: each load makes a part
+_PACE = 0.5  # seconds from one load to the next at least, unless a batch is full: each load makes a part
 # parts of raw.events of one month -> seconds between loads: merging must keep up
-_PACES = ((300, 1.0), (150, 0.5), (0, _PACE))
+_PACES = ((300, 1.0), (0, _PACE))
 _PARTS_EVERY = 5.0
 _STANDBY = 0.5
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 10.0

@@ -66,6 +66,7 @@ _RECOVER_SECONDS, _CLEAR_SECONDS, _RELOAD_SECONDS = 30.0, 3600.0, 5.0
 _CALL_SECONDS = 10.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 10.0
 _LOOK_AROUND = 0.1  # seconds between looks whether something is to be asked in the background
+_SCRIBE_PACE = 0.25  # seconds between two writings of what became of firings: each is a part and a commit
 _ALWAYS = ("email", "timezone", "is_deleted")  # columns of a profile that every firing needs
 _FIRES = frozenset(("fired", "unknown", "failed"))  # outcomes that a cooldown counts
 _SKIPPED = frozenset(("no_consent", "suppressed", "invalid", "deleted", "frequency_cap", "quiet_hours"))
@@ -776,13 +777,14 @@ class _Scribe(threading.Thread):
         wait = _FIRST_WAIT
         items: list[_Settled] = []
         is_over = False
+        not_before = 0.0
         while True:
             if not items:
                 first = self.queue.get()
                 items, is_over = ([first], False) if first is not None else ([], True)
             with contextlib.suppress(queue.Empty):
-                while len(items) < WINDOW:
-                    one = self.queue.get_nowait()
+                while len(items) < WINDOW and not is_over:
+                    one = self.queue.get(timeout=max(0.0, not_before - time.monotonic()))
                     if one is None:
                         is_over = True
                     else:
@@ -790,7 +792,7 @@ class _Scribe(threading.Thread):
             try:
                 if items:
                     self.engine.write_down(items)
-                items, wait = [], _FIRST_WAIT
+                items, wait, not_before = [], _FIRST_WAIT, time.monotonic() + _SCRIBE_PACE
             except Exception as error:  # noqa: BLE001 - what is not written down would be done again
                 if isinstance(error, MailhouseError):
                     _log.error("what became of triggers could not be written down: %s", error.message)
