@@ -45,6 +45,7 @@ from warehouse.yaml_specs import (
     format_duration,
     load_spec,
     load_specs,
+    named,
     nearest,
     parse_duration,
     problems_error,
@@ -814,13 +815,8 @@ def journey_named(content_dir: Path, name: str) -> JourneySpec:
     Raises:
         InputError: there is none; names the nearest.
     """
-    specs = load_journeys(content_dir)
-    if name not in specs:
-        raise InputError(
-            f"There is no journey {name!r} in {content_dir.name}/journeys.",
-            fix=nearest(name, specs) or "Add a YAML file there.",
-        )
-    return specs[name]
+    place = f"{content_dir.name}/journeys"
+    return named(load_journeys(content_dir), name, "journey", place, fix="Add a YAML file there.")
 
 
 def shown_step(node: Node) -> str:

@@ -31,7 +31,7 @@ from senders.rendering import TemplateLibrary
 from senders.settings import SenderSettings
 from warehouse.errors import InputError
 from warehouse.loads import EVENT_COLUMNS
-from warehouse.yaml_specs import nearest
+from warehouse.yaml_specs import named, nearest
 
 
 def check_files(settings: SenderSettings, specs: Mapping[str, TriggerSpec], live: Live | None = None) -> None:
@@ -291,13 +291,8 @@ def _given_event(text: str, spec: TriggerSpec, now: datetime) -> pl.DataFrame:
 
 
 def _named(settings: SenderSettings, name: str) -> TriggerSpec:
-    specs = load_triggers(settings.content_dir)
-    if name not in specs:
-        raise InputError(
-            f"There is no trigger {name!r} in {settings.content_dir.name}/triggers.",
-            fix=nearest(name, specs) or "Add a YAML file there.",
-        )
-    return specs[name]
+    place = f"{settings.content_dir.name}/triggers"
+    return named(load_triggers(settings.content_dir), name, "trigger", place, fix="Add a YAML file there.")
 
 
 def _is_id(text: str) -> bool:

@@ -172,6 +172,27 @@ def nearest(name: str, allowed: Iterable[str], *, shown: int = 30) -> str:
     return (f"Did you mean {by_lower[close[0]]}? " if close else "") + f"Allowed: {listed}."
 
 
+Found = TypeVar("Found")
+
+
+def named(known: Mapping[str, Found], name: str, what: str, place: str, *, fix: str) -> Found:
+    """The one of that name.
+
+    Args:
+        known: all, by name.
+        name: which one.
+        what: what it is, for the message: `campaign`.
+        place: where they are: `content/campaigns`.
+        fix: what to do where there is none at all.
+
+    Raises:
+        InputError: there is none of that name; names the nearest.
+    """
+    if name not in known:
+        raise InputError(f"There is no {what} {name!r} in {place}.", fix=nearest(name, known) or fix)
+    return known[name]
+
+
 def shown_path(path: Path) -> str:
     """A path as people want to read it: relative where it lies below the working directory."""
     try:

@@ -42,7 +42,7 @@ from senders.rendering import TemplateLibrary
 from senders.settings import SenderSettings, require_identity
 from warehouse.client import Warehouse
 from warehouse.errors import InputError, MailhouseError
-from warehouse.yaml_specs import nearest
+from warehouse.yaml_specs import named
 
 SEGMENTS_DIR = PROJECT_DIR / "models" / "segments"
 BATCH_ROWS = 1_000
@@ -109,16 +109,13 @@ def campaign_named(settings: SenderSettings, name: str) -> CampaignSpec:
         InputError: there is no such campaign, or its file is wrong; names the file, line and nearest right name.
     """
     specs = load_campaigns(settings.content_dir)
-    if name not in specs:
-        raise InputError(
-            f"There is no campaign {name!r} in {settings.content_dir.name}/campaigns.",
-            fix=nearest(name, specs) or "Add a YAML file there.",
-        )
+    place = f"{settings.content_dir.name}/campaigns"
+    spec = named(specs, name, "campaign", place, fix="Add a YAML file there.")
     templates = TemplateLibrary.load(settings.content_dir / "templates").names()
     segments = [path.stem for path in SEGMENTS_DIR.glob("*.sql")]
     metrics = [path.stem for path in METRICS_DIR.glob("*.sql")]
-    check_references({name: specs[name]}, templates, segments, provider=settings.provider, metrics=metrics)
-    return specs[name]
+    check_references({name: spec}, templates, segments, provider=settings.provider, metrics=metrics)
+    return spec
 
 
 def prepare(

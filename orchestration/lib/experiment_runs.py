@@ -31,8 +31,7 @@ from orchestration.lib.dbt_runs import PROJECT_DIR
 from senders.ledger import Ledger
 from senders.settings import SenderSettings
 from warehouse.client import Warehouse
-from warehouse.errors import InputError
-from warehouse.yaml_specs import nearest, problems_error
+from warehouse.yaml_specs import named, problems_error
 
 METRICS_DIR = PROJECT_DIR / "models" / "metrics"
 EXPERIMENT_CHECK = "experiment_size"
@@ -84,13 +83,8 @@ def experiment_named(content_dir: Path, name: str) -> Running:
     Raises:
         InputError: there is none; names the nearest.
     """
-    known = load_experiments(content_dir)
-    if name not in known:
-        raise InputError(
-            f"There is no experiment {name!r} in {content_dir.name}.",
-            fix=nearest(name, known) or "Write `experiment` into a campaign: see docs/experiments.md.",
-        )
-    return known[name]
+    fix = "Write `experiment` into a campaign: see docs/experiments.md."
+    return named(load_experiments(content_dir), name, "experiment", content_dir.name, fix=fix)
 
 
 def divisions_of(
