@@ -27,9 +27,9 @@ class CrmSettings(MailhouseSettings):
         hubspot_properties: more properties to read, by object, as JSON: `{"contacts": ["favourite_colour"]}`.
         hubspot_overlap: seconds before the last reading from which changes are read again: HubSpot's search learns of
             a change a little later than it happens.
-        hubspot_calls_per_10_seconds: calls that we allow ourselves, all processes together; HubSpot allows a private
+        hubspot_calls_per_10_seconds: calls within any 10 seconds, of all processes together; HubSpot allows a private
             app 100 (free, starter) or 190 (professional, enterprise).
-        hubspot_searches_per_second: searches a second that we allow ourselves; HubSpot allows an account 5.
+        hubspot_searches_per_second: searches within any second; HubSpot allows an account 5.
         hubspot_archived_pause: HubSpot cannot list since a time what was archived: all of it is read. After a reading
             that took so many calls we wait so many times these seconds before the next.
     """
@@ -41,7 +41,7 @@ class CrmSettings(MailhouseSettings):
     hubspot_properties: Annotated[dict[HubSpotObject, list[str]], NoDecode] = Field(default_factory=dict)
     hubspot_overlap: float = Field(default=300, ge=0, le=86_400)
     hubspot_calls_per_10_seconds: float = Field(default=100, ge=10)
-    hubspot_searches_per_second: float = Field(default=4, gt=0)
+    hubspot_searches_per_second: float = Field(default=5, gt=0)
     hubspot_archived_pause: float = Field(default=30, ge=0)
 
     @field_validator("crm_skipped", mode="before")
