@@ -323,7 +323,8 @@ class HubSpot(HttpConnector):
         return int(said * 1000)
 
     def _properties(self, kind: Kind) -> list[str]:
-        more = self._settings.hubspot_properties.get(PLURALS[kind], [])  # pyright: ignore[reportArgumentType]
+        given = self._settings.hubspot_properties.items()
+        more = [name for plural, names in given if plural == PLURALS[kind] for name in names]
         return list(dict.fromkeys((*READ[kind], *more)))
 
     # Writing

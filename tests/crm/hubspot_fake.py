@@ -586,8 +586,8 @@ def serve(fake: FakeHubSpot) -> Iterator[FakeHubSpot]:
 
         do_GET = do_PATCH = do_POST  # noqa: N815
 
-        def log_message(self, *_: object) -> None:
-            pass
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            del format, args
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     fake.url = f"http://127.0.0.1:{server.server_port}"
