@@ -25,7 +25,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Final, Self
 
@@ -578,9 +578,8 @@ class _Rows:
                 self._bad.append((str(error), json.dumps(record, ensure_ascii=True)[:CONTENT_CHARACTERS]))
                 continue
             self._append(str(record["id"]), changed, is_deleted, "", text)
-            if not is_deleted:
-                for loser in merged_ids(record):
-                    self._append(loser, changed, True, str(record["id"]), "{}")
+            for loser in merged_ids(record):
+                self._append(loser, changed, True, str(record["id"]), "{}")
 
     def add_gone(self, ids: set[str], at: datetime) -> None:
         """Rows of records that are nowhere."""
@@ -616,9 +615,10 @@ def _row(record: dict[str, Any], kind: Kind, is_deleted: bool) -> tuple[int, str
     if changed is None:
         raise ValueError("the record says not when it changed")
     if is_deleted:
-        # archiving need not touch the record's own time; as a version it comes after all it had before
-        archived = parsed_time(record.get("archivedAt"))
-        changed = max(changed, archived) if archived is not None else changed
+        # archiving need not touch the record's own time; as a version it comes after all it had before, also where
+        # the clock that told of the last one was ahead
+        archived = parsed_time(record.get("archivedAt")) or changed
+        changed = max(changed + timedelta(milliseconds=1), archived)
     properties = record.get("properties")
     if not isinstance(properties, dict):
         raise ValueError("the record has no properties")
