@@ -19,7 +19,7 @@ from pathlib import Path
 # the folder of this file has names of ours in it: imports must not find it
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from crm.base import PLURALS
+from crm.base import PLURALS, Kind
 from crm.connectors import CONNECTORS
 from crm.http import NoPace
 from crm.pulling import load
@@ -30,7 +30,7 @@ from warehouse.client import Warehouse
 def main() -> None:
     """Load, and tell."""
     name, given = sys.argv[1:3]
-    kind = next(one for one in PLURALS if one == given)
+    kind: Kind = next(one for one in PLURALS if one == given)
     settings = CrmSettings.load()
     began, used = time.monotonic(), time.process_time()
     with (

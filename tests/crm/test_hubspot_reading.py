@@ -221,6 +221,32 @@ def test_single_records_are_looked_up_whatever_became_of_them(
     assert stored_cursor(warehouse, "hubspot", "contact") == before
 
 
+def test_a_full_load_finds_what_was_erased_without_a_word(
+    fake: FakeHubSpot, hubspot: HubSpot, warehouse: Warehouse, tmp_path: Path
+) -> None:
+    home = CrmSettings(home=tmp_path)
+    for number in range(1, 601):
+        fake.put("contacts", number, START + timedelta(seconds=number), email=f"p{number}@example.com")
+    load(warehouse, hubspot, "contact", settings=home)
+    for number in (7, 8):
+        fake.erase("contacts", number)
+    fake.archive("contacts", 9, START + timedelta(hours=1))
+    fake.put("contacts", 700, START + timedelta(hours=2), email="new@example.com")
+    assert load(warehouse, hubspot, "contact", settings=home).loaded == 2
+    fake.requests.clear()
+    assert load(warehouse, hubspot, "contact", settings=home, is_full=True).loaded == 2
+    gone = warehouse.frame(
+        """
+        select external_id from raw.crm_records group by external_id having argMax(is_deleted, updated_at)
+        order by external_id
+        """
+    )
+    assert gone["external_id"].to_list() == ["7", "8", "9"]
+    # newest, four pages of a walk, changes, archived; and two reads of those that were missing
+    assert len(fake.requests) == 1 + 3 + 1 + 1 + 2
+    assert load(warehouse, hubspot, "contact", settings=home, is_full=True).loaded == 0
+
+
 def test_tasks_are_read(fake: FakeHubSpot, hubspot: HubSpot, warehouse: Warehouse, tmp_path: Path) -> None:
     fake.put("tasks", 1, START, hs_task_subject="Call", hs_task_status="COMPLETED")
     result = load(warehouse, hubspot, "task", settings=CrmSettings(home=tmp_path))
