@@ -27,6 +27,12 @@ class CrmSettings(MailhouseSettings):
         seconds before the newest stored change from which reading starts again: HubSpot's search
             learns of a change a little later than it happens.
         hubspot_searches_per_second: searches a second that we allow ourselves; HubSpot allows an account 5.
+        pipedrive_token: API token of a Pipedrive user who sees all records. Instead of it, of an app:
+            pipedrive_client_id, pipedrive_client_secret, pipedrive_refresh_token.
+        pipedrive_base_url, pipedrive_oauth_url: where Pipedrive's API and its sign-in answer.
+        pipedrive_overlap: seconds before the newest change that was read from which reading starts again.
+        sql_urls: databases that `content/sources/*.yaml` may name, as JSON:
+            `{"erp": "postgresql+psycopg://user:password@host/database"}`.
     """
 
     hubspot_token: SecretStr | None = None
@@ -35,6 +41,14 @@ class CrmSettings(MailhouseSettings):
     hubspot_properties: Annotated[dict[HubSpotObject, list[str]], NoDecode] = Field(default_factory=dict)
     hubspot_overlap: float = Field(default=300, ge=0, le=86_400)
     hubspot_searches_per_second: float = Field(default=4, gt=0)
+    pipedrive_token: SecretStr | None = None
+    pipedrive_client_id: str = ""
+    pipedrive_client_secret: SecretStr | None = None
+    pipedrive_refresh_token: SecretStr | None = None
+    pipedrive_base_url: str = "https://api.pipedrive.com"
+    pipedrive_oauth_url: str = "https://oauth.pipedrive.com"
+    pipedrive_overlap: float = Field(default=60, ge=0, le=86_400)
+    sql_urls: Annotated[dict[str, SecretStr], NoDecode] = Field(default_factory=dict)
 
     @field_validator("hubspot_properties", mode="before")
     @classmethod
@@ -46,7 +60,21 @@ class CrmSettings(MailhouseSettings):
         except ValueError:
             raise ValueError('is no JSON such as {"contacts": ["favourite_colour"]}') from None
 
-    @field_validator("hubspot_base_url")
+    @field_validator("sql_urls", mode="before")
+    @classmethod
+    def _databases(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            urls = json.loads(value or "{}")
+        except ValueError:
+            urls = None
+        if not isinstance(urls, dict) or not all(isinstance(url, str) for url in urls.values()):
+            # never the value itself, which holds passwords
+            raise ValueError('is no JSON such as {"erp": "postgresql+psycopg://user:password@host/database"}')
+        return urls
+
+    @field_validator("hubspot_base_url", "pipedrive_base_url", "pipedrive_oauth_url")
     @classmethod
     def _safe(cls, value: str) -> str:
         parts = urlsplit(value)
