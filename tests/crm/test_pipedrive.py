@@ -280,8 +280,7 @@ edits = st.lists(
 )
 
 
-@settings(max_examples=25)
-@given(
+happenings = given(
     records=st.integers(0, 25),
     seconds=st.integers(1, 6),
     page=st.integers(1, 6),
@@ -291,7 +290,22 @@ edits = st.lists(
     skew=st.sampled_from([0.0, 0.9]),
     touches=st.booleans(),
 )
-def test_nothing_is_missed_whatever_happens_while_we_read(
+
+
+@settings(max_examples=15)
+@happenings
+def test_nothing_is_missed_whatever_happens_while_we_read(**happening: Any) -> None:
+    read_while(**happening)
+
+
+@pytest.mark.slow
+@settings(max_examples=120)
+@happenings
+def test_nothing_is_missed_whatever_happens_at_length(**happening: Any) -> None:
+    read_while(**happening)
+
+
+def read_while(
     records: int,
     seconds: int,
     page: int,
@@ -535,9 +549,12 @@ def test_secrets_are_never_told(fake: FakePipedrive, caplog: pytest.LogCaptureFi
             fake.failures.clear()
         person(fake, "Ann")
         fake.access_tokens.clear()
-        fake.before = lambda path, method: (
-            fake.failures.append((400, {}, body)) if method == "PATCH" else None
-        )
+
+        def refuse(path: str, method: str, body: bytes = body) -> None:
+            if method == "PATCH":
+                fake.failures.append((400, {}, body))
+
+        fake.before = refuse
         (result,) = push(fake, change("a", "1", first_name="Bea"), **access)
         assert (result.status, "..." in result.reason) == ("invalid", True)
         told.append(result.reason)
