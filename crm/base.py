@@ -99,10 +99,13 @@ class Pulled:
     Attributes:
         rows: columns of `PULLED`.
         cursor: where to go on once the rows are stored: JSON text that the connector alone understands.
+        is_by_content: the CRM does not say when a record changed, so `updated_at` is when it was read: a row that
+            equals the newest stored version is no news (`by_content` of `warehouse.loads.load_crm_records`).
     """
 
     rows: pa.Table
     cursor: str
+    is_by_content: bool = False
 
 
 @dataclass(frozen=True, slots=True)
