@@ -10,18 +10,32 @@ once. `push` answers for every change it was given, one by one, and never raises
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import ClassVar, Final, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, Self
 
 import pyarrow as pa
 
 from warehouse.errors import MailhouseError
 
+if TYPE_CHECKING:
+    import httpx
+
+    from crm.http import Pace
+    from crm.settings import CrmSettings
+
 Kind = Literal["contact", "company", "deal", "task"]
 """What a record is, as in `raw.crm_records.object`."""
+PLURALS: Final[Mapping[Kind, str]] = {
+    "contact": "contacts",
+    "company": "companies",
+    "deal": "deals",
+    "task": "tasks",
+}
+"""What several of a kind are called, in names of assets and locks."""
 Scalar = str | int | float | bool | None
 
 PULLED: Final = pa.schema(
@@ -52,6 +66,20 @@ FIELDS: Final = (
 )
 """Fields of a contact that every CRM's records name alike."""
 
+TASK_FIELDS: Final = (
+    "subject",
+    "note",
+    "due_at",
+    "is_done",
+    "type",
+    "owner",
+    "deal_id",
+    "contact_id",
+    "email",
+)
+"""Fields of a task that is pushed: `due_at` in ISO 8601; `owner` is an address, a name or an id of the CRM's users;
+`contact_id` and `deal_id` are the CRM's; `email` finds the contact where `contact_id` is not known."""
+
 
 class CrmError(MailhouseError):
     """A CRM refuses or stays silent; never contains a secret."""
@@ -80,6 +108,7 @@ class Capabilities:
         tells_deletes: `pull` reports deleted records.
         tells_merges: `pull` reports which record another was merged into.
         has_webhooks: the gateway reads its calls (`gateway.crm_webhooks`).
+        looks_up: `look_up` reads single records.
         most_per_push: changes that one call carries at most; the least possible calls follow from it.
     """
 
@@ -89,6 +118,7 @@ class Capabilities:
     tells_deletes: bool = False
     tells_merges: bool = False
     has_webhooks: bool = False
+    looks_up: bool = False
     most_per_push: int = 1
 
 
@@ -99,12 +129,14 @@ class Pulled:
     Attributes:
         rows: columns of `PULLED`.
         cursor: where to go on once the rows are stored: JSON text that the connector alone understands.
+        bad: reason and text of each record that cannot be a row, as it has no id, no time or no properties.
         is_by_content: the CRM does not say when a record changed, so `updated_at` is when it was read: a row that
             equals the newest stored version is no news (`by_content` of `warehouse.loads.load_crm_records`).
     """
 
     rows: pa.Table
     cursor: str
+    bad: tuple[tuple[str, str], ...] = ()
     is_by_content: bool = False
 
 
@@ -202,6 +234,51 @@ class Connector(ABC):
     capabilities: ClassVar[Capabilities]
     usage: Usage
 
+    @classmethod
+    @abstractmethod
+    def is_configured(cls, settings: CrmSettings) -> bool:
+        """Whether the settings say that this CRM is in use; they may still be wrong."""
+
+    @classmethod
+    @abstractmethod
+    def from_settings(
+        cls,
+        settings: CrmSettings,
+        *,
+        pace: Pace | None = None,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> Self:
+        """The account of the settings. Asks nothing of the CRM.
+
+        Args:
+            settings: where it is, and how to prove who we are.
+            pace: what calls may cost; by default the allowance that the settings name, shared with other processes.
+            transport: httpx's way out; the network by default.
+            sleep: how to wait.
+
+        Raises:
+            SettingsError: something is missing or cannot be right; names the variable.
+        """
+
+    def check(self) -> str:
+        """Prove by one cheap call that the credentials work; what to tell about the account, '' if it was not tried.
+
+        Raises:
+            CrmError: they do not, or nobody answers.
+        """
+        return ""
+
+    def resume_after(self, kind: Kind, newest: datetime) -> str | None:
+        """A cursor for records that were loaded before cursors were kept; None: load all again.
+
+        Args:
+            kind: what is loaded.
+            newest: the newest change that is stored; all before it are stored, too.
+        """
+        del kind, newest
+        return None
+
     @abstractmethod
     def pull(self, kind: Kind, since: str | None) -> Iterator[Pulled]:
         """Batches of what changed since a cursor, all records if None; deletes and merges too.
@@ -212,6 +289,21 @@ class Connector(ABC):
             CrmUnavailableError: what was yielded before is good; so is its cursor.
             CrmRefusedError: as above, but trying again changes nothing.
         """
+
+    def look_up(self, kind: Kind, ids: Sequence[str]) -> Pulled:
+        """What has become of single records, as a webhook names them; its cursor is '' and must not be stored.
+
+        An id that is deleted, unknown or merged into another is a deleted row; a merged one brings the row of the
+        record it was merged into.
+
+        Raises:
+            CrmUnavailableError: nothing is known.
+            CrmRefusedError: as above, but trying again changes nothing.
+        """
+        del ids
+        raise CrmNotSupportedError(
+            f"{self.name} cannot look up a single {kind}.", fix="Its changes come with the next sync."
+        )
 
     def push(self, kind: Kind, changes: Sequence[Change]) -> list[Pushed]:
         """Write changes in the largest batches that the CRM takes; a result for each, in the order given.

@@ -224,9 +224,22 @@ _INCREMENTS = (
     """,
 )
 
+_CRM_CURSORS = (
+    """
+    create table if not exists raw.crm_cursors (
+        source LowCardinality(String),
+        object LowCardinality(String),
+        cursor String,
+        stored_at DateTime64(6, 'UTC')
+    ) engine = ReplacingMergeTree(stored_at) order by (source, object)
+    comment 'How far the records of a CRM have been read: source, object. The latest stored_at counts.'
+    """,
+)
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "raw tables", _CREATE_RAW),
     Migration(2, "campaign files, static lists, indexes of load times", _INCREMENTS),
+    Migration(3, "how far CRMs have been read", _CRM_CURSORS),
 )
 
 
