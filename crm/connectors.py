@@ -15,6 +15,7 @@ from warehouse.errors import SettingsError
 
 _PLACES: Final[Mapping[str, str]] = {
     "hubspot": "crm.hubspot:HubSpot",
+    "pipedrive": "crm.pipedrive:Pipedrive",
 }
 
 

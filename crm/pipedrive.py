@@ -55,6 +55,7 @@ from crm.base import (
     require,
 )
 from crm.http import LONGEST_WAIT, RETRIED, Again, HttpConnector, NoPace, Pace, seconds
+from crm.pacing import allowance
 from crm.settings import CrmSettings
 from warehouse.errors import SettingsError
 
@@ -166,17 +167,20 @@ class _Position:
 
 
 class Burst:
-    """Spreads calls over windows of two seconds, as many as the plan allows, and spends the shared allowance.
+    """Spreads calls over windows of two seconds, as many as the plan allows, and spends the allowances.
 
     The plan is read from `x-ratelimit-limit`, which need not be there; until then the smallest plan is assumed.
 
     Args:
-        pace: what calls cost, shared with others.
+        pace: tokens that calls cost.
+        calls: how many there may be.
         sleep, clock: how to wait, and a clock that never goes back, in seconds.
     """
 
-    def __init__(self, pace: Pace, sleep: Callable[[float], None], clock: Callable[[], float]) -> None:
-        self._pace, self._sleep, self._clock = pace, sleep, clock
+    def __init__(
+        self, pace: Pace, calls: Pace, sleep: Callable[[float], None], clock: Callable[[], float]
+    ) -> None:
+        self._pace, self._shared, self._sleep, self._clock = pace, calls, sleep, clock
         self._limit = 20
         self._now = clock()
         self._not_before = 0.0
@@ -197,6 +201,7 @@ class Burst:
             made.append(self._now)
             while made and made[0] + _WINDOW <= self._now:
                 made.popleft()
+        self._shared.take()
         self._pace.take(cost)
 
     def observe(self, headers: httpx.Headers) -> None:
@@ -222,7 +227,8 @@ class Pipedrive(HttpConnector):
 
     Args:
         settings: how to get in: an API token, or client id, client secret and refresh token of an app.
-        pace: tokens of the daily budget that calls may cost, shared with other processes.
+        pace: an allowance of tokens (a look-up costs 1, a list 10, a change 5, a search 20) beside that of calls.
+        calls, searches: allowances of calls and of searches that are shared with other processes.
         transport, sleep: as in `HttpConnector`.
         clock: never goes back, in seconds.
 
@@ -239,6 +245,7 @@ class Pipedrive(HttpConnector):
         tells_deletes=True,
         tells_merges=True,
         has_webhooks=True,
+        looks_up=True,
         most_per_push=1,
     )
 
@@ -247,6 +254,8 @@ class Pipedrive(HttpConnector):
         settings: CrmSettings,
         *,
         pace: Pace | None = None,
+        calls: Pace | None = None,
+        searches: Pace | None = None,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -261,7 +270,8 @@ class Pipedrive(HttpConnector):
                 fix="Set MAILHOUSE_PIPEDRIVE_TOKEN, or MAILHOUSE_PIPEDRIVE_CLIENT_ID, "
                 "MAILHOUSE_PIPEDRIVE_CLIENT_SECRET and MAILHOUSE_PIPEDRIVE_REFRESH_TOKEN.",
             )
-        self._burst = Burst(pace or NoPace(), sleep, clock)
+        self._burst = Burst(pace or NoPace(), calls or NoPace(), sleep, clock)
+        self._searches = searches
         super().__init__(settings.pipedrive_base_url, pace=self._burst, transport=transport, sleep=sleep)
         self._oauth_url = settings.pipedrive_oauth_url
         self._overlap = timedelta(seconds=settings.pipedrive_overlap)
@@ -289,12 +299,18 @@ class Pipedrive(HttpConnector):
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> Self:
-        """The connector of the settings.
+        """See `Connector.from_settings`; without a pace, calls and searches are shared with other processes.
 
         Raises:
             SettingsError: they do not say how to get in.
         """
-        return cls(settings, pace=pace, transport=transport, sleep=sleep)
+        if pace is not None:
+            return cls(settings, pace=pace, transport=transport, sleep=sleep)
+        calls = allowance(
+            settings, cls.name, calls=settings.pipedrive_calls_per_2_seconds, seconds=_WINDOW, sleep=sleep
+        )
+        searches = allowance(settings, f"{cls.name}_search", calls=_SEARCHES, seconds=_WINDOW, sleep=sleep)
+        return cls(settings, calls=calls, searches=searches, transport=transport, sleep=sleep)
 
     # Getting in, and what answers mean
 
@@ -418,9 +434,21 @@ class Pipedrive(HttpConnector):
     ) -> dict[str, Any]:
         self._burst.is_search = path.endswith("/search")
         response = self.request(
-            method, path, what=what, params=parameters, body=body, cost=cost, is_safe=is_safe
+            method,
+            path,
+            what=what,
+            params=parameters,
+            body=body,
+            cost=cost,
+            pace=self._searches if self._burst.is_search else None,
+            is_safe=is_safe,
         )
         return response.json()
+
+    def check(self) -> str:
+        """See `Connector.check`."""
+        user = _dict(self._ask("GET", "/v1/users/me", "look-up of our user", cost=2).get("data"))
+        return f"{_text(user.get('company_name'))}, as {_text(user.get('name'))}".strip(", ")
 
     # Reading
 
@@ -575,6 +603,20 @@ class Pipedrive(HttpConnector):
             for number, (at, into) in suspects.items()
             if number not in alive
         ]
+
+    def look_up(self, kind: Kind, ids: Sequence[str]) -> Pulled:
+        """See `Connector.look_up`. Into whom a record was merged is not told here, but by webhooks and `pull`."""
+        require(self, pull=kind)
+        numbers = [number for number in dict.fromkeys(ids) if number.isdigit()]
+        rows: list[_Row] = []
+        for index in range(0, len(numbers), IDS):
+            part = numbers[index : index + IDS]
+            found = self._look_up(kind, part)
+            rows += [self._row(kind, record, is_gone=False) for record in found.values()]
+            # when it was deleted is not told: a moment that is over, so that no later version has its time
+            at = (self._server_now - SETTLED).replace(microsecond=0) + _TICK
+            rows += [_Row(number, at, True, "", "{}") for number in part if number not in found]
+        return Pulled(_table(rows), "")
 
     def _look_up(self, kind: Kind, numbers: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Records that are there, by id; at most `IDS`."""

@@ -140,6 +140,9 @@ def _store(
     assert isinstance(frame, pl.DataFrame)
     if frame.is_empty():
         return total
+    if pulled.is_by_content:
+        named = frame.with_columns(source=pl.lit(source), object=pl.lit(kind), file=pl.lit(place))
+        return total + load_crm_records(warehouse, named.drop("merged_into"), run_id=run_id, by_content=True)
     frame = frame.with_columns(source=pl.lit(source), object=pl.lit(kind), file=pl.lit(place))
     is_merged = pl.col("merged_into") != ""
     merged = frame.filter(is_merged)

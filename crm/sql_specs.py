@@ -60,14 +60,20 @@ class SqlSource(Spec):
         for name in ("external_id", "updated_at"):
             value: Value | None = getattr(columns, name)
             if value is not None and value.column is None:
-                raise ValueError(f"reads {name} from no column; write {name}: Column, rows are read in its order")
+                raise ValueError(
+                    f"reads {name} from no column; write {name}: Column, rows are read in its order"
+                )
         for name, value in columns.mapped().items():
             if isinstance(value, Moment) and value.format is not None:
-                raise ValueError(f"gives {name} a format; a database has times, or convert the column in a query")
+                raise ValueError(
+                    f"gives {name} a format; a database has times, or convert the column in a query"
+                )
         fixed = {columns.external_id.column, columns.updated_at.column if columns.updated_at else None}
         for name, column in self.writes.items():
             if column in fixed:
-                raise ValueError(f"writes {name} into {column}, which tells rows apart; take it out of writes:")
+                raise ValueError(
+                    f"writes {name} into {column}, which tells rows apart; take it out of writes:"
+                )
         return self
 
     @property
@@ -102,7 +108,9 @@ def load_sql_sources(content_dir: Path) -> dict[str, SqlSource]:
         try:
             if is_database(path):
                 kind: Any = read_document(path).values.get("object")
-                sources[path.stem] = load_spec(path, SqlContacts if kind == "contacts" else SqlRecords, name_key="name")
+                sources[path.stem] = load_spec(
+                    path, SqlContacts if kind == "contacts" else SqlRecords, name_key="name"
+                )
         except InputError as error:
             problems.append(Problem("", error.message, error.fix))
     first: dict[tuple[str, str], SqlSource] = {}
@@ -112,13 +120,17 @@ def load_sql_sources(content_dir: Path) -> dict[str, SqlSource]:
         if other is not one:
             hint = "Give one of them another source:, or read both with one query."
             problems.append(
-                Problem(one.place("object"), f"{other.name} reads the {one.object} of {one.source} already.", hint)
+                Problem(
+                    one.place("object"), f"{other.name} reads the {one.object} of {one.source} already.", hint
+                )
             )
         other = databases.setdefault(one.source, one)
         if other.database != one.database:
             hint = "Let sources of one name share a database, or give them different source:."
             problems.append(
-                Problem(one.place("database"), f"{other.name} reads {one.source} from {other.database}.", hint)
+                Problem(
+                    one.place("database"), f"{other.name} reads {one.source} from {other.database}.", hint
+                )
             )
     if problems:
         raise problems_error(problems)

@@ -308,6 +308,8 @@ class FakePipedrive:
     def _route(self, method: str, path: str, query: dict[str, str], body: Any) -> httpx.Response:
         if path == "/v1/recents":
             return self._recents(query)
+        if path == "/v1/users/me":
+            return self._data({"id": 7, "name": "Sam Seller", "company_name": "Example Ltd"})
         if path == "/v1/users":
             return self._data(self.users)
         parts = path.removeprefix("/api/v2/").split("/")

@@ -359,6 +359,24 @@ def read_while(
     }
 
 
+def test_single_records_are_looked_up(fake: FakePipedrive) -> None:
+    for name in ("Ann", "Ben", "Cem"):
+        person(fake, name)
+    fake.sleep(60)
+    stored = pull(fake, Stored())
+    fake.put("persons", number=1, name="Anna")
+    fake.delete("persons", 2)
+    fake.sleep(60)
+    with crm_of(fake) as crm:
+        found = crm.look_up("contact", ["1", "2", "1", "77", "x"])
+        assert found.cursor == ""
+        stored.add(found)
+        assert crm.check() == "Example Ltd, as Sam Seller"
+    assert stored.alive().keys() == {"1", "3"}
+    assert stored.alive()["1"]["name"] == "Anna"
+    assert stored.newest()["77"]["is_deleted"]
+
+
 # Limits and troubles
 
 
