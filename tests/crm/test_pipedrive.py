@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,8 +26,11 @@ from crm.base import (
     Pushed,
 )
 from crm.pipedrive import Pipedrive, merges
+from crm.pulling import load
 from crm.settings import CrmSettings
+from warehouse.client import Warehouse
 from warehouse.errors import SettingsError
+from warehouse.loads import LoadResult
 
 Version = tuple[str, datetime]
 SCORE = CustomField("mailhouse_engagement_score", "Engagement score", "number")
@@ -292,7 +296,7 @@ happenings = given(
 )
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @happenings
 def test_nothing_is_missed_whatever_happens_while_we_read(**happening: Any) -> None:
     read_while(**happening)
@@ -595,6 +599,19 @@ def test_settings_that_do_not_let_us_in(given: dict[str, str], message: str) -> 
     with pytest.raises(SettingsError, match=message) as caught:
         Pipedrive.from_settings(CrmSettings.model_validate(given))
     assert "MAILHOUSE_PIPEDRIVE_TOKEN" in caught.value.fix
+
+
+def test_processes_share_what_may_be_asked(fake: FakePipedrive, tmp_path: Path) -> None:
+    chosen = CrmSettings.model_validate(
+        {"pipedrive_token": TOKEN, "home": tmp_path, "pipedrive_calls_per_2_seconds": 20}
+    )
+    waits: list[float] = []
+    for _ in range(2):
+        with Pipedrive.from_settings(chosen, transport=fake.transport, sleep=waits.append) as crm:
+            for _ in range(6):
+                crm.check()
+    # a tenth at once, the others drip in: 12 calls take more than a second of waiting, whoever makes them
+    assert sum(waits) > 1.0
 
 
 def test_whether_it_is_configured() -> None:
@@ -931,6 +948,51 @@ def test_tasks_that_are_known_are_changed(fake: FakePipedrive) -> None:
         fake, change("k", "1", result.updated_at, is_done=False), change("k", "9", is_done=True), kind="task"
     )
     assert [one.status for one in results] == ["conflict", "gone"]
+
+
+# The warehouse
+
+
+@pytest.mark.slow
+def test_people_are_loaded_as_they_come_and_go(
+    fake: FakePipedrive, warehouse: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = CrmSettings.model_validate({"pipedrive_token": TOKEN, "home": tmp_path})
+    key = fake.add_field("Favourite colour", "varchar")
+    for index in range(1_100):
+        person(fake, f"P{index}", custom_fields={key: "Red"})
+        fake.sleep(0.2)
+    fake.sleep(60)
+
+    def read() -> LoadResult:
+        with Pipedrive(chosen, transport=fake.transport, sleep=fake.sleep, clock=fake.clock) as crm:
+            return load(warehouse, crm, "contact", settings=chosen)
+
+    monkeypatch.setattr(pipedrive, "BATCH", 500)
+    fake.daily = 25
+    with pytest.raises(CrmUnavailableError):
+        read()
+    fake.daily = 10**6
+    assert read().loaded == 1_100 - 500
+    fake.put("persons", number=1, name="Anna")
+    fake.delete("persons", 2)
+    fake.merge(3, 4)
+    fake.sleep(60)
+    assert read().loaded == 4
+    assert read().loaded == 0
+    rows = warehouse.frame(
+        """
+        select external_id, argMax(is_deleted, updated_at) as is_deleted, argMax(toString(properties), updated_at) as p
+        from raw.crm_records where source = 'pipedrive' and object = 'contact'
+        group by external_id having toUInt32(external_id) < 6 order by external_id
+        """
+    ).rows()
+    assert [(number, is_deleted) for number, is_deleted, _ in rows] == [
+        ("1", False), ("2", True), ("3", True), ("4", False), ("5", False),
+    ]  # fmt: skip
+    assert json.loads(rows[2][2]) == {"merged_into": "4"}
+    assert json.loads(rows[3][2])["emails"][1]["value"] == "p2@example.com"
+    assert json.loads(rows[0][2])["favourite_colour"] == "Red"
 
 
 # Webhooks

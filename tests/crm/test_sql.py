@@ -27,10 +27,14 @@ from crm.base import (
     Pulled,
     Pushed,
 )
+from crm.connectors import configured, connect, kinds
+from crm.pulling import load
 from crm.settings import CrmSettings
 from crm.specs import load_sources
 from crm.sql import SqlConnector, sql_connectors
+from warehouse.client import Warehouse
 from warehouse.errors import InputError, SettingsError
+from warehouse.loads import LoadResult
 
 CONTACTS = """
 name: erp_contacts
@@ -219,14 +223,32 @@ def test_what_has_just_changed_is_waited_for_once(place: Place) -> None:
     assert found.keys() == {"1", "2", "3"}, "a time far ahead is of another zone, and not waited for"
 
 
-@settings(max_examples=10)
-@given(
+happenings = given(
     count=st.integers(0, 20),
     page=st.integers(1, 5),
     edits=st.lists(st.lists(st.tuples(st.integers(1, 25), st.integers(0, 3)), max_size=4), max_size=12),
     stops=st.lists(st.integers(1, 4), max_size=4),
 )
+
+
+@settings(max_examples=6)
+@happenings
 def test_nothing_is_missed_whatever_changes_while_we_read(
+    tmp_path_factory: pytest.TempPathFactory, **happening: Any
+) -> None:
+    read_while(tmp_path_factory, **happening)
+
+
+@pytest.mark.slow
+@settings(max_examples=60)
+@happenings
+def test_nothing_is_missed_whatever_changes_at_length(
+    tmp_path_factory: pytest.TempPathFactory, **happening: Any
+) -> None:
+    read_while(tmp_path_factory, **happening)
+
+
+def read_while(
     tmp_path_factory: pytest.TempPathFactory,
     count: int,
     page: int,
@@ -613,6 +635,45 @@ def test_names_are_quoted(place: Place) -> None:
     (result,) = place.push(change("a", "1", None, last_name="'); drop table customers; --"))
     assert result.status == "written"
     assert place.rows("select count(*) from customers") == [(0,)]
+
+
+# The warehouse
+
+
+@pytest.mark.slow
+def test_rows_are_loaded_once_with_times_and_without(
+    place: Place, warehouse: Warehouse, tmp_path: Path
+) -> None:
+    chosen = CrmSettings.model_validate(
+        {"content_dir": place.folder, "sql_urls": {"main": place.url}, "home": tmp_path}
+    )
+    place.write(
+        "crm_contacts",
+        "name: crm_contacts\nsource: crm\nobject: contacts\ndatabase: main\ntable: customers\n"
+        "columns: {external_id: id, email: mail, first_name: first}\n",
+    )
+
+    def read() -> dict[str, LoadResult]:
+        results: dict[str, LoadResult] = {}
+        for connector in connect(chosen):
+            with connector:
+                results[connector.name] = load(warehouse, connector, "contact", settings=chosen)
+        return results
+
+    add(place, 1, 2, 3, first="Ann")
+    assert read() == {"erp": LoadResult(3, 3), "crm": LoadResult(3, 3)}
+    assert {name: one.loaded for name, one in read().items()} == {"erp": 0, "crm": 0}
+    add(place, 2, first="Bea", at=PAST + timedelta(minutes=1))
+    assert {name: one.loaded for name, one in read().items()} == {"erp": 1, "crm": 1}
+    found = warehouse.frame(
+        """
+        select source, argMax(properties.first_name::String, updated_at) as first from raw.crm_records
+        where external_id = '2' group by source order by source
+        """
+    ).rows()
+    assert found == [("crm", "Bea"), ("erp", "Bea")]
+    left = CrmSettings.model_validate({**chosen.model_dump(), "crm_skipped": "erp_contacts"})
+    assert {one.name: kinds(one, left) for one in configured(left)} == {"erp": [], "crm": ["contact"]}
 
 
 # PostgreSQL
