@@ -130,11 +130,14 @@ class Pulled:
         rows: columns of `PULLED`.
         cursor: where to go on once the rows are stored: JSON text that the connector alone understands.
         bad: reason and text of each record that cannot be a row, as it has no id, no time or no properties.
+        is_by_content: the CRM does not say when a record changed, so `updated_at` is when it was read: a row that
+            equals the newest stored version is no news (`by_content` of `warehouse.loads.load_crm_records`).
     """
 
     rows: pa.Table
     cursor: str
     bad: tuple[tuple[str, str], ...] = ()
+    is_by_content: bool = False
 
 
 @dataclass(frozen=True, slots=True)

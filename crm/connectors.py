@@ -15,6 +15,7 @@ from warehouse.errors import SettingsError
 
 _PLACES: Final[Mapping[str, str]] = {
     "hubspot": "crm.hubspot:HubSpot",
+    "pipedrive": "crm.pipedrive:Pipedrive",
 }
 
 
@@ -40,8 +41,16 @@ CONNECTORS: Final[Mapping[str, type[Connector]]] = _Lazy()
 
 
 def configured(settings: CrmSettings) -> list[type[Connector]]:
-    """Classes of the CRMs that the settings name."""
-    return [connector for connector in CONNECTORS.values() if connector.is_configured(settings)]
+    """Classes of the CRMs that the settings name, and of the databases that sources are about.
+
+    Raises:
+        InputError: a source about a database is wrong.
+        SettingsError: the settings do not know a source's database.
+    """
+    from crm.sql import sql_connectors
+
+    crms = [connector for connector in CONNECTORS.values() if connector.is_configured(settings)]
+    return [*crms, *sql_connectors(settings).values()]
 
 
 def connect(settings: CrmSettings) -> list[Connector]:
@@ -59,7 +68,8 @@ def kinds(connector: Connector | type[Connector], settings: CrmSettings) -> list
     Raises:
         SettingsError: something is left out that no connector has.
     """
-    known = {source_name(name, kind): name for name in CONNECTORS for kind in PLURALS}
+    names = dict.fromkeys((*CONNECTORS, *(one.name for one in configured(settings))))
+    known = {source_name(name, kind): name for name in names for kind in PLURALS}
     if strange := sorted(settings.crm_skipped - known.keys()):
         raise SettingsError(
             f"MAILHOUSE_CRM_SKIPPED names {strange[0]}, which is nothing that a CRM has.",

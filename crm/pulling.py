@@ -182,6 +182,9 @@ def _store(
     assert isinstance(frame, pl.DataFrame)
     if frame.is_empty():
         return total
+    if pulled.is_by_content:
+        named = frame.with_columns(source=pl.lit(source), object=pl.lit(kind), file=pl.lit(place))
+        return total + load_crm_records(warehouse, named.drop("merged_into"), run_id=run_id, by_content=True)
     frame = frame.with_columns(source=pl.lit(source), object=pl.lit(kind), file=pl.lit(place))
     # merged ones come with every version of the record that is left, and deleted ones are looked up at any time:
     # by content they are stored once

@@ -32,6 +32,14 @@ class CrmSettings(MailhouseSettings):
         hubspot_searches_per_second: searches within any second; HubSpot allows an account 5.
         hubspot_archived_pause: HubSpot cannot list since a time what was archived: all of it is read. After a reading
             that took so many calls we wait so many times these seconds before the next.
+        pipedrive_token: API token of a Pipedrive user who sees all records. Instead of it, of an app:
+            pipedrive_client_id, pipedrive_client_secret, pipedrive_refresh_token.
+        pipedrive_base_url, pipedrive_oauth_url: where Pipedrive's API and its sign-in answer.
+        pipedrive_calls_per_2_seconds: calls within any 2 seconds, of all processes together; Pipedrive allows an API
+            token 20, 40, 100 or 120 with the plan, an app four times as many.
+        pipedrive_overlap: seconds before the newest change that was read from which reading starts again.
+        sql_urls: databases that `content/sources/*.yaml` may name, as JSON:
+            `{"erp": "postgresql+psycopg://user:password@host/database"}`.
     """
 
     crm_skipped: Annotated[frozenset[str], NoDecode] = frozenset()
@@ -43,6 +51,15 @@ class CrmSettings(MailhouseSettings):
     hubspot_calls_per_10_seconds: float = Field(default=100, ge=10)
     hubspot_searches_per_second: float = Field(default=5, gt=0)
     hubspot_archived_pause: float = Field(default=30, ge=0)
+    pipedrive_token: SecretStr | None = None
+    pipedrive_client_id: str = ""
+    pipedrive_client_secret: SecretStr | None = None
+    pipedrive_refresh_token: SecretStr | None = None
+    pipedrive_base_url: str = "https://api.pipedrive.com"
+    pipedrive_oauth_url: str = "https://oauth.pipedrive.com"
+    pipedrive_calls_per_2_seconds: float = Field(default=20, ge=2)
+    pipedrive_overlap: float = Field(default=60, ge=0, le=86_400)
+    sql_urls: Annotated[dict[str, SecretStr], NoDecode] = Field(default_factory=dict)
 
     @field_validator("crm_skipped", mode="before")
     @classmethod
@@ -59,7 +76,21 @@ class CrmSettings(MailhouseSettings):
         except ValueError:
             raise ValueError('is no JSON such as {"contacts": ["favourite_colour"]}') from None
 
-    @field_validator("hubspot_base_url")
+    @field_validator("sql_urls", mode="before")
+    @classmethod
+    def _databases(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            urls = json.loads(value or "{}")
+        except ValueError:
+            urls = None
+        if not isinstance(urls, dict) or not all(isinstance(url, str) for url in urls.values()):
+            # never the value itself, which holds passwords
+            raise ValueError('is no JSON such as {"erp": "postgresql+psycopg://user:password@host/database"}')
+        return urls
+
+    @field_validator("hubspot_base_url", "pipedrive_base_url", "pipedrive_oauth_url")
     @classmethod
     def _safe(cls, value: str) -> str:
         parts = urlsplit(value)

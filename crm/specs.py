@@ -372,6 +372,8 @@ SOURCES: dict[str, type[FileSource]] = {
 def load_sources(content_dir: Path) -> dict[str, FileSource]:
     """Read `content_dir/sources/*.yaml`; from names, in order, to sources. A missing folder holds none.
 
+    Those about databases are read by `crm.sql_specs.load_sql_sources`.
+
     Raises:
         InputError: lists the mistakes of all files, each with its line and what is allowed.
     """
@@ -380,12 +382,22 @@ def load_sources(content_dir: Path) -> dict[str, FileSource]:
     problems: list[Problem] = []
     for path in sorted(folder.glob("*.y*ml")) if folder.is_dir() else []:
         try:
-            sources[path.stem] = load_source(path)
+            if not is_database(path):
+                sources[path.stem] = load_source(path)
         except InputError as error:
             problems.append(Problem("", error.message, error.fix))
     if problems:
         raise problems_error(problems)
     return sources
+
+
+def is_database(path: Path) -> bool:
+    """Whether a source is about a database: it says `database:`.
+
+    Raises:
+        InputError: it is no YAML.
+    """
+    return path.suffix == ".yaml" and "database" in read_document(path).values
 
 
 def load_source(path: Path) -> FileSource:

@@ -53,6 +53,16 @@ _HUBSPOT_VERBS = {
 }
 _PIPEDRIVE_OBJECTS = {"person": "contact", "deal": "deal", "activity": "task", "organization": "company"}
 _PIPEDRIVE_VERBS = {"create": "created", "change": "updated", "delete": "deleted"}
+# what tells deliveries apart, and the attempt: the rest of `meta` is the same for each attempt
+_PIPEDRIVE_EVENT = (
+    "entity",
+    "entity_id",
+    "action",
+    "timestamp",
+    "correlation_id",
+    "merged_to_id",
+    "merged_from_id",
+)
 _LONGEST_VALUE = 2_000
 
 
@@ -154,6 +164,10 @@ class HubSpotEvents(WebhookReader):
 class PipedriveEvents(WebhookReader):
     """Reads Pipedrive's calls (version 2), one event each. Pipedrive signs nothing: it knows a user and a password.
 
+    A merge is two calls: the record that is gone (`contact.merged`, with `merged_into`), and the one that stayed
+    (`contact.updated`, with `merged_from`); they come in any order. `change_source` is `api` for what programs wrote,
+    ours among them, and `user_id` says as whom.
+
     Args:
         user, password: what the webhook was given when it was made.
     """
@@ -208,26 +222,39 @@ class PipedriveEvents(WebhookReader):
         if kind == "task" and data.get("done") is True and before.get("done") is False:
             type_ = "task.completed"
         number = text(meta.get("entity_id"))
-        emails = data.get("emails")
-        addresses = [one for one in emails if isinstance(one, dict)] if isinstance(emails, list) else []
-        primary = next((one for one in addresses if one.get("primary")), addresses[0] if addresses else {})
+        merged_into, merged_from = text(meta.get("merged_to_id")), text(meta.get("merged_from_id"))
+        if verb == "deleted" and kind and merged_into:
+            type_ = f"{kind}.merged"
+        # of a deleted record Pipedrive tells the last state only
+        shown = data or before
         return [
             _row(
                 self.name,
                 type_,
                 event,
-                identity=text(meta.get("id")) or json.dumps(event, sort_keys=True, default=str),
-                external_id=number if kind == "contact" else text(data.get("person_id")),
-                email=text(primary.get("value")) if kind == "contact" else "",
+                identity=text(meta.get("id"))
+                or json.dumps([meta.get(name) for name in _PIPEDRIVE_EVENT], default=str),
+                external_id=number if kind == "contact" else text(shown.get("person_id")),
+                email=_primary_address(shown) if kind == "contact" else "",
                 occurred_at=from_iso(meta.get("timestamp"), now),
                 properties={
                     f"{kind}_id" if kind else "object_id": number,
                     "status": status,
                     "previous_status": text(before.get("status")),
                     "change_source": text(meta.get("change_source")),
+                    "user_id": text(meta.get("user_id")),
+                    "merged_into": merged_into,
+                    "merged_from": merged_from,
                 },
             )
         ]
+
+
+def _primary_address(person: Mapping[str, Any]) -> str:
+    emails = person.get("emails")
+    addresses = [one for one in emails if isinstance(one, dict)] if isinstance(emails, list) else []
+    primary = next((one for one in addresses if one.get("primary")), addresses[0] if addresses else {})
+    return text(primary.get("value"))
 
 
 #: Name -> what reads its calls.

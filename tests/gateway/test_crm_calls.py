@@ -159,6 +159,82 @@ def test_pipedrive() -> None:
     assert json.loads(found["deal_won"]["properties"])["previous_status"] == "open"
 
 
+def pipedrive_call(action: str, entity: str, data: Any, previous: Any, **meta: Any) -> dict[str, Any]:
+    return {
+        "meta": {
+            "action": action, "entity": entity, "entity_id": "12", "id": "9e3d9f0c", "user_id": "123", "version": "2.0",
+            "timestamp": "2026-05-15T18:00:00.000Z", "change_source": "app", "attempt": 1, "correlation_id": "f2a1", **meta,
+        },
+        "data": data, "previous": previous,
+    }  # fmt: skip
+
+
+def read_pipedrive(call: dict[str, Any]) -> dict[str, Any]:
+    (row,) = PIPEDRIVE.parse_webhook(json.dumps(call).encode(), {}, now=NOW)
+    return {**row, "properties": json.loads(row["properties"])}
+
+
+def test_a_merge_in_pipedrive_is_two_calls_in_any_order() -> None:
+    emails = [{"value": "a@example.com", "primary": False}, {"value": "b@example.com", "primary": True}]
+    gone = read_pipedrive(
+        pipedrive_call("delete", "person", None, {"id": 12, "emails": emails}, merged_to_id="15")
+    )
+    stayed = read_pipedrive(
+        pipedrive_call("change", "person", {"id": 15}, {}, entity_id="15", id="other", merged_from_id="12")
+    )
+    assert (gone["type"], gone["external_id"], gone["email"]) == ("contact.merged", "12", "b@example.com")
+    assert gone["properties"]["merged_into"] == "15"
+    assert (stayed["type"], stayed["external_id"]) == ("contact.updated", "15")
+    assert stayed["properties"]["merged_from"] == "12"
+    company = read_pipedrive(pipedrive_call("delete", "organization", None, {"id": 12}, merged_to_id="15"))
+    assert (company["type"], company["external_id"]) == ("company.merged", "")
+    plain = read_pipedrive(pipedrive_call("delete", "person", None, {"id": 12}))
+    assert (plain["type"], "merged_into" in plain["properties"]) == ("contact.deleted", False)
+
+
+@pytest.mark.parametrize(
+    ("call", "type_", "person"),
+    [
+        (("create", "deal", {"status": "open", "person_id": 3}, None), "deal.created", "3"),
+        (("create", "deal", {"status": "won"}, None), "deal.created", ""),
+        (("change", "deal", {"status": "won"}, {"status": "lost"}), "deal.closed", ""),
+        (("change", "deal", {"status": "won", "value": 2}, {"value": 1}), "deal.updated", ""),
+        (("change", "deal", {"status": "open"}, {"status": "won"}), "deal.updated", ""),
+        (("delete", "deal", None, {"status": "open", "person_id": 3}), "deal.deleted", "3"),
+        (("change", "activity", {"done": True, "person_id": 4}, {"done": False}), "task.completed", "4"),
+        (("change", "activity", {"done": True}, {"subject": "x"}), "task.updated", ""),
+        (("create", "activity", {"done": True}, None), "task.created", ""),
+        (("change", "organization", {"id": 1}, {}), "company.updated", ""),
+        (("change", "lead", {"id": 1}, {}), "unknown", ""),
+        (("archive", "deal", {"id": 1}, {}), "unknown", ""),
+        (("change", "person", [], 7), "contact.updated", "12"),
+    ],
+)
+def test_pipedrives_words(call: tuple[str, str, Any, Any], type_: str, person: str) -> None:
+    row = read_pipedrive(pipedrive_call(*call))
+    assert (row["type"], row["external_id"]) == (type_, person)
+    assert (row["properties"]["change_source"], row["properties"]["user_id"]) == ("app", "123")
+
+
+def test_pipedrives_events_are_the_same_however_often_they_are_tried() -> None:
+    def identity(**meta: Any) -> str:
+        return read_pipedrive(pipedrive_call("change", "person", {"id": 12}, {}, **meta))["event_id"]
+
+    assert identity() == identity(attempt=3)
+    assert identity(id="") == identity(id="", attempt=4)
+    assert (
+        len(
+            {
+                identity(),
+                identity(id="x"),
+                identity(id=""),
+                identity(id="", timestamp="2026-05-15T18:00:01.000Z"),
+            }
+        )
+        == 4
+    )
+
+
 def test_pipedrives_password() -> None:
     def basic(pair: str) -> dict[str, str]:
         return {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
