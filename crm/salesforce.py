@@ -500,13 +500,21 @@ class Salesforce(HttpConnector):
             is_resumed, place = False, Place()
         while True:
             query = {"maxRecords": str(BULK_ROWS), **({"locator": place.locator} if place.locator else {})}
-            response = self.request(
-                "GET",
-                f"{self._data}/jobs/query/{place.job}/results",
-                what=f"read {_OBJECTS[kind]} in bulk",
-                params=query,
-                headers={"accept": "text/csv"},
-            )
+            try:
+                response = self.request(
+                    "GET",
+                    f"{self._data}/jobs/query/{place.job}/results",
+                    what=f"read {_OBJECTS[kind]} in bulk",
+                    params=query,
+                    headers={"accept": "text/csv"},
+                )
+            except RefusedCallError as error:
+                if not is_resumed or error.status not in (400, 404, 410):
+                    raise
+                logger.info("a load of Salesforce in bulk begins anew: the result of %s is gone", place.job)
+                yield from self._pull_in_bulk(kind, Place())
+                return
+            is_resumed = False
             rows = self._rows(kind, csv_records(response.content, place.columns))
             newest = _newest(rows, place.newest)
             locator = response.headers.get("sforce-locator", "")
@@ -714,6 +722,7 @@ class Salesforce(HttpConnector):
             column = self._api_name(kind, name)
             if column is None or column in _READ_ONLY or "." in column:
                 return {}, f"Salesforce has no field to write {name} to"
+            value = value.strip() if column == "Email" and isinstance(value, str) else value
             record[column] = None if value == "" else value
         if kind == "task":
             if (due := record.get("ActivityDate")) is not None and "due_at" in change.fields:
@@ -1258,7 +1267,13 @@ def _errors(response: httpx.Response) -> list[tuple[str, str]]:
 
 
 def _server_time(response: httpx.Response) -> datetime | None:
+    """Salesforce's time when it was asked: an answer is dated when it is ready, which may be a while later."""
     try:
-        return parsedate_to_datetime(response.headers.get("date", "")).astimezone(UTC)
+        dated = parsedate_to_datetime(response.headers.get("date", "")).astimezone(UTC)
     except (ValueError, TypeError):
         return None
+    try:
+        return dated - response.elapsed
+    except RuntimeError:
+        # nobody measured it: the answer did not come over a wire
+        return dated
