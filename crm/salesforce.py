@@ -8,6 +8,10 @@ ends, so a reading that has come to its end starts the next one an overlap befor
 Salesforce's clock) and the newest stamp it saw. One that was interrupted goes on exactly where it stopped.
 `queryAll` shows deleted and merged records, as long as they are in the recycle bin (15 days).
 
+Stamps are whole seconds, and a record may change again in the second in which it was read, under the same stamp. So a
+record that is that fresh is handed over as of a millisecond before its stamp, and when the overlap is read, as of its
+stamp: whoever keeps one row a version keeps the last one.
+
 The first load of many records is a job of Bulk API 2.0; its cursor is job and locator, good for the seven days that
 Salesforce keeps results.
 
@@ -93,6 +97,8 @@ _JOB_CHARACTERS = 30 << 20  # less than 100 MB as UTF-8, whatever the script
 _JOB_SECONDS = 3 * 3600.0
 _LOCK_TRIES = 5
 _MOST_SPLITS = 40  # calls spent on finding what a refused batch is refused for
+_MOMENT = timedelta(milliseconds=1)
+_FRESH = timedelta(seconds=5)  # a second, and how far clocks within Salesforce may differ
 _LIMITS_SECONDS = 600.0  # how long what Salesforce said of its limits is believed
 
 _OBJECTS: Mapping[Kind, str] = {
@@ -462,18 +468,20 @@ class Salesforce(HttpConnector):
             except RefusedCallError as error:
                 self._without(kind, error)
                 continue
-            rows = self._rows(kind, records)
-            began = place.began or _server_time(response)
-            newest = _newest(rows, place.newest)
+            asked_at = _server_time(response)
+            found = self._rows(kind, records)
+            began = place.began or asked_at
+            newest = _newest(found, place.newest)
+            rows = _aged(found, asked_at)
             # the server may cut a page short of its limit, and says so
-            if is_all and len(rows) < limit:
+            if is_all and len(found) < limit:
                 after = place.finished(began, newest)
                 if rows or after != place:
                     yield Pulled(table(rows), after.text())
                 return
-            if not rows or (rows[-1][1], rows[-1][0]) == (place.at, place.id):
+            if not found or (found[-1][1], found[-1][0]) == (place.at, place.id):
                 raise CrmError("Salesforce sends the same page again and again.", fix="Run again later.")
-            place = Place(at=rows[-1][1], id=rows[-1][0], began=began, newest=newest)
+            place = Place(at=found[-1][1], id=found[-1][0], began=began, newest=newest)
             yield Pulled(table(rows), place.text())
 
     def _pull_in_bulk(self, kind: Kind, place: Place) -> Iterator[Pulled]:
@@ -515,8 +523,10 @@ class Salesforce(HttpConnector):
                 yield from self._pull_in_bulk(kind, Place())
                 return
             is_resumed = False
-            rows = self._rows(kind, csv_records(response.content, place.columns))
-            newest = _newest(rows, place.newest)
+            found = self._rows(kind, csv_records(response.content, place.columns))
+            newest = _newest(found, place.newest)
+            # at some moment after the job began
+            rows = _aged(found, place.began)
             locator = response.headers.get("sforce-locator", "")
             if locator in ("", "null"):
                 yield Pulled(table(rows), place.finished(place.began, newest).text())
@@ -1188,6 +1198,14 @@ def _mapped(settings: CrmSettings) -> dict[Kind, dict[str, str]]:
             ours, _, column = entry.rpartition("=")
             mapped[kind][ours or our_name(column)] = column
     return mapped
+
+
+def _aged(rows: list[Row], asked_at: datetime | None) -> list[Row]:
+    """Rows, with those that may still change under their stamp a moment before it."""
+    if asked_at is None:
+        return rows
+    since = asked_at - _FRESH
+    return [(number, stamp - _MOMENT if stamp >= since else stamp, *rest) for number, stamp, *rest in rows]  # pyright: ignore[reportReturnType]
 
 
 def _newest(rows: Iterable[Row], before: datetime | None) -> datetime | None:

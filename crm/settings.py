@@ -69,7 +69,7 @@ class CrmSettings(MailhouseSettings):
     salesforce_properties: Annotated[dict[SalesforceObject, list[str]], NoDecode] = Field(
         default_factory=dict
     )
-    salesforce_overlap: float = Field(default=300, ge=0, le=86_400)
+    salesforce_overlap: float = Field(default=300, ge=30, le=86_400)
     salesforce_bulk_from: int = Field(default=20_000, ge=0)
     salesforce_daily_share: float = Field(default=0.8, gt=0, le=1)
     salesforce_last_name: str = Field(default="[not provided]", min_length=1, max_length=80)

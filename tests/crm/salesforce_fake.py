@@ -111,7 +111,7 @@ class FakeSalesforce:
     """State and wire of the fake.
 
     Attributes:
-        now: its clock; each call takes a second.
+        now: its clock; each call takes a quarter of a second, and stamps are whole seconds.
         page: records of a query's page at most.
         used, most: calls of the last 24 hours, and how many there may be.
         failures: answers to give instead of working, each used once; None works.
@@ -203,7 +203,7 @@ class FakeSalesforce:
     def __call__(self, request: httpx.Request) -> httpx.Response:
         request.read()
         self.calls.append(request)
-        self.now += timedelta(seconds=1)
+        self.now += timedelta(milliseconds=250)
         self.before(request)
         self.check(request)
         if self.failures and (failure := self.failures.popleft()) is not None:
