@@ -16,6 +16,7 @@ from warehouse.errors import SettingsError
 _PLACES: Final[Mapping[str, str]] = {
     "hubspot": "crm.hubspot:HubSpot",
     "pipedrive": "crm.pipedrive:Pipedrive",
+    "salesforce": "crm.salesforce:Salesforce",
 }
 
 

@@ -82,6 +82,8 @@ class HttpConnector(Connector):
         self.usage = Usage()
         self._pace = pace or NoPace()
         self._sleep = sleep
+        # httpx logs addresses, and those of searches name people
+        logging.getLogger("httpx").setLevel(logging.WARNING)
         self._client = httpx.Client(
             base_url=base_url,
             transport=transport,

@@ -277,7 +277,8 @@ class Gateway:
             self.webhooks.take, name, body, request.headers, request.target
         )
         extra = [(b"retry-after", b"60")] if status == 503 else []
-        return Answer(status, answer_body(word), JSON, extra)
+        answer, content_type = self.webhooks.answer(name, body, status, word)
+        return Answer(status, answer, content_type, extra)
 
     async def _health(self, request: Request) -> Answer:
         if request.method not in ("GET", "HEAD"):

@@ -52,6 +52,9 @@ class GatewaySettings(SenderSettings):
         hubspot_webhook_secret: client secret of the HubSpot app whose webhooks come to /webhooks/hubspot.
         hubspot_closed_stages: deal stages that mean closed, with commas; pipelines of one's own have their own names.
         pipedrive_webhook_user, pipedrive_webhook_password: Basic auth that Pipedrive's webhooks were given.
+        salesforce_webhook_secret: what stands behind `?secret=` in the address that Salesforce calls.
+        salesforce_organization_id: the organisation whose outbound messages are taken; empty: any that has the secret.
+        salesforce_closed_stages: stages that mean closed, with commas, for reports that do not have `IsClosed`.
     """
 
     gateway_keys: Annotated[dict[str, ApiKey], NoDecode] = Field(default_factory=dict)
@@ -63,6 +66,9 @@ class GatewaySettings(SenderSettings):
     hubspot_closed_stages: str = "closedwon,closedlost"
     pipedrive_webhook_user: str = "mailhouse"
     pipedrive_webhook_password: SecretStr | None = None
+    salesforce_webhook_secret: SecretStr | None = None
+    salesforce_organization_id: str = ""
+    salesforce_closed_stages: str = "Closed Won,Closed Lost"
 
     @field_validator("gateway_keys", mode="before")
     @classmethod

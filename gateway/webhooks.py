@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from gateway.crm_webhooks import READERS
 from gateway.events import Event
+from gateway.http import JSON
 from gateway.metrics import Metrics, Refusal
 from gateway.settings import GatewaySettings
 from gateway.streams import StreamError
@@ -81,6 +82,16 @@ class Webhooks:
             _log.error("events of %s could not be stored: %s", name, error.message)
             return 503, "not stored"
         return 200, "stored"
+
+    def answer(self, name: str, body: bytes, status: int, word: str) -> tuple[bytes, bytes]:
+        """What the caller is told about a call that `take` took: body and content type.
+
+        Args:
+            body: of the call.
+            status, word: as `take` returned them.
+        """
+        acknowledgement = self._reader(name).acknowledgement(body) if status == 200 else None
+        return acknowledgement or (answer_body(word), JSON)
 
     def _reader(self, name: str) -> WebhookReader:
         with self._lock:

@@ -206,6 +206,11 @@ class WebhookReader:
             f"Provider {self.name} signs no webhooks, so {len(body)} bytes cannot be its call."
         )
 
+    def acknowledgement(self, body: bytes) -> tuple[bytes, bytes] | None:
+        """What the caller wants to hear once this call is stored: body and content type; None if the status will do."""
+        del body
+        return None
+
 
 class Provider(WebhookReader, ABC):
     """One way out for messages. Made once a run, used by one thread at a time, closed at the end.

@@ -163,7 +163,8 @@ def pipedrive_call(action: str, entity: str, data: Any, previous: Any, **meta: A
     return {
         "meta": {
             "action": action, "entity": entity, "entity_id": "12", "id": "9e3d9f0c", "user_id": "123", "version": "2.0",
-            "timestamp": "2026-05-15T18:00:00.000Z", "change_source": "app", "attempt": 1, "correlation_id": "f2a1", **meta,
+            "timestamp": "2026-05-15T18:00:00.000Z", "change_source": "app", "attempt": 1,
+            "correlation_id": "f2a1", **meta,
         },
         "data": data, "previous": previous,
     }  # fmt: skip
