@@ -73,9 +73,9 @@ class PurposeText(Spec):
         list[Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,30}$")]],
         Field(min_length=1, description="a list such as [email, sms]"),
     ] = Field(default_factory=lambda: ["email"])
-    double_opt_in: bool = Field(True, description="true or false: confirmed by mail before it holds")
-    agreement: str = Field("", max_length=1_000, description="the sentence that people agree to")
-    has_form: bool = Field(True, description="true or false: on the public form")
+    double_opt_in: bool = Field(default=True, description="true or false: confirmed by mail before it holds")
+    agreement: str = Field(default="", max_length=1_000, description="the sentence that people agree to")
+    has_form: bool = Field(default=True, description="true or false: on the public form")
 
     def agreed(self, company: str) -> str:
         """The sentence that who subscribes agrees to."""
@@ -93,7 +93,7 @@ class PreferencesSpec(Spec):
         purposes: by the purpose that consents carry. Campaigns ask for `marketing` unless they name another.
     """
 
-    version: str = Field("1", pattern=r"^[A-Za-z0-9._-]{1,40}$", description="a name such as 2026-06")
+    version: str = Field(default="1", pattern=r"^[A-Za-z0-9._-]{1,40}$", description="a name such as 2026-06")
     purposes: Annotated[
         dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,62}$")], PurposeText], Field(min_length=1)
     ]

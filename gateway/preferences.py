@@ -152,10 +152,12 @@ class PreferenceCentre:
             for channel in text.channels
         }
         # what somebody has consented to is shown, offered or not: or it could not be taken back
-        for purpose, channel in stored:
+        for (purpose, channel), kept in stored.items():
+            if (purpose, channel) in offered or not (kept.is_granted or kept.paused_until):
+                continue
             known = spec.purposes.get(purpose)
             title = known.title if known else purpose.replace("_", " ").capitalize()
-            offered.setdefault((purpose, channel), (title, known.description if known else ""))
+            offered[purpose, channel] = title, known.description if known else ""
         now = self.settings.now()
         is_number_stopped = any(channel == "sms" for _, channel in offered) and self._is_number_stopped(
             recipient

@@ -175,11 +175,11 @@ class Unsubscribes:
         result = load_events(self.warehouse, frame_of([event]), run_id="gateway")
         if not result.loaded:
             # as it was stored, so that the consumer finds it
-            at = self.warehouse.value(
+            stored = self.warehouse.value(
                 "select toUnixTimestamp64Milli(min(occurred_at)) from raw.events where event_id = {id:String}",
                 {"id": event_id},
             )
-            event = event._replace(occurred_at=int(at), received_at=int(at))
+            event = event._replace(occurred_at=int(stored), received_at=int(stored))
         try:
             self._tell([event])
         except StreamError as error:

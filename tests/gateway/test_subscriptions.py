@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from mailbox import Maildir
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
@@ -27,7 +28,7 @@ from gateway.events import Event, EventError, frame_of, parse_event
 from gateway.keys import make_key
 from gateway.preferences import Caller, PreferenceCentre
 from gateway.segment import parse_message
-from gateway.settings import GatewaySettings
+from gateway.settings import ApiKey, GatewaySettings
 from gateway.subscriptions import (
     MOST_A_DAY,
     NotSetUpError,
@@ -210,7 +211,7 @@ class Shop:
     def mail(self, event: Event) -> str:
         number = f"{next(self.numbers):032x}"
         identifier = f"{number[:8]}-{number[8:12]}-5000-8000-{number[20:]}"
-        plan = dict.fromkeys(PLAN_COLUMNS, "x")
+        plan = {str(name): "x" for name in PLAN_COLUMNS}
         claim = Claim(
             plan,
             [identifier],
@@ -530,7 +531,7 @@ class Visitor:
         return asyncio.run(ask())
 
     def post(self, path: str, fields: list[tuple[str, str]]) -> httpx.Response:
-        body = str(httpx.QueryParams(fields)).encode()
+        body = urlencode(fields).encode()
         return self("POST", path, content=body, headers={"content-type": "application/x-www-form-urlencoded"})
 
 
@@ -575,7 +576,7 @@ def running(
     settings = GatewaySettings(
         home=tmp_path, content_dir=content, warehouse_port=warehouse_server.warehouse_port,
         from_email="shop@example.com", company_name="Shop Ltd", postal_address="1 High Street, York",
-        gateway_keys={"shop": HASH},
+        gateway_keys={"shop": ApiKey(hash=HASH)},
     )  # fmt: skip
     with gateway(settings) as app:
         yield app, settings
