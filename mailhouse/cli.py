@@ -210,6 +210,16 @@ def cancel(
 
 
 @app.command()
+def retention(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is over, delete nothing.")] = False,
+) -> None:
+    """Delete raw rows that content/retention.yaml keeps no longer."""
+    from mailhouse.retention import run
+
+    run(is_dry_run=dry_run)
+
+
+@app.command()
 def doctor() -> None:
     """Check every service and file, and say how to mend what is wrong."""
     from mailhouse.doctor import run

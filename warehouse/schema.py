@@ -247,12 +247,26 @@ _CONSENT_PROOF = (
     ) engine = MergeTree order by (purpose, channel, text_version, text_digest)
     comment 'The words of one version of what people agreed to: purpose, channel, text_version, text_digest.'
     """,
+    """
+    create table if not exists raw.retention_runs (
+        table_name LowCardinality(String),
+        action LowCardinality(String),
+        rule String,
+        until DateTime64(3, 'UTC'),
+        rows_count UInt64,
+        partitions_count UInt32,
+        ran_at DateTime64(3, 'UTC'),
+        run_id String,
+        loaded_at DateTime64(3, 'UTC') default now64(3)
+    ) engine = MergeTree order by (ran_at, table_name)
+    comment 'What one rule of content/retention.yaml deleted or pseudonymised in one run: table_name, rule, ran_at.'
+    """,
 )
 
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "raw tables", _CREATE_RAW),
     Migration(2, "campaign files, static lists, indexes of load times", _INCREMENTS),
-    Migration(3, "proof of consents, the texts that people agreed to", _CONSENT_PROOF),
+    Migration(3, "proof and texts of consents, what retention deleted", _CONSENT_PROOF),
 )
 
 
