@@ -79,7 +79,12 @@ where not is_deleted
 {% macro consent_proofs_view(is_masked) -%}
 select
     ---------- ids
-    consent_id,
+    {% if is_masked -%}
+    -- sources give their own ids, which may name somebody
+    lower(hex(SHA256(changes.consent_id)))::String as consent_id,
+    {% else -%}
+    changes.consent_id as consent_id,
+    {% endif -%}
     contact_id,
 
     ---------- text

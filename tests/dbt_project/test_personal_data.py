@@ -113,7 +113,7 @@ def test_every_column_there_is_says_what_it_holds_and_bi_shows_nobody(models: Mo
         "zebulina.quackenbush@example.com", "Zebulina Quackenbush", "+447700900123",
     )  # fmt: skip
     proofs = models.rows(
-        "select email, ip, user_agent, recorded_by, basis, contact_id from bi.consent_proofs where consent_id = 'x'"
+        "select email, ip, user_agent, recorded_by, basis, contact_id from bi.consent_proofs where purpose = 'offers'"
     )
     contact = models.value("select contact_id from marts.contacts where startsWith(email, 'zebulina')")
     assert proofs == [("z***@example.com", "", "", "E.", "double_opt_in", contact)]

@@ -334,6 +334,7 @@ def test_forged_links_and_links_of_other_messages_lead_nowhere(shop: Shop) -> No
     assert shop.rows() == []
 
 
+@pytest.mark.slow
 def test_one_link_confirms_what_was_asked_for_meanwhile_and_no_other_address(shop: Shop) -> None:
     token = shop.ask("ann@example.com", "newsletter")
     shop.later(minutes=1)
@@ -347,6 +348,7 @@ def test_one_link_confirms_what_was_asked_for_meanwhile_and_no_other_address(sho
     assert {(row["email"], row["purpose"]) for row in shop.rows()} == {("ann@example.com", "newsletter")}
 
 
+@pytest.mark.slow
 def test_who_has_unsubscribed_comes_back_with_what_they_confirm_alone(shop: Shop) -> None:
     assert shop.confirm(shop.ask("ann@example.com", "newsletter", "offers")) == "done"
     shop.later(days=1)
@@ -368,6 +370,7 @@ def test_who_has_unsubscribed_comes_back_with_what_they_confirm_alone(shop: Shop
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["complained", "asked too often", "bounced"])
 def test_no_message_goes_where_none_may_and_nobody_is_told(shop: Shop, how: str) -> None:
     if how == "asked too often":
@@ -392,6 +395,7 @@ def test_no_message_goes_where_none_may_and_nobody_is_told(shop: Shop, how: str)
     shop.warehouse.execute("drop database if exists marts")
 
 
+@pytest.mark.slow
 def test_a_purpose_that_needs_no_confirmation_holds_at_once_unless_they_had_said_no(shop: Shop) -> None:
     assert shop.ask("ann@example.com", "surveys", request_id="r1", source="shop") == ""
     [row] = shop.rows()
@@ -414,6 +418,7 @@ def test_a_purpose_that_needs_no_confirmation_holds_at_once_unless_they_had_said
     assert shop.confirm(token) == "done" and "surveys" in shop.granted("ann@example.com")
 
 
+@pytest.mark.slow
 def test_without_a_message_nobody_is_promised_one(shop: Shop) -> None:
     (shop.settings.content_dir / "triggers/confirm_subscription.yaml").unlink()
     with pytest.raises(NotSetUpError, match="no trigger"):
