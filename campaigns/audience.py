@@ -172,7 +172,10 @@ class Recipients:
 
     def parameters(self) -> dict[str, Any]:
         """Query parameters that `judged` and `personalised` need."""
-        return {**reach_parameters(self.send.channel), "recommendations": self.send.recommendations}
+        return {
+            **reach_parameters(self.send.channel, self.send.purpose),
+            "recommendations": self.send.recommendations,
+        }
 
     def judged(self, members: str, more_columns: str = "") -> str:
         """Members with consent, suppression and skip reason, read live.

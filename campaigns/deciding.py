@@ -39,7 +39,7 @@ OUTCOMES: Final = {
     "cooldown": "it had fired for this contact within its cooldown",
     "frequency_cap": "the contact had got as many messages as the frequency cap allows",
     "quiet_hours": "it was night where the contact lives",
-    "no_consent": "there is no consent to marketing by email",
+    "no_consent": "there is no consent to this purpose on this channel",
     "suppressed": "the address is suppressed (unsubscribed, complained or bounced)",
     "invalid": "the contact has no address that can be written to",
     "deleted": "the contact has been deleted",

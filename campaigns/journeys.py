@@ -24,6 +24,7 @@ from pydantic import Field, field_validator, model_validator
 from campaigns.assignment import Allocation
 from campaigns.experiment_specs import Placed, SplitExperiment, check_variants, experiment_problems
 from campaigns.predicates import Predicate, parse_predicate
+from campaigns.purposes import purpose_problems
 from campaigns.specs import (
     Cap,
     CrmTask,
@@ -546,6 +547,7 @@ def load_journeys(content_dir: Path) -> dict[str, JourneySpec]:
     """
     specs = load_specs(content_dir / "journeys", JourneySpec, name_key="journey")
     _require([problem for spec in specs.values() for problem in graph_problems(spec)])
+    _require([problem for spec in specs.values() for problem in _purpose_problems(spec, content_dir)])
     _require(
         experiment_problems(
             [one for spec in specs.values() for one in spec.experiments()],
@@ -563,6 +565,7 @@ def load_journey(path: Path) -> JourneySpec:
     """
     spec = load_spec(path, JourneySpec, name_key="journey")
     _require(graph_problems(spec))
+    _require(_purpose_problems(spec, path.parent.parent))
     return spec
 
 
@@ -630,6 +633,15 @@ def check_journeys(
         if profile_columns is not None:
             problems.extend(_condition_problems(spec, profile_columns))
     _require(problems)
+
+
+def _purpose_problems(spec: JourneySpec, content_dir: Path) -> list[Problem]:
+    sends = [
+        ((*node.location, "send"), node.step.send)
+        for node in spec.nodes.values()
+        if node.step.send is not None
+    ]
+    return purpose_problems(spec, sends, content_dir)
 
 
 def _require(problems: list[Problem]) -> None:

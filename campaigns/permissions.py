@@ -10,6 +10,7 @@ against that address, none against the person on all channels, and, for marketin
 | sms | `phone` | STOP, no such number | to `sms` |
 | push | `push_token` | the token is taken away | to `push`; unless withdrawn, the platform's opt-in: the token |
 
+Consent is to a purpose: `send.purpose`, such as newsletter, or else `marketing`; to one it says nothing of another.
 A stop by mail silences no other channel unless the person said so (`is_global` in `marts.suppressions`). What is
 operational needs no consent, and only what cannot arrive stands against it: a dead mailbox, a number that does not
 exist or replied STOP, after which the provider refuses everything.
@@ -26,7 +27,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 PURPOSE: Final = "marketing"
-"""The purpose of the consent that marketing needs."""
+"""The purpose of the consent that marketing needs, unless `send.purpose` names another."""
 
 _EMAIL = r"^[^\s@<>,;:\"()\[\]\\]{1,64}@([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]$"
 _LONGEST_EMAIL = 254
@@ -224,9 +225,13 @@ def unconsented_sql(channel: str) -> str:
     return f"({consent} {stopped} {silenced})"
 
 
-def reach_parameters(channel: str) -> dict[str, str]:
-    """Parameters of `reach_sql` and `unconsented_sql`."""
-    return {"channel": CHANNELS[channel].consent, "purpose": PURPOSE}
+def reach_parameters(channel: str, purpose: str | None = None) -> dict[str, str]:
+    """Parameters of `reach_sql` and `unconsented_sql`.
+
+    Args:
+        purpose: what must have been consented to; None means `PURPOSE`.
+    """
+    return {"channel": CHANNELS[channel].consent, "purpose": purpose or PURPOSE}
 
 
 def _key(column: str) -> str:

@@ -20,6 +20,7 @@ from pydantic import Field, field_validator, model_validator
 
 from campaigns.experiment_specs import ExperimentSpec, Placed, experiment_problems
 from campaigns.predicates import Predicate, parse_predicate
+from campaigns.purposes import purpose_problems
 from campaigns.spec_types import Address, Line, Name, TimeZone
 from warehouse.errors import InputError, SettingsError
 from warehouse.yaml_specs import (
@@ -221,6 +222,10 @@ class SendSpec(Spec):
     )
     template: Name = Field(description="name of a file in content/templates, without .mjml")
     category: Literal["marketing", "transactional"] = Field(description="marketing or transactional")
+    purpose: Name | None = Field(
+        None,
+        description="what marketing must have been consented to, as in content/preferences.yaml; else marketing",
+    )
     subject: Line = Field(description="one line; merge tags such as {{ contact.first_name }} are filled in")
     preheader: Line | None = Field(None, description="one line that mailboxes show after the subject")
     provider: Name | None = Field(None, description="name of a provider; left out, the one in the settings")
@@ -308,6 +313,11 @@ def load_campaigns(content_dir: Path) -> dict[str, CampaignSpec]:
     specs = load_specs(content_dir / "campaigns", CampaignSpec, name_key="campaign")
     problems = [problem for spec in specs.values() for problem in _predicate_problems(spec, None)]
     problems += [problem for spec in specs.values() for problem in _time_problems(spec)]
+    problems += [
+        problem
+        for spec in specs.values()
+        for problem in purpose_problems(spec, [(("send",), spec.send)], content_dir)
+    ]
     problems += experiment_problems(
         [one for spec in specs.values() if (one := spec.placed_experiment()) is not None],
         goals=[spec.name for spec in specs.values() if spec.goal is not None],

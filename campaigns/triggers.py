@@ -26,6 +26,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, m
 
 from campaigns.catalogue import record_rows
 from campaigns.predicates import Predicate, check_types, parse_predicate
+from campaigns.purposes import purpose_problems
 from campaigns.specs import (
     Cap,
     CrmTask,
@@ -269,6 +270,7 @@ def load_triggers(content_dir: Path) -> dict[str, TriggerSpec]:
     """
     specs = load_specs(content_dir / "triggers", TriggerSpec, name_key="trigger")
     problems = [problem for spec in specs.values() for problem in _condition_problems(spec, None)]
+    problems += [problem for spec in specs.values() for problem in _purpose_problems(spec, content_dir)]
     if problems:
         raise problems_error(problems)
     return specs
@@ -281,7 +283,7 @@ def load_trigger(path: Path) -> TriggerSpec:
         InputError: names the place of the first mistakes.
     """
     spec = load_spec(path, TriggerSpec, name_key="trigger")
-    if problems := _condition_problems(spec, None):
+    if problems := [*_condition_problems(spec, None), *_purpose_problems(spec, path.parent.parent)]:
         raise problems_error(problems)
     return spec
 
@@ -426,6 +428,10 @@ def _condition_problems(spec: TriggerSpec, columns: Collection[str] | None) -> l
                 what = f"{read[0]} has no value: {spec.source} is no event."
                 return [Problem(where, what, "Compare columns of the profile.")]
     return []
+
+
+def _purpose_problems(spec: TriggerSpec, content_dir: Path) -> list[Problem]:
+    return purpose_problems(spec, [(("send",), spec.send)] if spec.send else [], content_dir)
 
 
 def _segment_problems(spec: TriggerSpec, segments: Collection[str]) -> list[Problem]:

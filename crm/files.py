@@ -386,7 +386,7 @@ class _Job:
         moment = self._moment("occurred_at", occurred, chunk)
         values["occurred_at"] = moment.value
         reasons += [moment.reason, read.needed("occurred_at", moment.value)]
-        for name in ("text_version", "ip"):
+        for name in ("text_version", "ip", "user_agent", "page", "recorded_by"):
             values[name] = read.text(fields[name], schema) if name in fields else pl.lit(None, pl.String)
         return values, reasons
 

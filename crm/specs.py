@@ -246,6 +246,9 @@ class ConsentColumns(Columns):
     is_granted: Value
     text_version: Value | None = None
     ip: Value | None = None
+    user_agent: Value | None = None
+    page: Value | None = None
+    recorded_by: Value | None = None
     consent_id: Value | None = None
 
     @model_validator(mode="after")
@@ -265,6 +268,9 @@ class ContactConsent(Columns):
     is_granted: Value
     text_version: Value | None = None
     ip: Value | None = None
+    user_agent: Value | None = None
+    page: Value | None = None
+    recorded_by: Value | None = None
 
 
 class FileSource(Spec):

@@ -8,6 +8,7 @@ import logging
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import uvicorn
 
@@ -24,6 +25,7 @@ from gateway.preferences import PreferenceCentre
 from gateway.seen import LedgerSeenStore
 from gateway.settings import GatewaySettings
 from gateway.streams import EventStream, StreamError, open_stream
+from gateway.subscriptions import Subscriptions
 from gateway.triggers import TriggerHandler
 from gateway.unsubscribes import Unsubscribes
 from gateway.webhooks import Webhooks
@@ -110,20 +112,24 @@ def gateway(
             appender.append_now(events)
 
         unsubscribes = Unsubscribes(settings, ledger, warehouse, tell)
+        centre = PreferenceCentre(settings, warehouse, unsubscribes, changed=changed)
+        subscriptions = Subscriptions(settings, centre, partial(appender.append_now, is_promised=False))
         yield Gateway(
             EventApi(
                 settings,
                 appender,
                 metrics,
                 journeys=journeys or Moves(settings.content_dir / "journeys", warehouse),
+                subscriptions=subscriptions,
             ),
             unsubscribes,
-            PreferenceCentre(settings, warehouse, unsubscribes, changed=changed),
+            centre,
             Clicks(settings, ledger),
             Webhooks(settings, appender.append_now, metrics, seen=LedgerSeenStore(ledger)),
             stream,
             appender,
             metrics,
+            subscriptions,
         )
 
 

@@ -19,9 +19,12 @@ from gateway.events import MOST_EVENTS, Event, EventError, parse_event, parse_js
 from gateway.http import Answer, BadEncodingError, Request, TooLargeError, TooSlowError
 from gateway.keys import Keys, given_key
 from gateway.metrics import Metrics, Refusal
+from gateway.preferences import Caller
 from gateway.segment import ROUTES, parse_message
 from gateway.settings import ApiKey, GatewaySettings
 from gateway.streams import StreamError, StreamFullError
+from gateway.subscriptions import NotSetUpError, Subscriptions, parse_wish
+from gateway.unsubscribes import NotStoredError
 from warehouse.buckets import Buckets, Demand, LimitError, LocalBuckets, RedisBuckets
 from warehouse.errors import MailhouseError
 
@@ -29,6 +32,7 @@ LONGEST_BODY = 2 << 20
 """Bytes of a request, unpacked."""
 _COME_AGAIN = 2  # seconds, when the stream is full
 _LATER = 5  # seconds, when it does not answer
+_NOT_STORED = "It was not stored; send it again."
 _LONG_BYTES = 50_000
 _USUAL_BYTES = 500  # of an event
 _CONTACT = ("email", "external_id", "source", "anonymous_id")
@@ -65,6 +69,7 @@ class EventApi:
 
     Args:
         journeys: takes requests for journeys; None where there are none.
+        subscriptions: takes requests to subscribe; None where there are none.
         now: the time, through the settings' clock.
     """
 
@@ -75,10 +80,11 @@ class EventApi:
         metrics: Metrics,
         *,
         journeys: JourneyMoves | None = None,
+        subscriptions: Subscriptions | None = None,
         now: Callable[[], datetime] | None = None,
     ) -> None:
         self._settings, self._appender, self._metrics = settings, appender, metrics
-        self._journeys = journeys
+        self._journeys, self._subscriptions = journeys, subscriptions
         self._now = now or settings.now
         self._keys = Keys(settings.gateway_keys)
         self._origins = settings.origins
@@ -111,7 +117,7 @@ class EventApi:
     async def _answer(self, request: Request) -> Answer:
         name = request.path.removeprefix("/v1/").rstrip("/")
         journey = _JOURNEY.fullmatch(request.path)
-        if name not in ("events", "m") and name not in ROUTES and journey is None:
+        if name not in ("events", "m", "subscribe") and name not in ROUTES and journey is None:
             return _error(404, "not_found", "There is nothing at this address.")
         if request.method == "OPTIONS":
             return Answer(204, headers=[(b"allow", b"POST, OPTIONS")])
@@ -143,6 +149,8 @@ class EventApi:
             return self._bad_key()
         if journey is not None:
             return await self._move(journey[1], value, *key)
+        if name == "subscribe":
+            return await self._subscribe(request, value, *key)
         if name == "events":
             return await self._post_events(value, *key)
         return await self._post_messages(value, ROUTES[name], *key)
@@ -282,6 +290,39 @@ class EventApi:
             "unknown_contact": "There is no such contact.",
         }
         return _error(404, result, words[result])
+
+    async def _subscribe(self, request: Request, value: Any, name: str, limits: ApiKey) -> Answer:
+        subscriptions = self._subscriptions
+        if subscriptions is None:
+            return _error(404, "not_found", "Nobody can subscribe here.")
+        caller = Caller(request.client, request.header(b"user-agent"))
+        try:
+            spec = await asyncio.to_thread(subscriptions.spec)
+            wish = parse_wish(value, name, caller, list(spec.offered()))
+        except EventError as error:
+            self._metrics.refused("hostile_body" if error.is_hostile else "invalid")
+            return _error(400, "invalid", str(error), field=error.field)
+        except MailhouseError as error:
+            _log.error("what can be subscribed to is not known: %s", error.message)
+            return _error(503, "not_stored", _NOT_STORED, (b"retry-after", b"%d" % _LATER))
+        try:
+            wait = await self._wait(name, limits, 1)
+            wait = wait or await asyncio.to_thread(subscriptions.wait, wish.ip or "unknown")
+            if wait > 0:
+                return self._refuse(
+                    "rate_limited", 429, "More subscriptions are asked for than may be.", math.ceil(wait)
+                )
+            await asyncio.to_thread(subscriptions.request, wish)
+        except NotSetUpError:
+            return _error(503, "not_set_up", "Nobody can subscribe: the gateway's files lack something.",
+                          (b"retry-after", b"%d" % _LATER))  # fmt: skip
+        except StreamFullError:
+            return self._refuse("stream_full", 429, "Too many events wait; send it again.", _COME_AGAIN)
+        except (MailhouseError, NotStoredError) as error:
+            _log.error("a subscription was not taken: %s", error)
+            return _error(503, "not_stored", _NOT_STORED, (b"retry-after", b"%d" % _LATER))
+        # the same whoever it is: the answer tells nobody whether we know the address
+        return Answer.json(202, {"accepted": 1})
 
     def _bad_key(self) -> Answer:
         self._metrics.refused("bad_key")

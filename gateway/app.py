@@ -5,6 +5,8 @@
     GET  /openapi.json         all of /v1/, as OpenAPI 3.1
     GET  /unsubscribe/TOKEN    a page that asks; changes nothing
     POST /unsubscribe/TOKEN    unsubscribes: a mailbox provider's one-click call (RFC 8058), or the page's form
+    POST /v1/subscribe         asks for a subscription; GET, POST /subscribe is the form for people
+    GET  /confirm/TOKEN        a page that asks; POST confirms a subscription (double opt-in)
     GET, POST /preferences/TOKEN   what the recipient gets, and changing it
     GET  /c/TOKEN/INDEX/TARGET leads on to the link's address; `clicked` goes into the stream
     GET  /o/TOKEN.gif          a picture of one pixel; `opened` goes into the stream
@@ -23,6 +25,7 @@ import asyncio
 import email.parser
 import email.policy
 import logging
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -33,6 +36,7 @@ from gateway import openapi
 from gateway.api import EventApi
 from gateway.appending import Appender
 from gateway.clicks import PIXEL, Clicks
+from gateway.events import EventError
 from gateway.http import (
     JSON,
     Answer,
@@ -46,20 +50,28 @@ from gateway.http import (
 )
 from gateway.metrics import CONTENT_TYPE, Metrics, Refusal
 from gateway.pages import (
+    blocked_page,
     confirm_page,
+    confirm_subscription_page,
+    confirmed_page,
     done_page,
+    expired_page,
     preferences_page,
     refused_page,
+    requested_page,
+    subscribe_page,
     unstored_page,
 )
-from gateway.preferences import PreferenceCentre
+from gateway.preferences import Caller, PreferenceCentre
 from gateway.streams import EventStream, StreamError
+from gateway.subscriptions import Subscriptions, Wish, clean_address, wished_purposes
 from gateway.unsubscribes import NotStoredError, Recipient, Unsubscribes
 from gateway.webhooks import Webhooks, answer_body
 from senders.ledger import LedgerError
+from senders.unsubscribe import make_token
 from warehouse.errors import MailhouseError, WarehouseError
 
-_LINK = re.compile(r"/(unsubscribe|preferences)/([A-Za-z0-9_-]{1,100})/?")
+_LINK = re.compile(r"/(unsubscribe|preferences|confirm)/([A-Za-z0-9_-]{1,100})/?")
 _CLICK = re.compile(r"/c/([A-Za-z0-9_-]{43}/[0-9]{1,5}/[A-Za-z0-9_-]{1,8000})")
 _OPEN = re.compile(r"/o/([A-Za-z0-9_-]{43})\.gif")
 _WEBHOOK = re.compile(r"/webhooks/([a-z0-9_]{1,40})/?")
@@ -68,6 +80,7 @@ _LONGEST_BODY = 16_384
 # a thousand events of the wordiest provider
 _LONGEST_WEBHOOK = 16 << 20
 _MOST_FIELDS = 200
+_LONGEST_AGENT = 500
 _HEADERS = [
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
@@ -100,7 +113,9 @@ class Gateway:
         stream: EventStream,
         appender: Appender,
         metrics: Metrics,
+        subscriptions: Subscriptions | None = None,
     ) -> None:
+        self.subscriptions = subscriptions
         self.api, self.unsubscribes, self.preferences = api, unsubscribes, preferences
         self.clicks, self.webhooks = clicks, webhooks
         self.stream, self.appender, self.metrics = stream, appender, metrics
@@ -158,11 +173,12 @@ class Gateway:
             "/readyz": self._ready,
             "/metrics": self._counted,
             "/openapi.json": self._openapi,
+            "/subscribe": self._subscribe,
         }
         if path in fixed:
             return path[1:].partition(".")[0], fixed[path](request)
         # a token or a link that is not ours by its very form
-        if path.startswith(("/c/", "/o/", "/unsubscribe/", "/preferences/")):
+        if path.startswith(("/c/", "/o/", "/unsubscribe/", "/preferences/", "/confirm/")):
             return "forged", self._forged()
         return "unknown", _not_found()
 
@@ -213,6 +229,8 @@ class Gateway:
         if request.method not in ("GET", "HEAD", "POST"):
             return _not_allowed(b"GET, HEAD, POST")
         try:
+            if purpose == "confirm":
+                return await self._confirm(request, token)
             recipient = await asyncio.to_thread(self.unsubscribes.recipient, token, purpose)
             if recipient is None:
                 return await self._forged()
@@ -242,17 +260,112 @@ class Gateway:
             what = next((value for name, value in fields if name == "do"), "")
             split = (value.partition(":") for name, value in fields if name == "want")
             pairs = [(purpose, channel) for purpose, _, channel in split]
-            ip = request.client
+            caller = _caller(request)
             if what == "save":
-                preferences = await asyncio.to_thread(centre.save, recipient, pairs, ip=ip)
+                preferences = await asyncio.to_thread(centre.save, recipient, pairs, caller=caller)
             elif what == "pause":
-                preferences = await asyncio.to_thread(centre.pause, recipient, ip=ip)
+                preferences = await asyncio.to_thread(centre.pause, recipient, caller=caller)
             elif what == "stop":
-                preferences = await asyncio.to_thread(centre.stop, recipient, ip=ip)
+                preferences = await asyncio.to_thread(centre.stop, recipient, caller=caller)
             else:
                 return _unclear()
             status = _DONE[what]
         return Answer(200, preferences_page(recipient, self.company, preferences, status))
+
+    # subscribing
+
+    async def _subscribe(self, request: Request) -> Answer:
+        subscriptions = self.subscriptions
+        if request.method not in ("GET", "HEAD", "POST"):
+            return _not_allowed(b"GET, HEAD, POST")
+        if subscriptions is None:
+            return await _not_found()
+        try:
+            offered = (await asyncio.to_thread(subscriptions.spec)).offered()
+        except MailhouseError as error:
+            _log.error("what can be subscribed to is not known: %s", error.message)
+            return Answer(503, unstored_page(), headers=[(b"retry-after", b"60")])
+        on_form = {name: text for name, text in offered.items() if text.has_form}
+        # a page may lead to the form of one purpose: /subscribe?purpose=newsletter
+        asked = [value for name, value in parse_qsl(request.target.partition("?")[2]) if name == "purpose"]
+        shown = {name: text for name, text in on_form.items() if name in asked} or on_form
+        if not shown:
+            return await _not_found()
+        if request.method != "POST":
+            return Answer(200, subscribe_page(shown, self.company))
+        fields = _fields(request, await request.body(_LONGEST_BODY))
+        if any(name == "website" and value for name, value in fields):
+            self.metrics.refused("honeypot")
+            return Answer(200, requested_page(self.company))
+        given = next((value for name, value in fields if name == "email"), "")
+        chosen = [value for name, value in fields if name == "purpose"]
+        problems: dict[str, str] = {}
+        purposes: tuple[str, ...] = ()
+        address = ""
+        try:
+            address = clean_address(given)
+        except ValueError:
+            problems["email"] = "This is no email address. Write it like ann@example.com."
+        try:
+            purposes = wished_purposes(chosen or None, list(on_form))
+        except EventError:
+            problems["purpose"] = "Choose at least one of what is offered."
+        if problems:
+            page = subscribe_page(shown, self.company, email=given[:300], chosen=chosen, problems=problems)
+            return Answer(400, page)
+        caller = _caller(request)
+        where = next((value for name, value in fields if name == "page"), "") or request.header(b"referer")
+        wish = Wish(
+            address, purposes, ip=caller.ip, user_agent=caller.user_agent[:_LONGEST_AGENT],
+            page=(where or f"{subscriptions.settings.base_url.rstrip('/')}/subscribe")[:_LONGEST_AGENT],
+        )  # fmt: skip
+        try:
+            wait = await asyncio.to_thread(subscriptions.wait, caller.ip or "unknown")
+            if wait > 0:
+                self.metrics.refused("rate_limited")
+                page = refused_page(
+                    "Please wait a moment", "This was asked for too often. Try again in a minute."
+                )
+                return Answer(429, page, headers=[(b"retry-after", b"%d" % math.ceil(wait))])
+            await asyncio.to_thread(subscriptions.request, wish)
+        except (MailhouseError, NotStoredError) as error:
+            _log.error("a subscription was not taken: %s", error)
+            page = refused_page(
+                "Please try again in a minute", "We could not store this just now; nothing has changed."
+            )
+            return Answer(503, page, headers=[(b"retry-after", b"60")])
+        return Answer(200, requested_page(self.company))
+
+    async def _confirm(self, request: Request, token: str) -> Answer:
+        subscriptions = self.subscriptions
+        if subscriptions is None:
+            return await _not_found()
+        is_new = False
+        if request.method != "POST":
+            found = await asyncio.to_thread(subscriptions.look, token)
+        else:
+            fields = _fields(request, await request.body(_LONGEST_BODY))
+            if ("confirm", "yes") not in fields:
+                return _unclear()
+            chosen = [value for name, value in fields if name == "request"]
+            before = await asyncio.to_thread(subscriptions.look, token)
+            found = await asyncio.to_thread(subscriptions.confirm, token, chosen, _caller(request))
+            is_new = before is not None and before.state == "open"
+        if found is None:
+            return await self._forged()
+        if found.state == "open":
+            return Answer(200, confirm_subscription_page(found, self.company))
+        if found.state == "done":
+            link = self.preference_link(found.recipient.message_id)
+            return Answer(200, confirmed_page(found, self.company, link, is_new=is_new))
+        if found.state == "refused":
+            return Answer(409, blocked_page(found, self.company))
+        return Answer(410, expired_page(self.company))
+
+    def preference_link(self, message_id: str) -> str:
+        """Where the recipient of a message chooses what to get."""
+        token = make_token(self.unsubscribes.settings.signing_key(), message_id, "preferences")
+        return f"/preferences/{token}"
 
     async def _forged(self) -> Answer:
         self.metrics.refused("forged_token")
@@ -321,6 +434,10 @@ class Gateway:
         self.metrics.refused(kind)
         _log.warning("a request was refused: %s", kind)
         return Answer(status, refused_page(title, text))
+
+
+def _caller(request: Request) -> Caller:
+    return Caller(request.client, request.header(b"user-agent")[:_LONGEST_AGENT].replace("\0", ""))
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -62,10 +62,10 @@ class Appender:
         self._put([event.encode() for event in events], is_promised, future)
         await future
 
-    def append_now(self, events: Sequence[Event]) -> None:
-        """The same for a thread that is no event loop's, and for events that were promised."""
+    def append_now(self, events: Sequence[Event], *, is_promised: bool = True) -> None:
+        """The same for a thread that is no event loop's."""
         future: Future[None] = Future()
-        self._put([event.encode() for event in events], True, future)
+        self._put([event.encode() for event in events], is_promised, future)
         future.result()
 
     def _put(self, payloads: Sequence[bytes], is_promised: bool, future: Any) -> None:

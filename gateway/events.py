@@ -40,6 +40,8 @@ _RESERVED = (
     "gateway", "segment", "webhook", "sendgrid", "mandrill", "mailchimp", "bombbomb", "twilio", "fcm", "slack",
     "amazon_ses", "postmark", "hubspot", "pipedrive", "salesforce", "bounce",
 )  # fmt: skip
+SUBSCRIPTION_TYPE = "consent.requested"
+"""The event of a subscription that is to be confirmed. Only the gateway makes it: it leads to a message."""
 _FIELDS = (
     "event_id", "type", "occurred_at", "source", "email", "external_id", "anonymous_id", "properties",
 )  # fmt: skip
@@ -187,6 +189,7 @@ def parse_event(value: Any, source: str, now: datetime) -> Event:
         if name not in _FIELDS:
             raise EventError(_shown(name), f"There is no such field. {nearest(name, _FIELDS) or ''}".strip())
     type_ = _text(value, "type", _TYPE, "noun.verb in small letters, such as cart.updated", is_required=True)
+    require_foreign(type_)
     named = _text(value, "source", _SOURCE, "a name in small letters, such as shop") or source
     email = _text(value, "email", _EMAIL, "an email address")
     external_id = _text(value, "external_id", _IDENTIFIER, "1 to 200 printable characters")
@@ -214,6 +217,16 @@ def parse_event(value: Any, source: str, now: datetime) -> Event:
         event_id, type_, received if occurred is None else milliseconds(occurred), received, named, email,
         external_id, anonymous_id, "", properties,
     )  # fmt: skip
+
+
+def require_foreign(type_: str) -> None:
+    """Refuse a type that only the gateway makes.
+
+    Raises:
+        EventError: it is one.
+    """
+    if type_ == SUBSCRIPTION_TYPE:
+        raise EventError("type", "Subscriptions are posted to /v1/subscribe.")
 
 
 def properties_text(value: Any, field: str = "properties") -> str:

@@ -10,11 +10,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 #: Why something was refused; the label `kind` of `mailhouse_gateway_refused_total`.
 Refusal = Literal[
     "bad_key", "bad_signature", "forged_token", "hostile_body", "invalid", "replay", "rate_limited", "too_large",
-    "stream_full",
+    "stream_full", "honeypot",
 ]  # fmt: skip
 _KINDS: tuple[Refusal, ...] = (
     "bad_key", "bad_signature", "forged_token", "hostile_body", "invalid", "replay", "rate_limited", "too_large",
-    "stream_full",
+    "stream_full", "honeypot",
 )  # fmt: skip
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 

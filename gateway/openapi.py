@@ -154,6 +154,37 @@ def document(base_url: str = "") -> dict[str, Any]:
                 },
             )
         },
+        "/v1/subscribe": {
+            "post": _operation(
+                "subscribe",
+                "Ask for a subscription. It holds once the link in the confirmation mail was used; the answer is the "
+                "same whether or not the address is known.",
+                {
+                    "type": "object",
+                    "required": ["email"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "email": {"type": "string", "maxLength": 254, "description": "The address."},
+                        "purposes": {
+                            "type": ["array", "null"],
+                            "minItems": 1,
+                            "items": {"type": "string"},
+                            "description": "Names in content/preferences.yaml; may be left out if there is one.",
+                        },
+                        "page": {"type": _TEXT, "description": "Where the form is: part of the proof."},
+                        "ip": {"type": _TEXT, "description": "Of the person, if a server calls for them."},
+                        "user_agent": {"type": _TEXT, "description": "Of the person, likewise."},
+                        "request_id": {
+                            **_IDENTIFIER,
+                            "description": "The same request sent twice counts once.",
+                        },
+                    },
+                },
+                "202",
+                {"type": "object", "required": ["accepted"], "properties": {"accepted": {"const": 1}}},
+                {"404": "Nobody can subscribe here."},
+            )
+        },
         "/v1/journeys/{name}/entries": {
             "parameters": [
                 {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 
+from campaigns.purposes import PurposeText
 from gateway.preferences import Choice, Preferences
+from gateway.subscriptions import Confirmation
 from gateway.unsubscribes import Recipient
 
 _STYLE = """
@@ -45,6 +47,11 @@ button.quiet{background:transparent;color:var(--strong)}
 button:focus-visible,input:focus-visible,a:focus-visible{outline:3px solid var(--strong);outline-offset:3px}
 .status{background:var(--good);color:var(--good-ink);border-radius:.75rem;padding:.8rem 1.1rem}
 .note{background:var(--note);color:var(--note-ink);border-radius:.75rem;padding:.8rem 1.1rem}
+input[type=email]{font:inherit;width:100%;padding:.7rem .8rem;min-height:3rem;border:2px solid var(--soft);
+border-radius:.6rem;background:var(--card);color:var(--ink);margin:.25rem 0 0}
+input[aria-invalid=true]{border-color:var(--note-ink)}
+.field{display:block;font-weight:600;margin:0 0 1rem}
+.away{position:absolute;left:-999rem;width:1px;height:1px;overflow:hidden}
 @media(max-width:30rem){button{width:100%}main{padding-top:1.25rem}}
 @media(forced-colors:active){input[type=checkbox]{appearance:auto;-webkit-appearance:auto;width:1.5rem;height:1.5rem}}
 """
@@ -150,6 +157,135 @@ def _fieldset(title: str, description: str, choices: Sequence[Choice]) -> str:
 
 def _day(moment: datetime) -> str:
     return f"{moment.day} {moment:%B %Y}"
+
+
+def subscribe_page(
+    purposes: Mapping[str, PurposeText],
+    company: str,
+    *,
+    email: str = "",
+    chosen: Collection[str] = (),
+    problems: Mapping[str, str] | None = None,
+) -> bytes:
+    """The form on which somebody asks for a subscription: works without script.
+
+    Args:
+        purposes: what is offered.
+        email, chosen: what was filled in, if it is shown again.
+        problems: what is wrong with it, by field: `email`, `purpose`.
+    """
+    wrong = problems or {}
+    parts: list[str] = []
+    if wrong:
+        said = "".join(f"<br>{html.escape(text)}" for text in wrong.values())
+        parts.append(f'<p class="note" role="alert"><strong>Please look at this again.</strong>{said}</p>')
+    parts.append('<form method="post" action="/subscribe">')
+    flagged = ' aria-invalid="true" aria-describedby="email-problem"' if "email" in wrong else ""
+    hint = (
+        f'<span class="soft" id="email-problem">{html.escape(wrong["email"])}</span>'
+        if "email" in wrong
+        else ""
+    )
+    parts.append(
+        f'<label class="field">Your email address<input type="email" name="email" required maxlength="254" '
+        f'autocomplete="email" value="{html.escape(email)}"{flagged}>{hint}</label>'
+    )
+    # people neither see nor reach this field; programs that fill in everything do
+    parts.append(
+        '<div class="away" aria-hidden="true"><label>Leave this empty<input type="text" name="website" tabindex="-1" '
+        'autocomplete="off"></label></div>'
+    )
+    if len(purposes) == 1:
+        ((name, text),) = purposes.items()
+        parts.append(
+            f'<div class="card"><h2>{html.escape(text.title)}</h2>{_soft(text.description)}'
+            f"<p>{html.escape(text.agreed(company))}</p></div>"
+            f'<input type="hidden" name="purpose" value="{html.escape(name)}">'
+        )
+    else:
+        boxes = "".join(
+            f'<label class="choice"><span><strong>{html.escape(text.title)}</strong><br>'
+            f"{html.escape(text.agreed(company))}{_soft(text.description)}</span>"
+            f'<input type="checkbox" name="purpose" value="{html.escape(name)}"'
+            f"{' checked' if name in chosen else ''}></label>"
+            for name, text in purposes.items()
+        )
+        parts.append(f"<fieldset><legend>What would you like to get?</legend>{boxes}</fieldset>")
+    parts.append('<p><button type="submit">Subscribe</button></p></form>')
+    parts.append('<p class="soft">We write to you first and ask you to confirm.</p>')
+    return _page("Subscribe", "".join(parts), company)
+
+
+def requested_page(company: str) -> bytes:
+    """Say what comes next: the same to everybody, known or not."""
+    return _page(
+        "Please look into your mailbox",
+        '<p class="status" role="status">Thank you. If your subscription needs to be confirmed, a message with a link '
+        "is on its way to you.</p><p>It may take a minute. If it does not come, look into the folder for spam; you can "
+        "ask again in an hour.</p>",
+        company,
+    )
+
+
+def confirm_subscription_page(confirmation: Confirmation, company: str) -> bytes:
+    """Ask before it holds: scanners follow links, and confirm nothing."""
+    listed = "".join(f"<li>{html.escape(title)}</li>" for title in confirmation.titles)
+    hidden = "".join(
+        f'<input type="hidden" name="request" value="{html.escape(one)}">' for one in confirmation.requests
+    )
+    sender = f" from {html.escape(company)}" if company else ""
+    return _page(
+        "Confirm your subscription",
+        f"<p>You asked that <strong>{html.escape(confirmation.recipient.shown)}</strong> gets this{sender}:</p>"
+        f'<ul class="card">{listed}</ul><form method="post">{hidden}<input type="hidden" name="confirm" value="yes">'
+        '<p><button type="submit">Yes, I want this</button></p></form>'
+        '<p class="soft">If it was not you, close this page: nothing will be sent.</p>',
+        company,
+    )
+
+
+def confirmed_page(confirmation: Confirmation, company: str, preferences_url: str, *, is_new: bool) -> bytes:
+    """Say that it holds, or that this link has done its work before."""
+    listed = html.escape(", ".join(confirmation.titles))
+    address = html.escape(confirmation.recipient.shown)
+    link = f'<p><a href="{html.escape(preferences_url)}">Choose what you get, or stop it</a></p>'
+    if is_new:
+        return _page(
+            "You are subscribed",
+            f'<p class="status" role="status">Thank you. <strong>{address}</strong> now gets: {listed}.</p>{link}',
+            company,
+        )
+    day = f" on {_day(confirmation.confirmed_at)}" if confirmation.confirmed_at else ""
+    return _page(
+        "You have confirmed this already",
+        f'<p class="status" role="status">This link was used{day} for <strong>{address}</strong>: {listed}. '
+        f"There is nothing more to do.</p>{link}",
+        company,
+    )
+
+
+def expired_page(company: str) -> bytes:
+    """Say kindly that a link is too old."""
+    return _page(
+        "This link is too old",
+        '<p class="note">Links that confirm a subscription are good for some days only, and this one is not good any '
+        'more. Nothing has changed.</p><p><a href="/subscribe">Subscribe again</a>, and a new one comes.</p>',
+        company,
+    )
+
+
+def blocked_page(confirmation: Confirmation, company: str) -> bytes:
+    """Say that we may not write to an address."""
+    return _page(
+        "We cannot write to this address",
+        f'<p class="note">Messages to <strong>{html.escape(confirmation.recipient.shown)}</strong> came back, or were '
+        "reported as unwanted, so we send none any more. Please subscribe with another address.</p>",
+        company,
+    )
+
+
+def _soft(text: str) -> str:
+    return f'<p class="soft">{html.escape(text)}</p>' if text else ""
 
 
 def unstored_page() -> bytes:

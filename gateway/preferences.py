@@ -15,80 +15,27 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import orjson
-import polars as pl
-from pydantic import Field
-
-from campaigns.permissions import CHANNELS
+from campaigns.consents import Proof, consent_frame, record_texts
+from campaigns.permissions import CHANNELS, PURPOSE
+from campaigns.purposes import CHANNEL_WORDS, ConsentText, PreferencesSpec
 from gateway.unsubscribes import NotStoredError, Recipient, Unsubscribes
 from senders.settings import SenderSettings
 from warehouse.client import Warehouse
 from warehouse.errors import WarehouseError
 from warehouse.loads import load_consents
-from warehouse.yaml_specs import Spec, load_spec
 
 PAUSE = timedelta(days=30)
 """How long a pause lasts."""
-TEXT_VERSION = "preferences-1"
-"""Begins the `text_version` of consents given on the page; a digest of what the page said follows."""
 
 _UNKNOWN_TABLE, _UNKNOWN_DATABASE = 60, 81
-_CHANNELS: Mapping[str, str] = {
-    "email": "Email", "sms": "Text messages (SMS)", "push": "Notifications in our app", "chat": "Chat messages",
-    "video": "Video messages by email", "journey": "Automated emails", "webhook": "Partner services",
-}  # fmt: skip
-
 #: Purpose and channel.
 Pair = tuple[str, str]
-
-
-class PurposeText(Spec):
-    """How a purpose is put to people.
-
-    Attributes:
-        title: a few words.
-        description: a sentence on what comes, and how often.
-        channels: offered for it.
-    """
-
-    title: Annotated[str, Field(min_length=1, max_length=100)]
-    description: Annotated[str, Field(max_length=500)] = ""
-    channels: Annotated[
-        list[Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,30}$")]], Field(min_length=1)
-    ] = Field(default_factory=lambda: ["email"])
-
-
-class PreferencesSpec(Spec):
-    """`content/preferences.yaml`, which need not exist: what is offered, in its order.
-
-    Attributes:
-        purposes: by the purpose that consents carry. Campaigns ask for `marketing`.
-    """
-
-    purposes: Annotated[
-        dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,62}$")], PurposeText], Field(min_length=1)
-    ]
-
-    @classmethod
-    def load(cls, folder: Path) -> PreferencesSpec:
-        """Read `preferences.yaml` of a content folder.
-
-        Raises:
-            InputError: the file does not say what it must; names the line.
-        """
-        path = folder / "preferences.yaml"
-        if path.exists():
-            return load_spec(path, cls)
-        text = PurposeText(
-            title="Offers and news", description="Offers, new products and stories, now and then."
-        )
-        return cls(purposes={"marketing": text})
+_PUSH: Pair = (PURPOSE, "push")
 
 
 @dataclass(frozen=True)
@@ -151,6 +98,29 @@ class _Stored:
     paused_until: datetime | None = None
 
 
+@dataclass(frozen=True)
+class Caller:
+    """Who changes something: their address and program, which the rows keep as proof."""
+
+    ip: str = ""
+    user_agent: str = ""
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A consent that somebody gave elsewhere than on the page.
+
+    Attributes:
+        row: columns of `raw.consents`; its `consent_id` says which it is.
+    """
+
+    pair: Pair
+    row: dict[str, Any]
+
+
+_NOBODY = Caller()
+
+
 @dataclass
 class PreferenceCentre:
     """Reads and changes recipients' preferences. Safe to share between threads.
@@ -182,10 +152,12 @@ class PreferenceCentre:
             for channel in text.channels
         }
         # what somebody has consented to is shown, offered or not: or it could not be taken back
-        for purpose, channel in stored:
+        for (purpose, channel), kept in stored.items():
+            if (purpose, channel) in offered or not (kept.is_granted or kept.paused_until):
+                continue
             known = spec.purposes.get(purpose)
             title = known.title if known else purpose.replace("_", " ").capitalize()
-            offered.setdefault((purpose, channel), (title, known.description if known else ""))
+            offered[purpose, channel] = title, known.description if known else ""
         now = self.settings.now()
         is_number_stopped = any(channel == "sms" for _, channel in offered) and self._is_number_stopped(
             recipient
@@ -200,30 +172,30 @@ class PreferenceCentre:
                 stopped_by = "stop"
             choices.append(
                 Choice(
-                    pair, title, description, _CHANNELS.get(pair[1], pair[1].capitalize()),
+                    pair, title, description, CHANNEL_WORDS.get(pair[1], pair[1].capitalize()),
                     one.is_granted and not stopped_by, one.consent_id, None if stopped_by else paused, stopped_by,
                 )
             )  # fmt: skip
         return Preferences(tuple(choices), suppressed_by, is_global)
 
-    def save(self, recipient: Recipient, wanted: Iterable[Pair], *, ip: str = "") -> Preferences:
+    def save(self, recipient: Recipient, wanted: Iterable[Pair], *, caller: Caller = _NOBODY) -> Preferences:
         """Let the recipient have these and nothing else; returns what then stands, which the warehouse has.
 
         Raises:
             NotStoredError: the warehouse did not take it, or not all of it; the same call again completes it.
         """
         chosen = set(wanted)
-        return self._change(recipient, lambda one: one.pair in chosen, ip)
+        return self._change(recipient, lambda one: one.pair in chosen, caller)
 
-    def pause(self, recipient: Recipient, *, ip: str = "") -> Preferences:
+    def pause(self, recipient: Recipient, *, caller: Caller = _NOBODY) -> Preferences:
         """Stop what the recipient gets for `PAUSE`.
 
         Raises:
             NotStoredError: as in `save`.
         """
-        return self._change(recipient, lambda _: False, ip, self.settings.now() + PAUSE)
+        return self._change(recipient, lambda _: False, caller, self.settings.now() + PAUSE)
 
-    def stop(self, recipient: Recipient, *, ip: str = "") -> Preferences:
+    def stop(self, recipient: Recipient, *, caller: Caller = _NOBODY) -> Preferences:
         """Withdraw everything and suppress the address.
 
         Raises:
@@ -231,32 +203,66 @@ class PreferenceCentre:
         """
         # first what stops all mail: should the rest fail, it holds
         self.unsubscribes.unsubscribe(recipient, "preferences")
-        return self._change(recipient, lambda _: False, ip)
+        return self._change(recipient, lambda _: False, caller)
+
+    def grant(self, recipient: Recipient, grants: Sequence[Grant]) -> bool:
+        """Store consents that were given elsewhere; what else the recipient chose stays as it is.
+
+        If an unsubscribe stands against mail, what they had before it is withdrawn, so that the `subscribed` event that
+        the caller stores next brings back nothing but these. Rows that are there already stay.
+
+        Returns:
+            False if a complaint or a dead mailbox stands against the address: nothing was stored then.
+
+        Raises:
+            NotStoredError: the warehouse did not take it; the same call again completes it.
+        """
+        with self._lock:
+            before = self.read(recipient)
+            if before.suppressed_by not in ("", "unsubscribed"):
+                return False
+            try:
+                rows = [one.row for one in grants]
+                texts: list[ConsentText] = []
+                if before.suppressed_by:
+                    stored = self._stored(recipient)
+                    chosen = {one.pair for one in grants}
+                    rest = [
+                        one
+                        for one in before.choices
+                        if one.pair not in chosen and (one.stopped_by or before.is_global)
+                    ]
+                    rows += self._rows(
+                        recipient, before, stored, rest, lambda _: False, _NOBODY, None, texts, lifts=True
+                    )
+                record_texts(self.warehouse, texts, self.settings.now())
+                load_consents(self.warehouse, consent_frame(rows), run_id="gateway")
+            except WarehouseError as error:
+                raise NotStoredError(str(error)) from error
+            if self.changed is not None:
+                self.changed()
+        return True
 
     def _change(
         self,
         recipient: Recipient,
         wants: Callable[[Choice], bool],
-        ip: str,
+        caller: Caller,
         paused_until: datetime | None = None,
     ) -> Preferences:
         with self._lock:
             before = self.read(recipient)
             try:
                 stored = self._stored(recipient)
-                rows: list[dict[str, Any]] = []
-                lifts = False
-                for one in before.choices:
-                    kept = stored.get(one.pair, _Stored("", False))
-                    wanted = wants(one)
-                    if (wanted and one.is_final) or (paused_until and not one.is_granted):
-                        continue
-                    lifts |= wanted and one.stopped_by == "unsubscribed"
-                    # a pause that goes on would grant again by itself, so a choice made during it is a row, too
-                    if wanted != kept.is_granted or (one.paused_until and paused_until is None):
-                        rows.append(self._row(recipient, one, kept, wanted, paused_until, ip))
+                texts: list[ConsentText] = []
+                lifts = any(wants(one) and one.stopped_by == "unsubscribed" for one in before.choices)
+                rows = self._rows(
+                    recipient, before, stored, before.choices, wants, caller, paused_until, texts, lifts=lifts
+                )
                 if rows:
-                    load_consents(self.warehouse, _frame(rows), run_id="gateway")
+                    # the words first: a row never speaks of a text that nobody has
+                    record_texts(self.warehouse, texts, self.settings.now())
+                    load_consents(self.warehouse, consent_frame(rows), run_id="gateway")
                     if self.changed is not None:
                         self.changed()
                 if lifts:
@@ -267,6 +273,38 @@ class PreferenceCentre:
                 raise NotStoredError(str(error)) from error
             return self.read(recipient) if rows or lifts else before
 
+    def _rows(
+        self,
+        recipient: Recipient,
+        before: Preferences,
+        stored: Mapping[Pair, _Stored],
+        choices: Sequence[Choice],
+        wants: Callable[[Choice], bool],
+        caller: Caller,
+        paused_until: datetime | None,
+        texts: list[ConsentText],
+        *,
+        lifts: bool,
+    ) -> list[dict[str, Any]]:
+        """The rows that make it so; adds the words that the recipient was shown to `texts`."""
+        spec = PreferencesSpec.load(self.settings.content_dir)
+        if lifts and before.is_global and _PUSH not in stored and _PUSH not in {one.pair for one in choices}:
+            # a device's own permission counts unless it was withdrawn: with the stop of all channels it would come back
+            choices = [*choices, Choice(_PUSH, "", "", CHANNEL_WORDS["push"], False)]
+            stored = {**stored, _PUSH: _Stored("", True)}
+        rows: list[dict[str, Any]] = []
+        for one in choices:
+            kept = stored.get(one.pair, _Stored("", False))
+            wanted = wants(one)
+            if (wanted and one.is_final) or (paused_until and not one.is_granted):
+                continue
+            # a pause that goes on would grant again by itself, so a choice made during it is a row, too
+            if wanted != kept.is_granted or (one.paused_until and paused_until is None):
+                text = spec.choice_text(*one.pair, one.title, one.description)
+                texts.append(text)
+                rows.append(self._row(recipient, one, kept, wanted, paused_until, caller, text))
+        return rows
+
     def _row(
         self,
         recipient: Recipient,
@@ -274,7 +312,8 @@ class PreferenceCentre:
         kept: _Stored,
         wanted: bool,
         paused_until: datetime | None,
-        ip: str,
+        caller: Caller,
+        text: ConsentText,
     ) -> dict[str, Any]:
         purpose, channel = choice.pair
         basis = "pause" if paused_until else "consent" if wanted else "withdrawal"
@@ -296,10 +335,15 @@ class PreferenceCentre:
             "purpose": purpose,
             "is_granted": wanted,
             "basis": basis,
-            "text_version": f"{TEXT_VERSION}-{_digest(choice.title, choice.description, choice.channel)[:8]}",
-            "ip": ip,
             "occurred_at": self.settings.now(),
-            "properties": orjson.dumps(said).decode(),
+            **Proof(
+                text,
+                caller.ip,
+                caller.user_agent,
+                f"{self.settings.base_url.rstrip('/')}/preferences",
+                recorded_by="gateway",
+                more=said,
+            ).columns(),
         }
 
     def _stored(self, recipient: Recipient) -> dict[Pair, _Stored]:
@@ -405,10 +449,6 @@ class PreferenceCentre:
             if error.code not in (_UNKNOWN_TABLE, _UNKNOWN_DATABASE):
                 raise
             return False
-
-
-def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
-    return pl.DataFrame(rows, schema_overrides={"occurred_at": pl.Datetime("ms", "UTC")})
 
 
 def _digest(*parts: str) -> str:

@@ -27,6 +27,7 @@ from gateway.events import (
     milliseconds,
     parse_moment,
     properties_text,
+    require_foreign,
 )
 from warehouse.yaml_specs import nearest
 
@@ -96,6 +97,7 @@ def parse_message(value: Any, kind: str, source: str, sent_at: Any, now: datetim
             "userId", "A message needs userId, anonymousId or an email trait, or it is nobody's."
         )
     type_, properties = _meaning(value, kind, given, traits, context)
+    require_foreign(type_)
     if type_ in _TELL_DEVICE and "push_token" not in properties and (token := _device_token(context)):
         properties = {**properties, "push_token": token}
     text = properties_text(properties, "traits" if kind in ("identify", "group") else "properties")

@@ -49,6 +49,9 @@ class GatewaySettings(SenderSettings):
         gateway_stream: where events wait: `ledger` (beside or in the ledger's database) or `redis` (the server of
             MAILHOUSE_REDIS_URL).
         gateway_stream_limit: events that may wait; beyond it callers are told to come again (429).
+        subscribe_link_days: days for which the link that confirms a subscription is good.
+        subscribe_per_minute: subscriptions that one caller may ask for in a minute over any time; 0: no limit.
+        subscribe_total_per_minute: the same of all callers together.
         hubspot_webhook_secret: client secret of the HubSpot app whose webhooks come to /webhooks/hubspot.
         hubspot_closed_stages: deal stages that mean closed, with commas; pipelines of one's own have their own names.
         pipedrive_webhook_user, pipedrive_webhook_password: Basic auth that Pipedrive's webhooks were given.
@@ -62,6 +65,9 @@ class GatewaySettings(SenderSettings):
     gateway_origins: str = ""
     gateway_stream: str = Field(default="ledger", pattern="^(ledger|redis)$")
     gateway_stream_limit: int = Field(default=200_000, ge=1_000)
+    subscribe_link_days: float = Field(default=7.0, gt=0, le=90)
+    subscribe_per_minute: float = Field(default=5.0, ge=0)
+    subscribe_total_per_minute: float = Field(default=300.0, ge=0)
     hubspot_webhook_secret: SecretStr | None = None
     hubspot_closed_stages: str = "closedwon,closedlost"
     pipedrive_webhook_user: str = "mailhouse"

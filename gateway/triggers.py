@@ -31,9 +31,10 @@ import polars as pl
 
 from campaigns import journey_requests
 from campaigns.audience import Recipients
+from campaigns.consents import consents_of
 from campaigns.deciding import Decided, Decider, Decision, DecisionLog, decision_rows, firing_rows
 from campaigns.live import MOVING_TYPES, SENT, SENT_COLUMNS, Ahead, Live, Needs
-from campaigns.permissions import CHANNELS, refusal
+from campaigns.permissions import CHANNELS, PURPOSE, refusal
 from campaigns.recent import NEWS_SECONDS
 from campaigns.resolving import MESSAGE_COLUMNS, keyed_frame
 from campaigns.specs import SendSpec
@@ -399,9 +400,12 @@ class Performer:
                     if send.recommendations
                     else {}
                 )
-                judged = (
-                    entries if CHANNELS[send.channel].is_mail else self._judged_by_warehouse(send, entries)
-                )
+                if not CHANNELS[send.channel].is_mail:
+                    judged = self._judged_by_warehouse(send, entries)
+                elif send.purpose not in (None, PURPOSE):
+                    judged = self._consenting(send, entries)
+                else:
+                    judged = entries
             except MailhouseError as error:
                 outcomes |= self._put_off(spec, entries, error, now)
                 continue
@@ -468,6 +472,18 @@ class Performer:
             if not person["is_known"]:
                 # whom marts do not have yet has no address of this channel
                 said["skip_reason"] = Reason.INVALID
+            judged.append((one, spec, {**person, **said}))
+        return judged
+
+    def _consenting(self, send: SendSpec, entries: Sequence[_Entry]) -> list[_Entry]:
+        """Consent to another purpose than live state follows, as campaigns read it; stops as live state has them."""
+        consents = consents_of(
+            self.engine.warehouse, send.channel, send.purpose, {one.contact_id for one, _, _ in entries}
+        )
+        judged: list[_Entry] = []
+        for one, spec, person in entries:
+            consent_id, is_granted = consents.get(one.contact_id, ("", False))
+            said = {CHANNELS[send.channel].consented: is_granted, "consent_id": consent_id}
             judged.append((one, spec, {**person, **said}))
         return judged
 

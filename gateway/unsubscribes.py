@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Literal
 
 import orjson
@@ -18,7 +19,7 @@ from warehouse.client import Warehouse
 from warehouse.errors import WarehouseError
 from warehouse.loads import load_events
 
-Method = Literal["one_click", "form", "preferences"]
+Method = Literal["one_click", "form", "preferences", "subscription"]
 #: Adds events to the stream, for triggers.
 Tell = Callable[[Sequence[Event]], None]
 _log = logging.getLogger("mailhouse.gateway")
@@ -149,8 +150,12 @@ class Unsubscribes:
         event_id: str,
         type_: Literal["unsubscribed", "subscribed"],
         method: Method,
+        at: datetime | None = None,
     ) -> None:
         """Store one event of a recipient, once by its id, then tell the stream.
+
+        Args:
+            at: when it happened; left out, now.
 
         Raises:
             WarehouseError: it is not stored.
@@ -164,17 +169,17 @@ class Unsubscribes:
         email = "" if is_of_number else recipient.email
         now = milliseconds(self.settings.now())
         event = Event(
-            event_id, type_, now, now, "gateway", email, message_id=recipient.message_id,
+            event_id, type_, milliseconds(at) if at else now, now, "gateway", email, message_id=recipient.message_id,
             properties=orjson.dumps(properties).decode(),
         )  # fmt: skip
         result = load_events(self.warehouse, frame_of([event]), run_id="gateway")
         if not result.loaded:
             # as it was stored, so that the consumer finds it
-            at = self.warehouse.value(
+            stored = self.warehouse.value(
                 "select toUnixTimestamp64Milli(min(occurred_at)) from raw.events where event_id = {id:String}",
                 {"id": event_id},
             )
-            event = event._replace(occurred_at=int(at), received_at=int(at))
+            event = event._replace(occurred_at=int(stored), received_at=int(stored))
         try:
             self._tell([event])
         except StreamError as error:

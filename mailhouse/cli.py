@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from mailhouse import gateway
+from mailhouse import consents, gateway
 from mailhouse.console import console, show_error
 from mailhouse.experiments import app as experiment
 from mailhouse.journeys import app as journey
@@ -38,6 +38,7 @@ app.add_typer(experiment, name="experiment")
 assets = typer.Typer(help="Pictures that templates show.", no_args_is_help=True)
 app.add_typer(assets, name="assets")
 app.add_typer(gateway.app, name="gateway")
+app.add_typer(consents.app, name="consent")
 app.add_typer(trigger_commands, name="trigger")
 
 
@@ -206,6 +207,16 @@ def cancel(
     with get_provider(SenderSettings.load(), provider) as holder:
         holder.cancel(batch)
         console.print(f"{holder.name} has cancelled batch {batch}.", markup=False, soft_wrap=True)
+
+
+@app.command()
+def retention(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is over, delete nothing.")] = False,
+) -> None:
+    """Delete raw rows that content/retention.yaml keeps no longer."""
+    from mailhouse.retention import run
+
+    run(is_dry_run=dry_run)
 
 
 @app.command()

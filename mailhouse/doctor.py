@@ -69,6 +69,7 @@ def diagnose(settings: SenderSettings, command: CommandSettings) -> list[Finding
         "experiments": lambda: _experiments(settings),
         "triggers": lambda: _triggers(settings),
         "templates": lambda: _templates(settings),
+        "subscriptions": lambda: _subscriptions(settings),
         "assets": lambda: _assets(settings),
         "ledger": lambda: _ledger(settings),
         "provider": lambda: _provider(settings),
@@ -207,6 +208,19 @@ def _templates(settings: SenderSettings) -> Finding:
     if problems:
         raise problems[0].error(len(problems) - 1)
     return Finding("templates", Verdict.OK, f"{len(library.names())} templates compile")
+
+
+def _subscriptions(settings: SenderSettings) -> Finding:
+    from campaigns.purposes import PreferencesSpec
+    from gateway.subscriptions import confirmation_problem
+
+    spec = PreferencesSpec.load(settings.content_dir)
+    if problem := confirmation_problem(settings.content_dir, spec):
+        fix = "Without it nobody can subscribe by form or API: docs/consent.md shows trigger and template."
+        return Finding("subscriptions", Verdict.WRONG, f"Nobody can subscribe: {problem}", fix)
+    confirmed = [name for name, text in spec.offered().items() if text.double_opt_in]
+    text = f"{', '.join(spec.offered())} by email; confirmed by mail: {', '.join(confirmed) or 'none'}"
+    return Finding("subscriptions", Verdict.OK, text)
 
 
 def _assets(settings: SenderSettings) -> Finding:

@@ -93,6 +93,10 @@ class Links:
         """The link to the page where the recipient chooses what to get."""
         return Ready(f"{self.base_url}/preferences/{self._key.token(message_id, 'preferences')}")
 
+    def confirm(self, message_id: str) -> Ready:
+        """The link that confirms a subscription: GET shows a page that asks, POST confirms."""
+        return Ready(f"{self.base_url}/confirm/{self._key.token(message_id, 'confirm')}")
+
     def tracked(self, message_id: str) -> tuple[Ready, Ready]:
         """What tracked links of one message begin with, and the address of its pixel."""
         token = self._key.token(message_id, "track")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from senders.settings import SenderSettings
 
 #: Names of the context whose links must reach their page as they are.
-_OWN_LINKS = re.compile(r"\b(unsubscribe_url|preferences_url)\b")
+_OWN_LINKS = re.compile(r"\b(unsubscribe_url|preferences_url|confirm_url)\b")
 _BODY_END = re.compile(r"</body\s*>", re.IGNORECASE)
 _PIXEL = (
     '<img src="{{ open_url }}" width="1" height="1" alt="" '
@@ -118,6 +118,8 @@ def link_context(links: Links, message_id: str, tracking: Tracking, names: froze
         context["unsubscribe_url"] = links.unsubscribe(message_id)
     if "preferences_url" in names:
         context["preferences_url"] = links.preferences(message_id)
+    if "confirm_url" in names:
+        context["confirm_url"] = links.confirm(message_id)
     if tracking.clicks or tracking.opens:
         context["click_url"], context["open_url"] = links.tracked(message_id)
     if tracking.is_on:

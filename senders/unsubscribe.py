@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import uuid
 
-PURPOSES = ("unsubscribe", "preferences", "track", "click")
+PURPOSES = ("unsubscribe", "preferences", "confirm", "track", "click")
 _PREFIXES = {purpose: f"mailhouse\0{purpose}\0".encode() for purpose in PURPOSES}
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _ID = 16

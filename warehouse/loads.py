@@ -134,7 +134,14 @@ CONSENT_COLUMNS: Final[dict[str, pl.DataType]] = {
     "is_granted": pl.Boolean(),
     "basis": pl.String(),
     "text_version": pl.String(),
+    "text_digest": pl.String(),
     "ip": pl.String(),
+    "user_agent": pl.String(),
+    "page": pl.String(),
+    "requested_at": UTC_MS,
+    "requested_ip": pl.String(),
+    "confirmed_at": UTC_MS,
+    "recorded_by": pl.String(),
     "occurred_at": UTC_MS,
     "properties": pl.String(),
 }
@@ -176,6 +183,7 @@ _CONSENTS = _Raw(
     required=("consent_id", "channel", "purpose", "is_granted", "basis", "occurred_at"),
     key=("consent_id",),
     order=("email", "external_id", "occurred_at", "consent_id"),
+    defaults={"requested_at": pl.lit(None), "confirmed_at": pl.lit(None)},
 )
 _PRODUCTS = _Raw(
     "raw.products",
@@ -300,6 +308,10 @@ def load_consents(
     warehouse: Warehouse, frame: pl.DataFrame, *, run_id: str = "", kind: str = "consent"
 ) -> LoadResult:
     """Load consent changes into `raw.consents`, each `consent_id` once; columns of `CONSENT_COLUMNS`.
+
+    Beside who agreed to what stands what proves it: `basis`, version and SHA-256 of the text (`raw.consent_texts` has
+    its words), address and program of the person, page, times of a double opt-in's request and confirmation, and who
+    recorded it. What is not known is left out.
 
     Other arguments as in `load_events`.
 

@@ -236,10 +236,50 @@ _CRM_CURSORS = (
     """,
 )
 
+_CONSENT_PROOF = (
+    """
+    alter table raw.consents
+        add column if not exists text_digest String,
+        add column if not exists user_agent String,
+        add column if not exists page String,
+        add column if not exists requested_at Nullable(DateTime64(3, 'UTC')),
+        add column if not exists requested_ip String,
+        add column if not exists confirmed_at Nullable(DateTime64(3, 'UTC')),
+        add column if not exists recorded_by String
+    """,
+    """
+    create table if not exists raw.consent_texts (
+        text_digest String,
+        text_version String,
+        purpose LowCardinality(String),
+        channel LowCardinality(String),
+        content String,
+        recorded_at DateTime64(3, 'UTC'),
+        loaded_at DateTime64(3, 'UTC') default now64(3)
+    ) engine = MergeTree order by (purpose, channel, text_version, text_digest)
+    comment 'The words of one version of what people agreed to: purpose, channel, text_version, text_digest.'
+    """,
+    """
+    create table if not exists raw.retention_runs (
+        table_name LowCardinality(String),
+        action LowCardinality(String),
+        rule String,
+        until DateTime64(3, 'UTC'),
+        rows_count UInt64,
+        partitions_count UInt32,
+        ran_at DateTime64(3, 'UTC'),
+        run_id String,
+        loaded_at DateTime64(3, 'UTC') default now64(3)
+    ) engine = MergeTree order by (ran_at, table_name)
+    comment 'What one rule of content/retention.yaml deleted or pseudonymised in one run: table_name, rule, ran_at.'
+    """,
+)
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "raw tables", _CREATE_RAW),
     Migration(2, "campaign files, static lists, indexes of load times", _INCREMENTS),
     Migration(3, "how far CRMs have been read", _CRM_CURSORS),
+    Migration(4, "proof and texts of consents, what retention deleted", _CONSENT_PROOF),
 )
 
 

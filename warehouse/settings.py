@@ -37,6 +37,8 @@ class MailhouseSettings(BaseSettings):
         warehouse_password: password of the embedded engine's user `default`, for the server and its clients alike;
             unset or empty means none. With a warehouse_url, the password stands in that URL instead.
         warehouse_readers: read-only users of the embedded engine, name to password: `{"grafana": "secret"}`.
+            They read the database `bi`, where personal data is masked.
+        warehouse_personal_readers: those of them, with commas, who may see personal data; they read everything.
         warehouse_cluster: name of the ClickHouse cluster whose replicas all keep every table; empty: one server.
         warehouse_database_engine: engine of the databases on it, e.g. `Replicated('/clickhouse/databases/{database}',
             '{shard}', '{replica}')`; empty: the server's default.
@@ -56,6 +58,7 @@ class MailhouseSettings(BaseSettings):
     warehouse_port: int = DEFAULT_PORT
     warehouse_password: SecretStr | None = None
     warehouse_readers: dict[str, SecretStr] = {}
+    warehouse_personal_readers: str = ""
     warehouse_cluster: str = ""
     warehouse_database_engine: str = ""
     warehouse_replica_path: str = ""
@@ -78,6 +81,22 @@ class MailhouseSettings(BaseSettings):
             raise SettingsError(
                 f"Setting {name}: {first['msg']}.", fix=f"Correct {name} in the environment or in .env."
             ) from None
+
+    @property
+    def personal_readers(self) -> frozenset[str]:
+        """Read-only users who may see personal data.
+
+        Raises:
+            SettingsError: one of them is no reader.
+        """
+        names = frozenset(self.warehouse_personal_readers.replace(",", " ").split())
+        if strange := sorted(names - self.warehouse_readers.keys()):
+            raise SettingsError(
+                f"MAILHOUSE_WAREHOUSE_PERSONAL_READERS names {strange[0]}, who is no reader.",
+                fix=f"Readers are: {', '.join(sorted(self.warehouse_readers)) or 'none'}; MAILHOUSE_WAREHOUSE_READERS"
+                " has their passwords.",
+            )
+        return names
 
     @property
     def is_embedded(self) -> bool:

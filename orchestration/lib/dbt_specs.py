@@ -28,6 +28,7 @@ GROUPS: Mapping[str, str] = {
     "segments": "segments",
     "metrics": "marts",
     "bi": "bi",
+    "bi_personal": "bi",
 }
 # what dagster_dbt hangs on each spec for its own use: the whole manifest and the translator, too big to keep
 _BULKY = ("dagster_dbt/manifest", "dagster_dbt/dagster_dbt_translator", "dagster_dbt/project")

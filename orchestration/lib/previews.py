@@ -94,7 +94,9 @@ def render_preview(
         message_id(plan.kind, plan.name, contact_id, "preview"),
         settings.now(),
     )
-    context |= dict.fromkeys(("unsubscribe_url", "preferences_url"), f"{settings.base_url}/preview")
+    context |= dict.fromkeys(
+        ("unsubscribe_url", "preferences_url", "confirm_url"), f"{settings.base_url}/preview"
+    )
     try:
         return compiled.render(context)
     except RenderError as error:

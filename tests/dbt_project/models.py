@@ -20,7 +20,7 @@ from warehouse.schema import migrate
 from warehouse.settings import MailhouseSettings
 
 PREFIX = "dbt_test_"
-DATABASES = ("staging", "intermediate", "marts", "features", "segments", "metrics", "bi")
+DATABASES = ("staging", "intermediate", "marts", "features", "segments", "metrics", "bi_personal", "bi")
 STORIES = ("+contact_profiles", "+segment_memberships", "+orders", "+events")
 NOW = datetime(2011, 6, 27, 9, 30, tzinfo=UTC)
 

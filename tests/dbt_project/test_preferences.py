@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from models import PREFIX, Models
 
-from gateway.preferences import PAUSE, PreferenceCentre
+from campaigns.consents import consent_log
+from gateway.preferences import PAUSE, Grant, PreferenceCentre
 from gateway.settings import GatewaySettings
 from gateway.unsubscribes import Recipient, Unsubscribes
 from senders.ledger import Ledger
@@ -108,6 +109,27 @@ def test_the_page_and_the_campaigns_agree(centre: PreferenceCentre, models: Mode
     centre.stop(ann)
     assert shown() == set()
     assert PAUSE.days == 30
+
+    # a subscription that was confirmed lifts it, and brings back what was confirmed alone
+    row = {
+        "consent_id": "gateway:subscribe:1:marketing", "source": "gateway", "email": ann.email, "channel": "email",
+        "purpose": "marketing", "is_granted": True, "basis": "double_opt_in", "occurred_at": centre.settings.now(),
+    }  # fmt: skip
+    assert centre.grant(ann, [Grant(EMAIL, row)])
+    centre.unsubscribes.store(ann, "gateway:subscribed:gateway:subscribe:1", "subscribed", "subscription")
+    assert shown() == {"email"}
+
+    # the log knows a person by all their addresses
+    models.warehouse.execute("create database if not exists intermediate")
+    models.warehouse.execute(
+        "create or replace view intermediate.int_contacts__identified as"
+        f" select * from {PREFIX}intermediate.int_contacts__identified"
+    )
+    log = consent_log(models.warehouse, contact_id=ann.contact_id)
+    models.warehouse.execute("drop database intermediate")
+    assert {entry["email"] for entry in log} == {"ann@example.com", "ann@new.example"}
+    [current] = [one for one in log if one["is_current"] and (one["purpose"], one["channel"]) == EMAIL]
+    assert current["basis"] == "double_opt_in"
 
 
 def _of(who: Recipient) -> tuple[str, int]:

@@ -9,6 +9,7 @@ from deliverability.preflight import CHECKS as PREFLIGHT_CHECKS
 from orchestration.lib.dbt_specs import GROUPS, group_of
 
 GROUP_NAMES = {
+    "retention",
     "ingestion",
     "staging",
     "features",

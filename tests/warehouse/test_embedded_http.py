@@ -24,6 +24,7 @@ from warehouse.settings import MailhouseSettings
 
 OWNER = ("default", "owner's pässword")
 READER = ("grafana", "reader's")
+MASKED = ("superset", "m4sked")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
         home=tmp_path_factory.mktemp("guarded"),
         warehouse_port=port,
         warehouse_password=SecretStr(OWNER[1]),
-        warehouse_readers={READER[0]: SecretStr(READER[1])},
+        warehouse_readers={READER[0]: SecretStr(READER[1]), MASKED[0]: SecretStr(MASKED[1])},
+        warehouse_personal_readers=READER[0],
     )
     with launcher.start(settings, options={"memory-mb": "900"}) as server:
         yield server
@@ -421,6 +423,106 @@ def test_a_reader_stays_one_in_a_session(reader: httpx.Client, owner: httpx.Clie
     # sessions belong to their user: the owner's of the same name is another
     owner.post("/", params=params, content="create temporary table secret (a Int8)")
     assert code_of(reader.post("/", params=params, content="select * from secret")) == 60
+
+
+@pytest.fixture(scope="module")
+def masked(guarded: RunningServer, owner: httpx.Client) -> Iterator[httpx.Client]:
+    """A reader who must not see personal data, and something to be seen in each database."""
+    for statement in (
+        "create database marts", "create database bi", "create database raw",
+        "create table marts.people (a Int64, email String) engine = MergeTree order by a",
+        "insert into marts.people values (1, 'ann@example.com')",
+        "create table raw.codes (email String, code String) engine = Join(any, left, email)",
+        "insert into raw.codes values ('ann@example.com', 'ann@example.com')",
+        "create dictionary raw.names (a Int64, email String) primary key a source(clickhouse(table 'people' db 'marts'))"
+        " layout(hashed()) lifetime(0)",
+        "create view bi.people definer = current_user sql security definer as"
+        " select a, concat(substring(email, 1, 1), '***') as email from marts.people",
+    ):  # fmt: skip
+        owner.post("/", content=statement).raise_for_status()
+    with asking(guarded, MASKED) as client:
+        yield client
+
+
+def test_a_masked_reader_reads_what_is_masked(masked: httpx.Client) -> None:
+    for sql, found in (
+        ("select email from bi.people", "a***"),
+        (
+            "with x as (select a from bi.people) select count() from x where a in (select a from bi.people)",
+            "1",
+        ),
+        ("select count() from bi.people as p where p.a in (1, 2)", "1"),
+        ("select sum(number) from numbers(3)", "3"),
+        ("select count() > 3 from system.columns where database = 'bi' or 1", "1"),
+        ("select table_name from information_schema.tables where table_schema = 'bi'", "people"),
+        ("select count() from bi.people, (select 1 as b) as inner_rows", "1"),
+        ("select count() from (select a from bi.people union all select a from bi.people where a > 1)", "1"),
+    ):
+        assert masked.post("/", content=sql).text == f"{found}\n", sql
+    assert masked.post("/?database=bi", content="select email from people").text == "a***\n"
+    for sql in (
+        "show tables from bi",
+        "describe bi.people",
+        "show databases",
+        "explain select * from bi.people",
+    ):
+        assert masked.post("/", content=sql).status_code == 200, sql
+    session = {"session_id": "m"}
+    assert masked.post("/", params=session, content="use bi").status_code == 200
+    assert masked.post("/", params=session, content="select email from people").text == "a***\n"
+
+
+MASKED_ESCAPES = [
+    "select * from marts.people", "select * from `marts`.`people`", 'select * from "mar\\x74s".people',
+    "select * from bi.people where email in marts.people", "select (select email from marts.people)",
+    "select 1 where 'ann@example.com' in (select email from marts.people)",
+    "select 'ann@example.com' global not in marts.people",
+    "select toUInt8((select email from marts.people))", "explain select toUInt8((select email from marts.people))",
+    "select * from merge('marts', '.*')", "select * from merge(marts, 'people')", "select 1 in merge('marts', '.*')",
+    "select * from view(select * from marts.people)", "select * from loop(marts.people)",
+    "select * from mergeTreeIndex('marts', 'people')", "select * from cluster('default', marts.people)",
+    "select joinGet('raw.codes', 'code', 'ann@example.com')", "select dictGet('raw.names', 'email', 1)",
+    "select dictGet(raw.names, 'email', 1)", "select * from dictionary('raw.names')", "select * from raw.names",
+    "with x as (select * from marts.people) select * from x", "from marts.people select *",
+    "select * from bi.people as p join marts.people as q on p.a = q.a",
+    "select * from bi.people settings additional_table_filters = {'bi.people': 'email in (select email from marts.people)'}",
+    "select * from bi.people settings `additional\\x5ftable_filters` = {'bi.people': '1'}",
+    "select query from system.processes", "select * from system.query_log", "select * from system.dictionaries",
+    "check table marts.people", "use marts", "use system", "set additional_result_filter = '1'", "show processlist",
+    "select * from bi.people intersect select a, email from marts.people", "describe (select * from marts.people)",
+    "select * from bi.people order by (select email from marts.people)",
+    "select * from bi.people window w as (order by (select any(email) from marts.people))",
+    "select arrayMap(x -> joinGet('raw.codes', 'code', x), ['ann@example.com'])",
+    "select * from viewIfPermitted(select * from marts.people else null('a Int8'))",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sql", MASKED_ESCAPES)
+def test_a_masked_reader_reaches_nobodys_data(masked: httpx.Client, sql: str) -> None:
+    answer = masked.post("/", content=sql)
+    assert answer.status_code != 200, answer.text
+    assert "ann@" not in answer.text
+
+
+def test_a_masked_reader_reaches_nothing_by_parameters(masked: httpx.Client, owner: httpx.Client) -> None:
+    for place in ("/?database=marts", "/?database=system"):
+        assert code_of(masked.post(place, content="select * from people")) == 497
+    named = {
+        "param_d": "marts",
+        "param_t": "people",
+        "query": "select * from {d:Identifier}.{t: Identifier }",
+    }
+    assert code_of(masked.post("/", params=named)) == 497
+    filters = {"additional_table_filters": "{'bi.people': 'email in (select email from marts.people)'}"}
+    assert code_of(masked.post("/", params=filters, content="select * from bi.people")) == 452
+    assert code_of(masked.post("/?dialect=prql", content="from marts.people")) == 452
+    # it is the reader that is masked, not the warehouse
+    assert owner.post("/", content="select email from marts.people").text == "ann@example.com\n"
+
+
+def test_who_may_see_personal_data_reads_all(masked: httpx.Client, reader: httpx.Client) -> None:
+    del masked
+    assert reader.post("/", content="select email from marts.people").text == "ann@example.com\n"
 
 
 ESCAPES = [

@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
                 readers={
                     name: value.get_secret_value() for name, value in settings.warehouse_readers.items()
                 },
+                personal_readers=settings.personal_readers,
                 workers=given.workers,
                 memory_bytes=given.memory_mb << 20,
                 free_disk_bytes=given.free_disk_mb << 20,

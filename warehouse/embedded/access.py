@@ -17,7 +17,7 @@ from __future__ import annotations
 import hmac
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -34,15 +34,21 @@ from warehouse.embedded.errors import (
 )
 
 OWNER = "default"
+MASKED_DATABASES = frozenset({"bi", "default"})
+"""What readers may read who must not see personal data: Mailhouse keeps nothing in `default`."""
 
 
 class User:
-    """Someone with a name and a password; readers only read. `repr` hides the password."""
+    """Someone with a name and a password; readers only read. `repr` hides the password.
 
-    __slots__ = ("_password", "is_reader", "name")
+    Attributes:
+        is_masked: reads the databases that show nobody's data (`MASKED_DATABASES`), and no others.
+    """
 
-    def __init__(self, name: str, password: str, *, is_reader: bool) -> None:
-        self.name, self._password, self.is_reader = name, password, is_reader
+    __slots__ = ("_password", "is_masked", "is_reader", "name")
+
+    def __init__(self, name: str, password: str, *, is_reader: bool, is_masked: bool = False) -> None:
+        self.name, self._password, self.is_reader, self.is_masked = name, password, is_reader, is_masked
 
     def accepts(self, password: str) -> bool:
         """Whether the password is theirs; takes as long either way."""
@@ -53,12 +59,19 @@ class User:
 
 
 class Users:
-    """The owner (`default`) and the readers."""
+    """The owner (`default`) and the readers.
 
-    def __init__(self, owner_password: str, readers: Mapping[str, str]) -> None:
+    Args:
+        readers: name to password.
+        personal: names of readers who may see personal data; the others read what is masked.
+    """
+
+    def __init__(
+        self, owner_password: str, readers: Mapping[str, str], personal: Collection[str] = ()
+    ) -> None:
         self._users = {OWNER: User(OWNER, owner_password, is_reader=False)}
         for name, password in readers.items():
-            self._users[name] = User(name, password, is_reader=True)
+            self._users[name] = User(name, password, is_reader=True, is_masked=name not in personal)
 
     def authenticate(self, name: str, password: str) -> User:
         """The user with this name and password.
@@ -179,6 +192,27 @@ _KEPT_CONTROL = frozenset(
 _SESSION_CONTROL = frozenset({"Set", "UseQuery"})
 
 
+# masked readers: statements that only read or describe, system tables that say nothing of what others ask, table
+# functions that read nothing, and what would hide a name from the check
+_MASKED_STATEMENTS = frozenset(
+    {"SelectWithUnionQuery", "SelectIntersectExceptQuery", "SelectQuery", "DescribeQuery", "ShowTables", "ShowColumns",
+     "ShowFunctions", "ShowCreateTableQuery", "ShowCreateViewQuery", "ShowCreateDatabaseQuery", "ExistsTableQuery",
+     "ExistsViewQuery", "ExistsDatabaseQuery", "Explain", "Set", "UseQuery"}
+)  # fmt: skip
+_OPEN_SYSTEM_TABLES = frozenset(
+    {"one", "numbers", "numbers_mt", "zeros", "databases", "tables", "columns", "functions", "settings",
+     "data_type_families", "table_functions", "table_engines", "formats", "collations", "keywords", "time_zones",
+     "build_options", "contributors"}
+)  # fmt: skip
+_OPEN_TABLE_FUNCTIONS = frozenset(
+    {"numbers", "numbers_mt", "zeros", "zeros_mt", "generate_series", "generateseries", "values", "format", "view",
+     "null"}
+)  # fmt: skip
+_IN = re.compile(r"(?:global)?(?:not)?(?:null)?in(?:ignoreset)?")
+_IDENTIFIER_PARAMETER = re.compile(r":\s*identifier\s*\}")
+_FILTERS = ("additional_table_filters", "additional_result_filter")
+
+
 class Statement:
     """One statement under judgement.
 
@@ -230,9 +264,10 @@ class Statement:
 
 class Policy:
     """Judges statements. `engines` are the engine's own lists of table engines, database engines and dictionary
-    sources; those not kept are refused by name."""
+    sources; those not kept are refused by name. `table_functions` are the engine's: masked readers have few."""
 
-    def __init__(self, engines: frozenset[str]) -> None:
+    def __init__(self, engines: frozenset[str], table_functions: frozenset[str] = frozenset()) -> None:
+        self._hidden_functions = frozenset(name.lower() for name in table_functions) - _OPEN_TABLE_FUNCTIONS
         self._denied_engines = frozenset(name.lower() for name in engines) - _KEPT_ENGINES
 
     def check(self, statement: Statement, user: User, *, is_read_only: bool) -> None:
@@ -275,6 +310,55 @@ class Policy:
             self._check_functions(statement.tree, statement.lowered)
         if is_definition:
             self._check_definition(statement)
+        if user.is_masked:
+            self._check_masked(statement, user)
+
+    def check_database(self, user: User, database: str) -> None:
+        """Refuse a current database whose tables a masked reader must not name.
+
+        Raises:
+            ServerError: it is one.
+        """
+        if user.is_masked and database and not _is_open(database):
+            raise _hidden(user, database)
+
+    def check_setting(self, user: User, name: str) -> None:
+        """Refuse settings of a masked reader that hold queries of their own, or that hide names from the check.
+
+        Raises:
+            ServerError: it is one.
+        """
+        if user.is_masked and (
+            name.startswith(_FILTERS) or name in ("dialect", "allow_experimental_analyzer")
+        ):
+            raise ServerError(SETTING_CONSTRAINT_VIOLATION, f"Setting {name} should not be changed")
+
+    def _check_masked(self, statement: Statement, user: User) -> None:
+        """Refuse whatever leads to rows outside of `MASKED_DATABASES`: the engine has no grants for readers here, so
+        each name in the syntax tree is looked at, and what the tree may not show is refused."""
+        text = statement.normal_text.lower() if statement.has_escaped_name else statement.lowered
+        if _IDENTIFIER_PARAMETER.search(text):
+            raise ServerError(ACCESS_DENIED, f"{user.name}: Not enough privileges: names as parameters")
+        if any(name in text for name in _FILTERS):
+            raise ServerError(
+                SETTING_CONSTRAINT_VIOLATION, "Setting additional_table_filters should not be changed"
+            )
+        if statement.root not in _MASKED_STATEMENTS:
+            raise ServerError(ACCESS_DENIED, f"{user.name}: Not enough privileges: {statement.root}")
+        tree = statement.tree
+        if statement.root == "UseQuery":
+            self.check_database(user, tree[0].text.split(" ")[1] if " " in tree[0].text else "")
+        for place, node in enumerate(tree):
+            kind, _, rest = node.text.partition(" ")
+            if kind == "TableIdentifier":
+                _check_table(user, rest.partition(" (alias")[0])
+            name = node.function
+            if not name:
+                continue
+            if name in self._hidden_functions or name.startswith(("dict", "joinget")) or "." in name:
+                raise ServerError(ACCESS_DENIED, f"{user.name}: Not enough privileges: function {name}")
+            if _IN.fullmatch(name):
+                _check_in(user, tree, place)
 
     def check_values(self, text: str, explain: Callable[[str], str]) -> bool:
         """Whether the rows behind VALUES may hold expressions; False if they must be literals.
@@ -378,6 +462,40 @@ def _check_table_function(name: str, tree: list[Node], place: int) -> None:
             raise _refused(f"a default expression in the structure of {name}()")
         if node.function and name in _STRUCTURE_IS_ONE_ARGUMENT:
             raise _refused(f"an argument of {name}() that is computed; write it as a literal")
+
+
+def _is_open(database: str) -> bool:
+    return database in MASKED_DATABASES or database.lower() == "information_schema"
+
+
+def _check_table(user: User, name: str) -> None:
+    """Names without a database are of the current one, which `check_database` has seen, or of the query itself."""
+    database, dot, table = name.partition(".")
+    if dot and not _is_open(database) and not (database == "system" and table in _OPEN_SYSTEM_TABLES):
+        raise _hidden(user, name)
+
+
+def _check_in(user: User, tree: list[Node], place: int) -> None:
+    """`x IN database.table`, which the tree shows as it shows columns."""
+    inside = tree[place].depth + 2
+    arguments: list[Node] = []
+    for node in tree[place + 1 :]:
+        if node.depth < inside - 1:
+            break
+        if node.depth == inside:
+            arguments.append(node)
+    for node in arguments[1:]:
+        kind, _, rest = node.text.partition(" ")
+        if kind == "Identifier":
+            _check_table(user, rest.partition(" (alias")[0])
+
+
+def _hidden(user: User, name: str) -> ServerError:
+    return ServerError(
+        ACCESS_DENIED,
+        f"{user.name}: Not enough privileges. {name} may show personal data; this user reads "
+        f"{', '.join(sorted(MASKED_DATABASES))} (MAILHOUSE_WAREHOUSE_PERSONAL_READERS)",
+    )
 
 
 def _refused(what: str) -> ServerError:

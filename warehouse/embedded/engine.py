@@ -242,6 +242,7 @@ class Engine:
         version: the engine's version, e.g. 26.9.2.1.
         timezone: the server's time zone.
         engines: names of all table engines, database engines and dictionary sources.
+        table_functions: names of all table functions.
 
     Args:
         path: the data directory; made if missing. No other process may have it open.
@@ -291,6 +292,9 @@ class Engine:
                 "SELECT name FROM system.table_engines UNION ALL SELECT name FROM system.database_engines "
                 "UNION ALL SELECT name FROM system.dictionary_sources"
             ).split("\n")
+        )
+        self.table_functions = frozenset(
+            self._root.text("SELECT name FROM system.table_functions").split("\n")
         )
 
     def _open(self) -> Handle:

@@ -195,6 +195,7 @@ def _environment(settings: MailhouseSettings) -> dict[str, str]:
     return {
         PREFIX + "WAREHOUSE_PASSWORD": password.get_secret_value() if password else "",
         PREFIX + "WAREHOUSE_READERS": json.dumps(readers),
+        PREFIX + "WAREHOUSE_PERSONAL_READERS": settings.warehouse_personal_readers,
     }
 
 

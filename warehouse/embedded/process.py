@@ -55,6 +55,7 @@ class ServerConfig:
     port: int
     owner_password: str
     readers: Mapping[str, str]
+    personal_readers: frozenset[str] = frozenset()
     workers: int = 16
     most_waiting: int = 200
     memory_bytes: int = 0
@@ -213,7 +214,7 @@ def run(config: ServerConfig) -> None:
         memory_bytes=config.memory_bytes or default_memory_bytes(),
         free_disk_bytes=config.free_disk_bytes,
     )
-    users = Users(config.owner_password, config.readers)
+    users = Users(config.owner_password, config.readers, config.personal_readers)
     server = EmbeddedServer(engine, users, workers=config.workers, most_waiting=config.most_waiting)
     lock.announce(RunningInfo(os.getpid(), port))
     log.info("listening on http://%s:%d, data in %s, engine %s", HOST, port, config.path, engine.version)

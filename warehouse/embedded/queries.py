@@ -249,7 +249,7 @@ class QueryRunner:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._policy = Policy(engine.engines)
+        self._policy = Policy(engine.engines, engine.table_functions)
 
     def run(self, request: Request, user: User, raw_body: Iterable[bytes], job: Job) -> Answer:
         """Read the body, judge the statement, run it. The caller closes the answer.
@@ -264,6 +264,8 @@ class QueryRunner:
         for name in request.settings:
             if name in PRIVATE_SETTINGS:
                 raise ServerError(SETTING_CONSTRAINT_VIOLATION, f"Setting {name} should not be changed")
+            self._policy.check_setting(user, name)
+        self._policy.check_database(user, request.database)
         for table in request.external:
             self._policy.check_structure(table.structure)
         job.check()

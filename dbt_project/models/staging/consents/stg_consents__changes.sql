@@ -18,6 +18,12 @@ select
     purpose,
     basis,
     text_version,
+    text_digest,
+    ip,
+    requested_ip,
+    user_agent,
+    page,
+    recorded_by,
 
     ---------- booleans
     is_granted,
@@ -29,6 +35,8 @@ select
         parseDateTime64BestEffortOrNull(properties.paused_until::Nullable(String), 3, 'UTC'),
         null
     ) as paused_until,
+    requested_at,
+    confirmed_at,
     occurred_at,
     loaded_at
 from consents

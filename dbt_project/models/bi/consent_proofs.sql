@@ -1,0 +1,1 @@
+{{ consent_proofs_view(is_masked=true) }}

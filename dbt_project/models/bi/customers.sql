@@ -1,0 +1,1 @@
+{{ customers_view(is_masked=true) }}

@@ -1,0 +1,7 @@
+{{
+    config(
+        alias='customers'
+    )
+}}
+
+{{ customers_view(is_masked=false) }}
