@@ -243,7 +243,7 @@ _IDENTITY_CHANGES = (
         occurred_at DateTime64(3, 'UTC'),
         loaded_at DateTime64(3, 'UTC') default now64(3)
     ) engine = MergeTree order by change_id
-    comment 'One decision by hand about who is who: change_id. merge and split say of whom by source, external_id or email.'
+    comment 'One decision by hand about who is who: change_id. People by source and external_id, or by email.'
     """,
     # a visitor whom several people have used is looked up by its id
     "alter table raw.events add index if not exists by_anonymous_id anonymous_id type bloom_filter(0.01) granularity 4",

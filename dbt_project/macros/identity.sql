@@ -69,7 +69,7 @@
 
 
 {#-
-    Adds `contact_id` to rows with hints: Nullable(Int64), null where no hint leads to a contact.
+    Adds `contact_id` and `named_contact_id` to rows with hints: Nullable(Int64), null where no hint leads to a contact.
 
     The CRM record (source, external_id) comes first, then the email, then an account that no CRM knows. Reads right with join_use_nulls on or off, since views
     are read by clients that set neither.
@@ -83,17 +83,24 @@
             if(by_record.kind_of_record = 'record', nullIf(by_record.contact_of_record, 0), null),
             nullIf(by_email.contact_of_email, 0),
             nullIf(by_record.contact_of_record, 0)
-        ) as contact_id
+        ) as contact_id,
+        -- as it would be without merges
+        coalesce(
+            if(by_record.kind_of_record = 'record', nullIf(by_record.name_of_record, 0), null),
+            nullIf(by_email.name_of_email, 0),
+            nullIf(by_record.name_of_record, 0)
+        ) as named_contact_id
     from {{ rows }} as hinted
     -- names of joined columns differ from those of `hinted`, or ClickHouse would call the latter `hinted.source`
     left join (
-        select source as record_source, identifier as record_id, contact_id as contact_of_record, kind as kind_of_record
+        select source as record_source, identifier as record_id, contact_id as contact_of_record, kind as kind_of_record,
+            named_contact_id as name_of_record
         from {{ ref('int_contacts__identified') }}
         where kind in ('record', 'account')
     ) as by_record
         on by_record.record_source = hinted.source and by_record.record_id = hinted.external_id
     left join (
-        select identifier as known_email, contact_id as contact_of_email
+        select identifier as known_email, contact_id as contact_of_email, named_contact_id as name_of_email
         from {{ ref('int_contacts__identified') }}
         where kind = 'email'
     ) as by_email
