@@ -165,6 +165,11 @@ class Resolver:
             fresh = self._fresh_records({(sources[place], records[place]) for place in unseen})
             for place in unseen:
                 found[place] = fresh.get((sources[place], records[place]), found[place])
+            nameless = [place for place in unseen if not found[place]]
+            if nameless:
+                fresh = self._fresh_accounts({(sources[place], records[place]) for place in nameless})
+                for place in nameless:
+                    found[place] = fresh.get((sources[place], records[place]), 0)
         if visits is not None:
             for place, contact in visits.result().items():
                 found[place] = contact
@@ -355,6 +360,29 @@ class Resolver:
         )
         return {
             (source, key): contact_of(email or f"{source}:{key}") for source, key, email in found.iter_rows()
+        }
+
+    def _fresh_accounts(self, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
+        """Ids that neither dbt nor a CRM knows, by the address that was first told with them lately."""
+        found = self.warehouse.frame(
+            """
+            select source::String as source, external_id,
+                argMin(lower(trim(both ' \\t\\r\\n' from email)), (occurred_at, email)) as first_email
+            from raw.events
+            where loaded_at > now64(3, 'UTC') - toIntervalDay({days:UInt16}) and email != ''
+                and (source, external_id) in (select source, external_id from keys)
+            group by source, external_id
+            """,
+            {"days": _TOLD_DAYS},
+            external={"keys": pl.DataFrame(list(keys), schema=["source", "external_id"], orient="row")},
+        )
+        addresses = {identity_of("", "", email) for *_, email in found.iter_rows()}
+        known = self._known(addresses)
+        return {
+            (source, key): self._now(identity, known[identity])
+            if (identity := identity_of("", "", email)) in known
+            else contact_of(email)
+            for source, key, email in found.iter_rows()
         }
 
     def _machines(self, types: Sequence[str], properties: Sequence[str]) -> list[bool]:

@@ -151,7 +151,7 @@ def test_visitors_are_whoever_was_named_last(history: Models) -> None:
     def seen(id_: str, at: str, **hints: str) -> dict[str, Any]:
         return {"id": id_, "type": "page.viewed", "at": f"06-20 {at}", "source": "web", **hints}
 
-    visitor = {"anonymous_id": "pc"}
+    visitor: dict[str, Any] = {"anonymous_id": "pc"}
     history.events(
         seen("v1", "10:00", **visitor),
         order("1", moment("06-20 10:05"), source="web", **visitor),
@@ -159,6 +159,7 @@ def test_visitors_are_whoever_was_named_last(history: Models) -> None:
     )
     live = Live(history.warehouse, prefix=PREFIX)
     live.prepare()
+    live.store(stored(history))
     identify(history)
     assert set(contacts_of(history).values()) == {0}
     # ann signs in, then bob, who has an account, then ann again
@@ -175,6 +176,10 @@ def test_visitors_are_whoever_was_named_last(history: Models) -> None:
         seen("a2", "16:00", email="ann@example.com", **visitor),
         seen("v4", "17:00", **visitor),
     )
+    live.store(stored(history).filter(pl.col("event_id").is_in(["a1", "b1"])))
+    adopted = "select distinct event_id from live.events where contact_id != 0 order by event_id"
+    visits = ["shop:order:1", "shop:order:2", "v1", "v2", "v3", "v4"]
+    assert history.rows(adopted) == [(name,) for name in ("a1", "b1", *visits)]
     known = live_contacts(history, live)
     identify(history, minutes=1)
     assert known == contacts_of(history), "the gateway knew before it was built"
