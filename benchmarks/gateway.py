@@ -229,6 +229,7 @@ def make_home(settings: MailhouseSettings, contacts: int) -> None:
             create table intermediate.int_contacts__identified engine = MergeTree order by identity_id
             settings index_granularity = 256 as
             select toInt64(bitShiftRight(sipHash64('', '', email), 1)) as identity_id, contact_id,
+                contact_id as named_contact_id, contact_id as own_contact_id,
                 0::Int64 as message_contact_id, 0::Int64 as previous_contact_id,
                 'email'::LowCardinality(String) as kind, ''::LowCardinality(String) as source, email as identifier,
                 true as is_known_to_crm,

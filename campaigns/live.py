@@ -3,9 +3,10 @@
 
 Marts are built now and then; triggers and journeys must know what happened since. `live.events` holds the events of
 the last 35 days that came through the gateway's stream, each with the contact that dbt gives it, or will give it once
-it is built (`campaigns.resolving`). Where an event led to nobody, `contact_id` is 0. An event may stand there twice
-after a crash: readers count each `event_id` once. Events that are judged before they are there are in flight
-(`campaigns.recent`) and count all the same, in the process that judges them.
+it is built (`campaigns.resolving`). Where an event led to nobody, `contact_id` is 0; once the visitor is named, it
+stands there again for the contact. An event may stand there twice after a crash: readers count each `event_id` once.
+Events that are judged before they are there are in flight (`campaigns.recent`) and count all the same, in the process
+that judges them.
 
 `Live.judge` tells for a whole batch what conditions say of events: over the columns of `marts.contact_profiles`, moved
 by what was loaded after the mart was built (its `events_through`), and over counts of earlier events. The rows of the
@@ -40,6 +41,7 @@ from campaigns.resolving import Guess, Resolver, keyed_frame, loads_of
 from campaigns.siphash import normalised_email
 from warehouse.client import INSERT_SETTINGS, Warehouse
 from warehouse.errors import WarehouseError
+from warehouse.loads import EVENT_COLUMNS
 
 DAYS: Final = 35
 """How long `live.events` keeps what was loaded."""
@@ -105,6 +107,8 @@ _PROPERTY = re.compile(r"JSONExtract\(`event_properties`(?:, '[A-Za-z_0-9]+')+, 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _WATERMARKS = frozenset(("events_through", "messages_through"))
 _LOOK_SECONDS, _UNBUILT_SECONDS = 30.0, 2.0
+_MOST_ADOPTED, _MOST_REMEMBERED = 1_000, 100_000
+"""Events of one visitor that are given to a contact late, and visitors of whom it is known that this was done."""
 
 
 def _email(column: str) -> str:
@@ -184,6 +188,7 @@ class Live:
     _looked_at: float = field(default=-1e9, init=False)
     _tables: frozenset[str] = field(default=frozenset(), init=False)
     _columns: dict[str, str] = field(default_factory=dict, init=False)
+    _adopted: dict[tuple[str, str, int], None] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.flight = Flight()
@@ -340,6 +345,43 @@ class Live:
         """
         self.warehouse.insert("live.events", resolved.join(loads, on="event_id").select(_KEPT))
         self.flight.drop(resolved["event_id"].to_list())
+        self._adopt(resolved)
+
+    def _adopt(self, resolved: pl.DataFrame) -> None:
+        """Give a contact what its visitor did before anybody knew who it was, the first time that it is named."""
+        if "anonymous_id" not in resolved.columns:
+            return
+        named = resolved.filter(
+            (pl.col("anonymous_id") != "")
+            & (pl.col("contact_id") != 0)
+            & ((pl.col("external_id") != "") | (pl.col("email") != ""))
+        ).select("source", "anonymous_id", "contact_id")
+        fresh = set(named.iter_rows()) - self._adopted.keys()
+        if not fresh:
+            return
+        columns = ", ".join(
+            "toJSONString(properties) as properties" if name == "properties" else name
+            for name in EVENT_COLUMNS
+        )
+        found = keyed_frame(
+            self.warehouse,
+            f"""
+            select {columns}, loaded_at from raw.events
+            where anonymous_id in {{keys}} and external_id = '' and email = '' and message_id = ''
+                and loaded_at > now64(3, 'UTC') - toIntervalDay({DAYS})
+            order by occurred_at desc limit {_MOST_ADOPTED} by source, anonymous_id
+            """,
+            {anonymous_id for _, anonymous_id, _ in fresh},
+            "String",
+        )
+        events = found.select(pl.col(name).cast(dtype) for name, dtype in EVENT_COLUMNS.items())
+        made = self.resolved(events).filter(pl.col("contact_id") != 0)
+        loads = found.select("event_id", pl.col("loaded_at").cast(UTC_MS)).unique("event_id")
+        if made.height:
+            self.warehouse.insert("live.events", made.join(loads, on="event_id").select(_KEPT))
+        self._adopted |= dict.fromkeys(fresh)
+        while len(self._adopted) > _MOST_REMEMBERED:
+            del self._adopted[next(iter(self._adopted))]
 
     def store(self, events: pl.DataFrame, messages: pl.DataFrame | None = None) -> pl.DataFrame:
         """Find the contact of each event and keep the events, which `raw.events` has; returns as `resolved`."""

@@ -42,6 +42,16 @@ def identity_of(source: str, external_id: str, email: str) -> int:
     return sip_hash(source if external_id else "", external_id, email) >> 1
 
 
+def visitor_of(source: str, anonymous_id: str) -> int:
+    """The identity_id of what names a visitor alone, below 0."""
+    return -(sip_hash(source, anonymous_id) >> 1)
+
+
+def person_of(source: str, external_id: str, email: str) -> int:
+    """Who an event says that its visitor is: the account if it gives one, else the normalised address; 0 if neither."""
+    return identity_of(source, external_id, "" if external_id else email)
+
+
 def identity_of_message(contact_id: int, email: str) -> int:
     """The identity_id of whom a message was sent to, by the contact and the normalised address that the ledger has."""
     return sip_hash("message", contact_id, email) >> 1

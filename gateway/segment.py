@@ -84,6 +84,9 @@ def parse_message(value: Any, kind: str, source: str, sent_at: Any, now: datetim
     traits = _object(value, "traits") or _object(context, "traits", "context.traits")
     given = _object(value, "properties")
     user_id, anonymous_id = _identifier(value, "userId"), _identifier(value, "anonymousId")
+    if kind == "alias" and not anonymous_id:
+        # whoever had the id before is this user: a visitor, as Segment's libraries call it after signing up
+        anonymous_id = _identifier(value, "previousId")
     email = next(
         (
             candidate

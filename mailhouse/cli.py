@@ -16,6 +16,7 @@ import typer
 
 from mailhouse import consents, gateway
 from mailhouse.console import console, show_error
+from mailhouse.contacts import app as contacts
 from mailhouse.experiments import app as experiment
 from mailhouse.journeys import app as journey
 from mailhouse.triggers import trigger as trigger_commands
@@ -37,6 +38,7 @@ app.add_typer(experiment, name="experiment")
 
 assets = typer.Typer(help="Pictures that templates show.", no_args_is_help=True)
 app.add_typer(assets, name="assets")
+app.add_typer(contacts, name="contacts")
 app.add_typer(gateway.app, name="gateway")
 app.add_typer(consents.app, name="consent")
 app.add_typer(trigger_commands, name="trigger")

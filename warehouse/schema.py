@@ -275,11 +275,38 @@ _CONSENT_PROOF = (
     """,
 )
 
+_IDENTITY_CHANGES = (
+    """
+    create table if not exists raw.identity_changes (
+        change_id String,
+        action LowCardinality(String),
+        contact_id Int64,
+        into_contact_id Int64,
+        source LowCardinality(String),
+        external_id String,
+        email String,
+        into_source LowCardinality(String),
+        into_external_id String,
+        into_email String,
+        undoes String,
+        reason String,
+        actor String,
+        occurred_at DateTime64(3, 'UTC'),
+        loaded_at DateTime64(3, 'UTC') default now64(3)
+    ) engine = MergeTree order by change_id
+    comment 'One decision by hand about who is who: change_id. People by source and external_id, or by email.'
+    """,
+    # a visitor whom several people have used is looked up by its id
+    "alter table raw.events add index if not exists by_anonymous_id anonymous_id type bloom_filter(0.01) granularity 4",
+    "alter table raw.events materialize index by_anonymous_id settings mutations_sync = 1",
+)
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "raw tables", _CREATE_RAW),
     Migration(2, "campaign files, static lists, indexes of load times", _INCREMENTS),
     Migration(3, "how far CRMs have been read", _CRM_CURSORS),
     Migration(4, "proof and texts of consents, what retention deleted", _CONSENT_PROOF),
+    Migration(5, "merges and splits by hand, visitors by their ids", _IDENTITY_CHANGES),
 )
 
 

@@ -21,9 +21,44 @@
             sipHash64(if({{ external_id }} = '', '', {{ source }}::String), {{ external_id }}, {{ email }}), 1
         )),
         {{ anonymous_id }} != '',
-        -toInt64(bitShiftRight(sipHash64({{ source }}::String, {{ anonymous_id }}), 1)),
+        {{ visitor_of(source, anonymous_id) }},
         0
     )
+{%- endmacro %}
+
+
+{#- identity_id of what names a visitor alone, below 0. -#}
+{% macro visitor_of(source, anonymous_id) -%}
+    (-toInt64(bitShiftRight(sipHash64({{ source }}::String, {{ anonymous_id }}), 1)))
+{%- endmacro %}
+
+
+{#- Who an event says that its visitor is: identity_id of the account if it gives one, else of the email. -#}
+{% macro person_of(source, external_id, email) -%}
+    {{ identity_of(source, external_id, "if(" ~ external_id ~ " = '', " ~ email ~ ", '')") }}
+{%- endmacro %}
+
+
+{#-
+    identity_id of what a visitor did while they were a certain person, below 0: the visitor's own for the first person,
+    and another for each of the others, so that one mapping of identities to contacts serves all.
+-#}
+{% macro visitor_as(visitor_id, person_identity_id, first_person) -%}
+    if(
+        {{ person_identity_id }} = {{ first_person }},
+        {{ visitor_id }},
+        -toInt64(bitShiftRight(sipHash64('visitor', {{ visitor_id }}, {{ person_identity_id }}), 1))
+    )
+{%- endmacro %}
+
+
+{#- The same by time, from the turns of `int_visitors__shared`: whoever was named last, before the first the first. -#}
+{% macro visitor_at(visitor_id, turns, moment) -%}
+    {{ visitor_as(
+        visitor_id,
+        turns ~ "[greatest(arrayLastIndex(turn -> turn.1 <= " ~ moment ~ ", " ~ turns ~ "), 1)].2",
+        turns ~ "[1].2",
+    ) }}
 {%- endmacro %}
 
 
@@ -34,9 +69,9 @@
 
 
 {#-
-    Adds `contact_id` to rows with hints: Nullable(Int64), null where no hint leads to a contact.
+    Adds `contact_id` and `named_contact_id` to rows with hints: Nullable(Int64), null where no hint leads to a contact.
 
-    The CRM record (source, external_id) comes first, then the email. Reads right with join_use_nulls on or off, since views
+    The CRM record (source, external_id) comes first, then the email, then an account that no CRM knows. Reads right with join_use_nulls on or off, since views
     are read by clients that set neither.
 
     rows: relation or subquery with source, external_id and email (normalised).
@@ -44,17 +79,28 @@
 {% macro with_contacts(rows, has_messages=false) -%}
     select
         hinted.*,
-        coalesce(nullIf(by_record.contact_of_record, 0), nullIf(by_email.contact_of_email, 0)) as contact_id
+        coalesce(
+            if(by_record.kind_of_record = 'record', nullIf(by_record.contact_of_record, 0), null),
+            nullIf(by_email.contact_of_email, 0),
+            nullIf(by_record.contact_of_record, 0)
+        ) as contact_id,
+        -- as it would be without merges
+        coalesce(
+            if(by_record.kind_of_record = 'record', nullIf(by_record.name_of_record, 0), null),
+            nullIf(by_email.name_of_email, 0),
+            nullIf(by_record.name_of_record, 0)
+        ) as named_contact_id
     from {{ rows }} as hinted
     -- names of joined columns differ from those of `hinted`, or ClickHouse would call the latter `hinted.source`
     left join (
-        select source as record_source, identifier as record_id, contact_id as contact_of_record
+        select source as record_source, identifier as record_id, contact_id as contact_of_record, kind as kind_of_record,
+            named_contact_id as name_of_record
         from {{ ref('int_contacts__identified') }}
-        where kind = 'record'
+        where kind in ('record', 'account')
     ) as by_record
         on by_record.record_source = hinted.source and by_record.record_id = hinted.external_id
     left join (
-        select identifier as known_email, contact_id as contact_of_email
+        select identifier as known_email, contact_id as contact_of_email, named_contact_id as name_of_email
         from {{ ref('int_contacts__identified') }}
         where kind = 'email'
     ) as by_email
@@ -72,7 +118,7 @@
     {%- endif -%}
     {%- set node = graph.nodes.values() | selectattr('name', 'equalto', 'int_contacts__identified') | first -%}
     {%- set before = load_relation(api.Relation.create(database=node.database, schema=node.schema, identifier=node.alias)) -%}
-    {%- if before is none or 'records_through' not in adapter.get_columns_in_relation(before) | map(attribute='name') -%}
+    {%- if before is none or 'visitors_through' not in adapter.get_columns_in_relation(before) | map(attribute='name') -%}
         {{ return(none) }}
     {%- endif -%}
     {{ return(before) }}

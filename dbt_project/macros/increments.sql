@@ -69,8 +69,9 @@
 {#-
     For `int_events__recorded`: load days to build, the partition of each, and the months in which their events happened.
 
-    A day is due if the number of its rows differs from what its partition was built of, or if the ledger has told since
-    whose message an event was about. Days that share a partition are built together.
+    A day is due if the number of its rows differs from what its partition was built of, if the ledger has told since whose
+    message an event was about, or if a visitor turned out to have been another person at the time of an event. Days that
+    share a partition are built together.
 
     On a full refresh load days of long ago share a partition a month: a block of an insert is cut into a part a partition.
 -#}
@@ -85,6 +86,7 @@
     {%- endif -%}
     {%- set given = load_days() -%}
     {%- set since = newest_load_day(this) ~ " - " ~ var('load_overlap_days') -%}
+    {%- set moved = moved_visits() -%}
     {%- set query -%}
         with
 
@@ -95,7 +97,7 @@
                 count() as loads_count,
                 arrayStringConcat(groupUniqArray(toString(toYYYYMM(occurred_at))), ',') as months
             from {{ source('raw', 'events') }}
-            where {{ was_loaded_on('loaded_at', given) if given else "loaded_at >= " ~ since }}
+            where {{ was_loaded_on('loaded_at', given + moved) if given else "loaded_at >= " ~ since ~ " or " ~ was_loaded_on('loaded_at', moved) }}
             group by loaded_on
 
         ),
@@ -104,13 +106,13 @@
 
             select loaded_on as built_on, any(slot) as built_slot, any(day_loads_count) as built_count
             from {{ this }}
-            {%- if given %}
-            where slot in (
-                {%- for day in given %}toDate('{{ day }}'), toDate('{{ day[:7] }}-01'){{ ', ' if not loop.last }}{% endfor -%}
-            )
-            {%- else %}
-            where slot >= toStartOfMonth({{ since }})
-            {%- endif %}
+            where
+                {% if not given -%}
+                slot >= toStartOfMonth({{ since }}) or
+                {%- endif %}
+                slot in (
+                {%- for day in given + moved %}toDate('{{ day }}'), toDate('{{ day[:7] }}-01'){{ ', ' if not loop.last }}{% endfor -%}
+                )
             group by loaded_on
 
         ),
@@ -139,7 +141,9 @@
             loaded_on is not null
             {%- else %}
             loaded_on is not null and (
-                loads_count != coalesce(built_count, 0) or loaded_on in (select told_on from told)
+                loads_count != coalesce(built_count, 0)
+                or loaded_on in (select told_on from told)
+                or {{ is_of_days('loaded_on', moved) }}
             )
             {%- endif %} as is_due
         from loaded
@@ -174,6 +178,53 @@
             if keys else "loaded_on",
     }) }}
 {% endmacro %}
+
+
+{#-
+    For `due_loads`: load days with events of visitors who, as far as is known now, were other people than their rows say. Looked
+    up by identity, and only for visitors that were named anew since days were last built.
+-#}
+{% macro moved_visits() -%}
+    {%- set query -%}
+        with
+
+        changed as (
+
+            select visitor_id, turns
+            from {{ newest(ref('int_visitors__shared')) }}
+            where recorded_at >= (
+                select greatest(max(recorded_at), toDateTime64(0, 3, 'UTC')) from {{ this }}
+                where slot >= toStartOfMonth({{ newest_load_day(this) }})
+            )
+
+        ),
+
+        identities as (
+
+            -- the visitor's own, and one for each person, since another one may have come first as far as was known
+            select
+                arrayJoin(arrayPushFront(
+                    arrayMap(
+                        person -> {{ visitor_as('visitor_id', 'person', '0') }},
+                        arrayDistinct(arrayMap(turn -> turn.2, turns))
+                    ),
+                    visitor_id
+                )) as visit_identity_id,
+                visitor_id,
+                turns
+            from changed
+
+        )
+
+        select distinct toString(recorded.loaded_on)
+        from {{ this }} as recorded
+        inner join identities on identities.visit_identity_id = recorded.identity_id
+        where
+            recorded.identity_id in (select visit_identity_id from identities)
+            and recorded.identity_id != {{ visitor_at('identities.visitor_id', 'identities.turns', 'recorded.occurred_at') }}
+    {%- endset -%}
+    {{ return(run_query(query).rows | map(attribute=0) | list) }}
+{%- endmacro %}
 
 
 {#-

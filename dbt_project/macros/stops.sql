@@ -11,6 +11,37 @@
 
 
 {#-
+    Who must not be written to, of people with `last_subscribed_at`, `last_unsubscribed_at` and `last_complained_at`. A merge
+    makes one of several: what one of them decided is taken back by what another said only after the merge.
+
+    parts: relation with contact_id, a row for each of those who are one now.
+-#}
+{% macro stopped_people(parts) -%}
+    select people.contact_id as contact_id
+    from (
+        select
+            contact_id,
+            groupArray(tuple(last_subscribed_at, last_unsubscribed_at, last_complained_at)) as decisions,
+            max(last_subscribed_at) as newest_at
+        from {{ parts }}
+        group by contact_id
+    ) as people
+    left any join (
+        select contact_id as merged_contact_id, merged_at from {{ ref('int_contacts__merged') }}
+    ) as merged
+        on merged.merged_contact_id = people.contact_id
+    where arrayExists(
+        decision -> {{ is_stopped(
+            "greatest(decision.1, if(people.newest_at > coalesce(merged.merged_at, toDateTime64(0, 3, 'UTC')), people.newest_at, toDateTime64(0, 3, 'UTC')))",
+            'decision.2',
+            'decision.3',
+        ) }},
+        people.decisions
+    )
+{%- endmacro %}
+
+
+{#-
     What an unsubscribe, complaint, bounce or signing up is about: a telephone number is of `sms`; what says `channel: all`
     (the page of preferences) is of all channels; any other is of mail, and silences nothing else.
 -#}

@@ -159,6 +159,7 @@ def _event(event: dict[str, Any]) -> dict[str, Any]:
         "source": event.get("source", "shop"),
         "email": event.get("email", ""),
         "external_id": event.get("external_id", ""),
+        "anonymous_id": event.get("anonymous_id", ""),
         "message_id": event.get("message_id", ""),
         "occurred_at": at,
         "received_at": at,

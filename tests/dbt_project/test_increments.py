@@ -1,7 +1,8 @@
 """Random histories, loaded over several days in random batches: increments give what a full refresh gives, row for row.
 
-Late events, events loaded twice and in another day, people who turn out to be one, deleted records, orders without a
-contact, cancellations, providers that are quicker than the ledger, machines, and runs that end half way.
+Late events, events loaded twice and in another day, people who turn out to be one, visitors who are named late or were
+several people, records that were deleted or merged into others, merges and splits by hand and what undoes them, orders
+without a contact, cancellations, providers that are quicker than the ledger, machines, and runs that end half way.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class History:
         self.events: list[dict[str, Any]] = []
         self.sent: list[dict[str, Any]] = []
         self.unled: list[dict[str, Any]] = []
+        self.changes: list[dict[str, Any]] = []
         self.number = 0
         self.clock = FIRST_DAY
 
@@ -99,6 +101,7 @@ class History:
         rows: dict[str, list[dict[str, Any]]] = {
             "crm_records": [self._record(day) for _ in range(self.dice.randrange(4))],
             "consents": [self._consent(day) for _ in range(self.dice.randrange(2))],
+            "identity_changes": [self._change(day) for _ in range(self.dice.randrange(3))],
             "messages": [],
             "events": [self._event(day) for _ in range(self.dice.randrange(15, 40))],
         }
@@ -132,19 +135,48 @@ class History:
             "loaded_at": self.clock,
         }
 
+    def _change(self, day: int) -> dict[str, Any]:
+        """A merge or a split of whatever a record or an address leads to, or an undo of one before."""
+
+        def key() -> tuple[str, str, str]:
+            if self.dice.random() < 0.4:
+                return "", "", self.dice.choice(self.emails)
+            return self.dice.choice(["shop", "web"]), str(self.dice.randrange(8)), ""
+
+        one, other = key(), key()
+        change = {
+            "change_id": f"c{self._id()}",
+            "action": self.dice.choice(["merge", "merge", "split", "undo"]) if self.changes else "merge",
+            "occurred_at": self.moment(day),
+        }
+        if change["action"] == "undo":
+            change["undoes"] = self.dice.choice(self.changes)["change_id"]
+        else:
+            change |= dict(zip(("source", "external_id", "email"), one, strict=True))
+            self.changes.append(change)
+        if change["action"] == "merge":
+            change |= dict(zip(("into_source", "into_external_id", "into_email"), other, strict=True))
+        return change
+
     def _id(self) -> str:
         self.number += 1
         return str(self.number)
 
     def _record(self, day: int) -> dict[str, Any]:
-        email = self.dice.choice(["", *self.emails])
+        properties = {
+            "email": self.dice.choice(["", *self.emails]),
+            "first_name": self.dice.choice(["", "Ann", "Bob"]),
+        }
+        is_deleted = self.dice.random() < 0.2
+        if is_deleted and self.dice.random() < 0.5:
+            properties["merged_into"] = str(self.dice.randrange(8))
         return {
             "source": self.dice.choice(["shop", "web"]),
             "object": "contact",
             "external_id": str(self.dice.randrange(8)),
             "updated_at": self.moment(day, late=True),
-            "is_deleted": self.dice.random() < 0.2,
-            "properties": json.dumps({"email": email, "first_name": self.dice.choice(["", "Ann", "Bob"])}),
+            "is_deleted": is_deleted,
+            "properties": json.dumps(properties),
         }
 
     def _consent(self, day: int) -> dict[str, Any]:
@@ -188,7 +220,7 @@ class History:
             "event_id": f"e{self._id()}",
             "type": type_,
             "message_id": message_id,
-            "anonymous_id": self.dice.choice(["", "a1"]),
+            "anonymous_id": self.dice.choice(["", "a1", "a2", "a3"]),
             "occurred_at": at,
             "received_at": at,
             "properties": json.dumps(properties),

@@ -95,6 +95,7 @@ def test_other_types(message: dict[str, Any], type_: str, properties: dict[str, 
     assert (event.type, json.loads(event.properties)) == (type_, properties)
     assert event.email == ("bo@example.com" if message.get("userId") == "bo@example.com" else "")
     assert event.external_id in ("bo@example.com", "7", "")
+    assert event.anonymous_id == (message.get("anonymousId") or message.get("previousId") or "")
 
 
 @pytest.mark.parametrize(

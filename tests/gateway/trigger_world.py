@@ -41,7 +41,8 @@ TABLES = (
     """,
     """
     create table intermediate.int_contacts__identified (
-        identity_id Int64, contact_id Int64, kind LowCardinality(String)
+        identity_id Int64, contact_id Int64, kind LowCardinality(String),
+        named_contact_id Int64 default contact_id, own_contact_id Int64 default contact_id
     ) engine = MergeTree order by identity_id
     """,
     """
@@ -111,7 +112,7 @@ def people(warehouse: Warehouse, count: int, *, columns: str = "", first: int = 
     )
     warehouse.execute(
         f"""
-        insert into intermediate.int_contacts__identified
+        insert into intermediate.int_contacts__identified (identity_id, contact_id, kind)
         select toInt64(bitShiftRight(sipHash64('', '', email), 1)), contact_id, 'email' from marts.contact_profiles
         where email in (select 'p' || toString(number) || '@example.com' from numbers({first}, {count}))
         """

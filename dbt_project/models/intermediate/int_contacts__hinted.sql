@@ -81,6 +81,7 @@ hints as (
         identity_id,
         if(external_id = '', 0, {{ identity_of('source', 'external_id', "''") }}) as record_identity_id,
         0::Int64 as message_contact_id,
+        external_id,
         email,
         sources::Array(String) as sources,
         first_seen_at,
@@ -95,6 +96,7 @@ hints as (
         identity_id,
         if(external_id = '', 0, {{ identity_of('source', 'external_id', "''") }}) as record_identity_id,
         0::Int64 as message_contact_id,
+        external_id,
         email,
         sources::Array(String) as sources,
         first_seen_at,
@@ -109,6 +111,7 @@ hints as (
         identity_id,
         0 as record_identity_id,
         message_contact_id,
+        '' as external_id,
         email,
         []::Array(String) as sources,
         first_seen_at,
@@ -129,6 +132,7 @@ select
     message_contact_id::SimpleAggregateFunction(any, Int64) as message_contact_id,
 
     ---------- text
+    external_id::SimpleAggregateFunction(any, String) as external_id,
     email::SimpleAggregateFunction(any, String) as email,
     sources::SimpleAggregateFunction(groupUniqArrayArray, Array(String)) as sources,
 

@@ -63,17 +63,40 @@ consents as (
 
 ),
 
-permissions as (
+parts as (
 
-    -- a pause that is over is consent again
+    -- people whom a merge made one are looked at apart first
     select
-        identities.contact_id as permitting_contact_id,
-        {%- for channel in ['email', 'sms', 'push'] %}
-        countIf(consents.channel = '{{ channel }}') > 0 as has_{{ channel }}_change,
-        maxIf(consents.last_change, consents.channel = '{{ channel }}').2 <= {{ now() }} as is_{{ channel }}_granted{{ ',' if not loop.last }}
-        {%- endfor %}
+        identities.contact_id as contact_id,
+        consents.channel as channel,
+        max(consents.last_change) as last_change
     from {{ ref('int_contacts__identified') }} as identities
     inner join consents on consents.consent_identity_id = identities.identity_id
+    group by contact_id, identities.named_contact_id, channel
+
+),
+
+merged as (
+
+    select contact_id as merged_contact_id, merged_at from {{ ref('int_contacts__merged') }}
+
+),
+
+permissions as (
+
+    -- a pause that is over is consent again; until something is said after a merge the strictest counts
+    select
+        parts.contact_id as permitting_contact_id,
+        {%- for channel in ['email', 'sms', 'push'] %}
+        countIf(parts.channel = '{{ channel }}') > 0 as has_{{ channel }}_change,
+        if(
+            maxIf(parts.last_change, parts.channel = '{{ channel }}').1 > coalesce(any(merged.merged_at), toDateTime64(0, 3, 'UTC')),
+            maxIf(parts.last_change, parts.channel = '{{ channel }}').2,
+            maxIf(parts.last_change.2, parts.channel = '{{ channel }}')
+        ) <= {{ now() }} as is_{{ channel }}_granted{{ ',' if not loop.last }}
+        {%- endfor %}
+    from parts
+    left any join merged on merged.merged_contact_id = parts.contact_id
     group by permitting_contact_id
 
 ),

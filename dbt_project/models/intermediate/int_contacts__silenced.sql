@@ -47,11 +47,20 @@ said as (
     group by address
     having address != ''
 
+),
+
+parts as (
+
+    select
+        owners.contact_id as contact_id,
+        max(said.subscribed_at) as last_subscribed_at,
+        max(said.unsubscribed_at) as last_unsubscribed_at,
+        toDateTime64(0, 3, 'UTC') as last_complained_at
+    from {{ ref('int_contacts__identified') }} as owners
+    inner join said on said.email_identity_id = owners.identity_id
+    where owners.kind = 'email'
+    group by owners.contact_id, owners.named_contact_id
+
 )
 
-select owners.contact_id as contact_id
-from {{ ref('int_contacts__identified') }} as owners
-inner join said on said.email_identity_id = owners.identity_id
-where owners.kind = 'email'
-group by owners.contact_id
-having {{ is_stopped('max(said.subscribed_at)', 'max(said.unsubscribed_at)', "toDateTime64(0, 3, 'UTC')") }}
+{{ stopped_people('parts') }}

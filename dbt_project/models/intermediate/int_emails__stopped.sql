@@ -41,15 +41,14 @@ said as (
 
 owners as (
 
-    select identity_id, contact_id
+    select identity_id, contact_id, named_contact_id
     from {{ ref('int_contacts__identified') }}
     where kind = 'email' and identity_id in (select email_identity_id from said)
 
 ),
 
-people as (
+parts as (
 
-    -- what a person decided holds for every address we ever had of them
     select
         owners.contact_id as contact_id,
         max(said.subscribed_at) as last_subscribed_at,
@@ -57,8 +56,14 @@ people as (
         max(said.complained_at) as last_complained_at
     from owners
     inner join said on said.email_identity_id = owners.identity_id
-    group by owners.contact_id
-    having {{ is_stopped('last_subscribed_at', 'last_unsubscribed_at', 'last_complained_at') }}
+    group by owners.contact_id, owners.named_contact_id
+
+),
+
+people as (
+
+    -- what a person decided holds for every address we ever had of them
+    {{ stopped_people('parts') }}
 
 )
 

@@ -163,14 +163,23 @@ addressed as (
     {%- endif %}
     group by message_hash
 
+),
+
+visitors as (
+
+    select visitor_id as shared_visitor_id, turns
+    from {{ newest(ref('int_visitors__shared')) }}
+
 )
 
 select
     ---------- ids
     event_id,
-    if(
-        is_message_known,
-        message_identity_id,
+    multiIf(
+        is_message_known, message_identity_id,
+        -- a visitor who was several people, alone
+        once.external_id = '' and once.email = '' and notEmpty(visitors.turns),
+        {{ visitor_at('shared_visitor_id', 'visitors.turns', 'once.occurred_at') }},
         {{ identity_of('source', 'external_id', 'email', 'anonymous_id') }}
     )::Int64 as identity_id,
     message_id,
@@ -213,3 +222,4 @@ select
 from once
 left join sizes on sizes.size_of = once.loaded_on
 left any join addressed on addressed.known_message_hash = once.message_hash
+left any join visitors on visitors.shared_visitor_id = {{ visitor_of('once.source', 'once.anonymous_id') }}

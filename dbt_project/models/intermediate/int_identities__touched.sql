@@ -4,6 +4,8 @@
     )
 }}
 
+-- depends_on: {{ ref('stg_identities__changes') }}
+
 {%- set before = identities_before() %}
 
 {%- if before is none %}
@@ -17,7 +19,8 @@ select
 
     ---------- timestamps
     assumeNotNull((select max(recorded_at) from {{ ref('int_records__combined') }})) as records_through,
-    assumeNotNull((select max(recorded_at) from {{ ref('int_contacts__hinted') }})) as hints_through
+    assumeNotNull((select max(recorded_at) from {{ ref('int_contacts__hinted') }})) as hints_through,
+    assumeNotNull((select max(recorded_at) from {{ ref('int_visitors__told') }})) as visitors_through
 
 {%- else %}
 
@@ -33,17 +36,30 @@ known as (
 
 (select max(hints_through) from known) as old_hints_through,
 
+(select max(visitors_through) from known) as old_visitors_through,
+
+splits as (
+
+    -- they are few, and one that was undone counts as much as one that is new: all are looked at
+    select distinct identity_id as split_identity_id
+    from {{ ref('stg_identities__changes') }}
+    where action = 'split'
+
+),
+
 records as (
 
     select identity_id, contact_id, emails
     from {{ ref('int_records__combined') }}
-    where recorded_at > assumeNotNull(old_records_through)
+    where
+        recorded_at > assumeNotNull(old_records_through)
+        or identity_id in (select split_identity_id from splits)
 
 ),
 
 heard as (
 
-    select identity_id, email_identity_id
+    select identity_id, record_identity_id, email_identity_id
     from {{ ref('int_contacts__hinted') }}
     where recorded_at > assumeNotNull(old_hints_through)
 
@@ -73,7 +89,54 @@ emails as (
 
     select email_identity_id as identity_id
     from {{ ref('int_contacts__hinted') }}
-    where record_identity_id in (select identity_id from records)
+    where
+        record_identity_id in (select identity_id from records)
+        or email_identity_id in (select split_identity_id from splits)
+
+),
+
+named as (
+
+    -- when something was first heard of may change, too
+    select record_identity_id as identity_id from heard
+    where record_identity_id != 0
+
+    union distinct
+
+    select record_identity_id as identity_id
+    from {{ ref('int_contacts__hinted') }}
+    where
+        record_identity_id != 0
+        and (
+            email_identity_id in (select identity_id from emails)
+            or record_identity_id in (select split_identity_id from splits)
+        )
+
+),
+
+accounts as (
+
+    -- ids that no CRM knows
+    select identity_id from named
+    where identity_id not in (
+        select identity_id from {{ ref('int_records__combined') }}
+        where identity_id in (select identity_id from named)
+    )
+
+),
+
+visitors as (
+
+    select visitor_id, person_identity_id
+    from {{ ref('int_visitors__told') }}
+    where visitor_id in (
+        select visitor_id from {{ ref('int_visitors__told') }}
+        where
+            recorded_at > assumeNotNull(old_visitors_through)
+            or person_identity_id in (select identity_id from records)
+            or person_identity_id in (select identity_id from emails)
+            or person_identity_id in (select identity_id from accounts)
+    )
 
 ),
 
@@ -83,7 +146,7 @@ contacts as (
 
     union distinct
 
-    select contact_id from known
+    select arrayJoin([contact_id, named_contact_id, own_contact_id]) as contact_id from known
     where identity_id in (select identity_id from records)
 
 ),
@@ -95,6 +158,19 @@ touched as (
     union all
 
     select identity_id as id, 'email' as what from emails
+
+    union all
+
+    select identity_id as id, 'account' as what from accounts
+
+    union all
+
+    select distinct visitor_id as id, 'visitor' as what from visitors
+
+    union all
+
+    -- what such a visitor did as one person and as another
+    select distinct {{ visitor_as('visitor_id', 'person_identity_id', '0') }} as id, 'visit' as what from visitors
 
     union all
 
@@ -131,7 +207,8 @@ select
 
     ---------- timestamps
     assumeNotNull((select max(recorded_at) from {{ ref('int_records__combined') }})) as records_through,
-    assumeNotNull((select max(recorded_at) from {{ ref('int_contacts__hinted') }})) as hints_through
+    assumeNotNull((select max(recorded_at) from {{ ref('int_contacts__hinted') }})) as hints_through,
+    assumeNotNull((select max(recorded_at) from {{ ref('int_visitors__told') }})) as visitors_through
 from touched
 
 {%- endif %}

@@ -9,7 +9,7 @@
     )
 }}
 
-{%- set values = ['email', 'first_name', 'last_name', 'country', 'city', 'timezone', 'locale', 'phone', 'is_deleted'] %}
+{%- set values = ['email', 'first_name', 'last_name', 'country', 'city', 'timezone', 'locale', 'phone', 'merged_into', 'is_deleted'] %}
 {%- set columns = ['identity_id', 'source', 'external_id'] + values + [
     'updated_at', 'load_rank', 'emails', 'first_email', 'first_email_loaded_at', 'first_email_updated_at', 'last_email',
     'last_email_updated_at', 'last_email_load_rank', 'created_at', 'first_loaded_at', 'last_loaded_at',
@@ -44,6 +44,7 @@ versions as (
         timezone,
         locale,
         phone,
+        merged_into,
         is_deleted,
         updated_at,
         -toUnixTimestamp64Milli(loaded_at) as load_rank,
@@ -140,6 +141,7 @@ select
     timezone,
     locale,
     phone,
+    merged_into,
     emails,
     first_email,
     last_email,

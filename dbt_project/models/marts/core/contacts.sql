@@ -6,9 +6,22 @@
 
 with
 
+moved as (
+
+    -- records that a merge or a split has given to another contact than they name
+    select identity_id as moved_identity_id, contact_id as moved_contact_id
+    from {{ ref('int_contacts__identified') }}
+    where kind = 'record' and contact_id != own_contact_id
+
+),
+
 records as (
 
-    select * from {{ newest(ref('int_records__combined')) }}
+    select
+        loaded.* except (contact_id),
+        coalesce(moved.moved_contact_id, loaded.contact_id) as contact_id
+    from {{ newest(ref('int_records__combined'), 'loaded') }}
+    left any join moved on moved.moved_identity_id = loaded.identity_id
 
 ),
 
@@ -72,9 +85,10 @@ combined_contacts as (
 
 hinted_contacts as (
 
+    -- of several addresses that were merged the one that was seen last
     select
         identifiers.contact_id as contact_id,
-        any(identifiers.identifier) as email,
+        argMax(identifiers.identifier, tuple(hints.last_seen_at, identifiers.identifier)) as email,
         arraySort(groupUniqArrayArray(hints.sources)) as sources,
         min(hints.first_seen_at) as created_at,
         max(hints.last_seen_at) as updated_at
@@ -89,13 +103,47 @@ hinted_contacts as (
 
 ),
 
-contacts as (
+both as (
+
+    -- merged: known to a CRM, and seen under an address that no CRM has
+    select contact_id from hinted_contacts
+    where contact_id in (select contact_id from records)
+
+),
+
+recorded_contacts as (
 
     select * from single_contacts
 
     union all
 
     select * from combined_contacts
+
+),
+
+contacts as (
+
+    select * from recorded_contacts
+    where contact_id not in (select contact_id from both)
+
+    union all
+
+    select
+        recorded_contacts.contact_id as contact_id,
+        if(recorded_contacts.email != '', recorded_contacts.email, hinted_contacts.email) as email,
+        recorded_contacts.first_name as first_name,
+        recorded_contacts.last_name as last_name,
+        recorded_contacts.country as country,
+        recorded_contacts.city as city,
+        recorded_contacts.timezone as timezone,
+        recorded_contacts.locale as locale,
+        recorded_contacts.phone as phone,
+        arraySort(arrayDistinct(arrayConcat(recorded_contacts.sources, hinted_contacts.sources))) as sources,
+        recorded_contacts.is_deleted as is_deleted,
+        least(recorded_contacts.created_at, hinted_contacts.created_at) as created_at,
+        greatest(recorded_contacts.updated_at, hinted_contacts.updated_at) as updated_at
+    from recorded_contacts
+    inner join hinted_contacts on hinted_contacts.contact_id = recorded_contacts.contact_id
 
     union all
 
@@ -114,6 +162,7 @@ contacts as (
         created_at,
         updated_at
     from hinted_contacts
+    where contact_id not in (select contact_id from both)
 
 )
 

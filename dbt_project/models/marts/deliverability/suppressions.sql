@@ -51,6 +51,25 @@ identifiers as (
 
 ),
 
+merged as (
+
+    select contact_id as merged_contact_id, merged_at from {{ ref('int_contacts__merged') }}
+
+),
+
+owners as (
+
+    -- whose an address was before a merge, and when that was
+    select
+        identifiers.identifier as owned_email,
+        identifiers.named_contact_id as owner_id,
+        coalesce(merged.merged_at, toDateTime64(0, 3, 'UTC')) as merged_at
+    from identifiers
+    left any join merged on merged.merged_contact_id = identifiers.contact_id
+    where identifiers.identifier in (select email from addressed)
+
+),
+
 same_person as (
 
     -- what a person decided holds for every address we ever had of them; a dead mailbox is one address
@@ -65,12 +84,13 @@ same_person as (
 
 reached as (
 
-    select email, type, occurred_at, event_id, is_global from addressed
+    select email, email as told_email, type, occurred_at, event_id, is_global from addressed
 
     union all
 
     select
         same_person.other_email as email,
+        addressed.email as told_email,
         addressed.type as type,
         addressed.occurred_at as occurred_at,
         addressed.event_id as event_id,
@@ -93,12 +113,30 @@ by_phone as (
 
 by_email as (
 
+    -- what one of several people decided is taken back by what another of them said only after a merge made them one
     select
-        email,
-        {{ standing_stops() }} as stops
+        reached.email as email,
+        groupArrayIf(tuple(reached.occurred_at, coalesce(owners.owner_id, 0)), reached.type = 'subscribed') as returns,
+        coalesce(max(owners.merged_at), toDateTime64(0, 3, 'UTC')) as last_merged_at,
+        arrayMap(
+            stop -> tuple(stop.1, stop.2, stop.3, stop.4),
+            arraySort(
+                stop -> (stop.1, stop.2),
+                arrayFilter(
+                    stop -> stop.3 != 'unsubscribed' or not arrayExists(
+                        back -> back.1 > stop.1 and (back.2 = stop.5 or back.1 > last_merged_at), returns
+                    ),
+                    groupArrayIf(
+                        tuple(reached.occurred_at, reached.event_id, reached.type::String, reached.is_global, coalesce(owners.owner_id, 0)),
+                        reached.type != 'subscribed'
+                    )
+                )
+            )
+        ) as stops
     from reached
-    where email != ''
-    group by email
+    left any join owners on owners.owned_email = reached.told_email
+    where reached.email != ''
+    group by reached.email
 
 ),
 

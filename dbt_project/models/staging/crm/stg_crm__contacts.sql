@@ -31,6 +31,9 @@ select
     ) as phone,
     nullIf(trim(properties.push_token::Nullable(String)), '') as push_token,
 
+    -- the record that this one went into, which is why it is deleted
+    if(is_deleted, trim(coalesce(properties.merged_into::Nullable(String), '')), '') as merged_into,
+
     ---------- booleans
     is_deleted,
 

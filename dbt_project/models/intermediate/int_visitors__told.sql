@@ -1,0 +1,47 @@
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='append',
+        on_schema_change='fail',
+        engine=engine('AggregatingMergeTree'),
+        order_by=['visitor_id', 'person_identity_id'],
+        query_settings={'optimize_on_insert': 0}
+    )
+}}
+
+with
+
+events as (
+
+    select
+        {{ visitor_of('source', 'anonymous_id') }} as visitor_id,
+        {{ person_of('source', 'external_id', 'email') }} as person_identity_id,
+        source,
+        anonymous_id,
+        occurred_at,
+        loaded_at
+    from {{ ref('stg_events__events') }}
+    where
+        anonymous_id != ''
+        and (external_id != '' or email != '')
+        {% if is_incremental() -%}
+        and loaded_at > {{ newest_load('event_loaded_at', 'recorded_at') }}
+        {%- endif %}
+
+)
+
+select
+    ---------- ids
+    visitor_id::Int64 as visitor_id,
+    person_identity_id::Int64 as person_identity_id,
+
+    ---------- text
+    any(source)::SimpleAggregateFunction(any, String) as source,
+    any(anonymous_id)::SimpleAggregateFunction(any, String) as anonymous_id,
+
+    ---------- timestamps
+    min(events.occurred_at)::SimpleAggregateFunction(min, DateTime64(3, 'UTC')) as first_at,
+    max(events.loaded_at)::SimpleAggregateFunction(max, DateTime64(3, 'UTC')) as event_loaded_at,
+    {{ stamp() }}::SimpleAggregateFunction(max, DateTime64(3, 'UTC')) as recorded_at
+from events
+group by visitor_id, person_identity_id
