@@ -296,6 +296,62 @@ def load_crm_records(
     return _load(warehouse, frame, _RECORDS, run_id, "", by_content=by_content)
 
 
+def compared_records(warehouse: Warehouse, frame: pl.DataFrame, *, run_id: str) -> pl.DataFrame:
+    """How records stand to what is stored of them, apart from what the run itself has stored before.
+
+    Args:
+        frame: columns of `RECORD_COLUMNS`, each (source, object, external_id) once.
+        run_id: the run that is about to load them; one that was broken off and goes on gets the same answer again.
+
+    Returns:
+        The frame with `standing`, which is `new`, `changed` or `unchanged` (as the newest stored version, or this very
+        version is stored), and `is_stored`, whether this run has stored it already.
+
+    Raises:
+        WarehouseError: ClickHouse refused.
+    """
+    if frame.is_empty():
+        return frame.with_columns(
+            pl.lit(None, pl.String).alias("standing"), pl.lit(None, pl.Boolean).alias("is_stored")
+        )
+    identity = ", ".join(_RECORDS.identity)
+    found = warehouse.frame(
+        f"""
+        select
+            {", ".join(f"given.{name} as {name}" for name in _RECORDS.identity)},
+            multiIf(
+                stored.others = 0, 'new',
+                stored.mine > 0, 'changed',
+                has(stored.versions, given.updated_at) or given.content = stored.content, 'unchanged',
+                'changed'
+            ) as standing,
+            stored.mine > 0 as is_stored
+        from (
+            select
+                {identity}, updated_at,
+                tuple(is_deleted, toString(accurateCastOrNull(properties, 'JSON'))) as content
+            from keys
+        ) as given
+        left join (
+            select
+                {identity},
+                argMax(tuple(is_deleted, toString(properties)), tuple(updated_at, loaded_at)) as content,
+                groupArray(crm_records.updated_at) as versions,
+                countIf(run_id = {{run:String}}) as mine,
+                countIf(run_id != {{run:String}}) as others
+            from raw.crm_records as crm_records where ({identity}) in (select {identity} from keys)
+            group by {identity}
+        ) as stored using ({identity})
+        """,  # noqa: S608
+        {"run": run_id},
+        external={"keys": frame.select(*_RECORDS.identity, "updated_at", *_RECORDS.content)},
+        settings=dict(INSERT_SETTINGS),
+    ).with_columns(
+        pl.col(*_RECORDS.identity, "standing").cast(pl.String), pl.col("is_stored").cast(pl.Boolean)
+    )
+    return frame.join(found, on=list(_RECORDS.identity), how="left", maintain_order="left")
+
+
 def load_consents(
     warehouse: Warehouse, frame: pl.DataFrame, *, run_id: str = "", kind: str = "consent"
 ) -> LoadResult:
