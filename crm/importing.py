@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import polars as pl
+from ruamel.yaml import YAML
 
 from crm import columns as read
 from crm.addresses import AddressJudge, Policy, Problems
@@ -33,7 +34,7 @@ from crm.files import consent_ids, encoded_row
 from crm.headers import FIELDS, read_head, recognised
 from crm.locks import one_at_a_time
 from crm.readers import Chunk, Want, read_chunks
-from crm.specs import Moment, Value
+from crm.specs import FORMATS, Moment, Value, load_source
 from crm.values import CHECKS, checked
 from warehouse.client import Warehouse
 from warehouse.errors import InputError, MailhouseError
@@ -380,6 +381,79 @@ def run_import(
         with run.logged(), _report_file(report_path) as sheet:
             run.go(sheet, on_progress)
     return run.report
+
+
+def save_source(plan: ImportPlan, name: str, content_dir: Path) -> Path:
+    """Write the mapping as `content/sources/<name>.yaml`, for files of the same kind that come again.
+
+    The source reads `inbox/<name>/` of the home folder. It checks addresses for syntax alone, and what it says of
+    consent counts by its time: a date that all rows share is as old as it was here, so later withdrawals stand.
+
+    Raises:
+        InputError: there is such a source already, or the file has nothing to tell contacts apart by.
+    """
+    path = content_dir / "sources" / f"{name}.yaml"
+    if path.exists():
+        raise InputError(f"There is a source {name} already.", fix="Choose another name, or edit the file.")
+    fields, options, consent = plan.fields, plan.options, plan.options.consent
+    email = fields.get("email")
+    key = fields.get("external_id", email)
+    if email is None or key is None:
+        raise InputError("A source needs an e-mail column.", fix='Give --map "Column=email".')
+    times: dict[str, Any] = {"timezone": options.timezone}
+    if options.time_format:
+        times["format"] = options.time_format
+    mapped: dict[str, Any] = {"external_id": key, "email": email}
+    for field_name, column in fields.items():
+        if field_name in ("created_at", "updated_at"):
+            mapped[field_name] = {"column": column, **times}
+        elif field_name not in (*CONSENT_FIELDS, "external_id", "email"):
+            mapped[field_name] = column
+    document: dict[str, Any] = {
+        "name": name,
+        "description": f"As {plan.path.name} was imported",
+        "source": options.source,
+        "object": "contacts",
+        "files": f"inbox/{name}/*{plan.path.suffix}",
+        "is_optional": True,
+    }
+    if plan.path.suffix.lower() not in FORMATS or options.form:
+        document["format"] = plan.form
+    if plan.delimiter and plan.delimiter != ("\t" if plan.path.suffix == ".tsv" else ","):
+        document["delimiter"] = plan.delimiter
+    if options.encoding != "utf-8":
+        document["encoding"] = options.encoding
+    document["columns"] = mapped
+    if consent is not None:
+        said: dict[str, Any] = {
+            "purpose": {"value": consent.purpose},
+            "basis": {"value": consent.basis},
+            "is_granted": fields.get("consent", {"value": True}),
+            "occurred_at": {"column": fields["consent_date"], **times}
+            if "consent_date" in fields
+            else {"value": (consent.given_at or datetime.now(UTC)).isoformat()},
+        }
+        if "consent_text_version" in fields:
+            said["text_version"] = fields["consent_text_version"]
+        elif consent.text_version:
+            said["text_version"] = {"value": consent.text_version}
+        if "consent_ip" in fields:
+            said["ip"] = fields["consent_ip"]
+        document["consents"] = [{"channel": {"value": channel}, **said} for channel in consent.channels]
+    if options.ignore:
+        document["ignore"] = list(options.ignore)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    writer = YAML()
+    writer.width = 110
+    try:
+        with part.open("w", encoding="utf-8") as handle:
+            writer.dump(document, handle)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    load_source(path)
+    return path
 
 
 class _Sheet:

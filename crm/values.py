@@ -28,6 +28,7 @@ _NOTHING = frozenset(
 )
 # codes in use that ISO 3166-1 does not have
 _COUNTRY_SLIPS = {"UK": "GB", "EL": "GR"}
+_NO_COUNTRIES = ("ZZ", "XA", "XB", "EU", "EZ", "UN", "QO")
 _SPOKEN = (
     "ar", "bg", "ca", "cs", "da", "de", "el", "en", "es", "et", "fi", "fr", "he", "hi", "hr", "hu", "id", "it",
     "ja", "ko",
@@ -79,11 +80,10 @@ def checked(field: str, values: pl.Series) -> pl.Series:
 
 @cache
 def _territories() -> frozenset[str]:
-    return frozenset(code for code in Locale("en").territories if len(code) == 2 and code.isalpha()) - {
-        "ZZ",
-        "XA",
-        "XB",
-    }
+    codes = (str(code) for code in Locale("en").territories)
+    return frozenset(
+        code for code in codes if len(code) == 2 and code.isalpha() and code not in _NO_COUNTRIES
+    )
 
 
 @cache
