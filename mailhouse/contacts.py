@@ -259,8 +259,8 @@ def show_plan(plan: ImportPlan) -> None:
         ground = f"on the ground of {basis}, for {consent.purpose} by {', '.join(consent.channels)}"
     console.print(
         f"Into source {options.source}, {ground}; offices' addresses: {options.keeps_roles}, throwaway addresses: "
-        f"{options.disposable}; times without a zone are of {options.timezone}; of a person who is there twice the first "
-        "row counts.",
+        f"{options.disposable}; times without a zone are of {options.timezone}; of a person who is there twice the "
+        "first row counts.",
         markup=False, soft_wrap=True,
     )  # fmt: skip
 

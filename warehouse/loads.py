@@ -314,42 +314,41 @@ def compared_records(warehouse: Warehouse, frame: pl.DataFrame, *, run_id: str) 
         return frame.with_columns(
             pl.lit(None, pl.String).alias("standing"), pl.lit(None, pl.Boolean).alias("is_stored")
         )
-    identity = ", ".join(_RECORDS.identity)
-    found = warehouse.frame(
+    identity = list(_RECORDS.identity)
+    names = ", ".join(identity)
+    stored = warehouse.frame(
         f"""
         select
-            {", ".join(f"given.{name} as {name}" for name in _RECORDS.identity)},
-            multiIf(
-                stored.others = 0, 'new',
-                stored.mine > 0, 'changed',
-                has(stored.versions, given.updated_at) or given.content = stored.content, 'unchanged',
-                'changed'
-            ) as standing,
-            stored.mine > 0 as is_stored
-        from (
-            select
-                {identity}, updated_at,
-                tuple(is_deleted, toString(accurateCastOrNull(properties, 'JSON'))) as content
-            from keys
-        ) as given
-        left join (
-            select
-                {identity},
-                argMax(tuple(is_deleted, toString(properties)), tuple(updated_at, loaded_at)) as content,
-                groupArray(crm_records.updated_at) as versions,
-                countIf(run_id = {{run:String}}) as mine,
-                countIf(run_id != {{run:String}}) as others
-            from raw.crm_records as crm_records where ({identity}) in (select {identity} from keys)
-            group by {identity}
-        ) as stored using ({identity})
+            {names}, groupArray(crm_records.updated_at) as versions,
+            countIf(run_id = {{run:String}}) > 0 as is_stored, countIf(run_id != {{run:String}}) > 0 as is_known
+        from raw.crm_records as crm_records where ({names}) in (select {names} from keys)
+        group by {names}
         """,  # noqa: S608
         {"run": run_id},
-        external={"keys": frame.select(*_RECORDS.identity, "updated_at", *_RECORDS.content)},
-        settings=dict(INSERT_SETTINGS),
+        external={"keys": frame.select(identity)},
     ).with_columns(
-        pl.col(*_RECORDS.identity, "standing").cast(pl.String), pl.col("is_stored").cast(pl.Boolean)
+        pl.col(identity).cast(pl.String),
+        pl.col("versions").cast(pl.List(UTC_MS)),
+        pl.col("is_stored", "is_known").cast(pl.Boolean),
     )
-    return frame.join(found, on=list(_RECORDS.identity), how="left", maintain_order="left")
+    joined = frame.join(stored, on=identity, how="left", maintain_order="left").with_columns(
+        pl.col("is_stored", "is_known").fill_null(False),
+        pl.col("versions").list.contains(pl.col("updated_at")).fill_null(False).alias("is_there"),
+    )
+    # contents are dear to compare: only where nothing else tells
+    open_ = joined.filter("is_known", ~pl.col("is_stored"), ~pl.col("is_there"))
+    differing = _without_unchanged(warehouse, open_.select(frame.columns), _RECORDS).select(identity)
+    joined = joined.join(
+        differing.with_columns(pl.lit(True).alias("differs")), on=identity, how="left", maintain_order="left"
+    )
+    standing = (
+        pl.when(~pl.col("is_known"))
+        .then(pl.lit("new"))
+        .when(pl.col("is_stored") | pl.col("differs").fill_null(False))
+        .then(pl.lit("changed"))
+        .otherwise(pl.lit("unchanged"))
+    )
+    return joined.select(*frame.columns, standing.alias("standing"), "is_stored")
 
 
 def load_consents(
