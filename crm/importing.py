@@ -327,10 +327,17 @@ def _check_consent(options: ImportOptions, fields: Mapping[str, str]) -> None:
 def _check_properties(name: str, properties: Sequence[str]) -> None:
     own = {"is_role_account", *FIELDS} - set(CONSENT_FIELDS)
     for column in properties:
-        path = next((other for other in (*properties, *own) if other.startswith(f"{column}.")), None)
-        if column in own or path is not None:
+        # `a.b` is a part of `a`
+        parts = column.split(".")
+        above = [".".join(parts[:place]) for place in range(1, len(parts))]
+        clash = (
+            column
+            if column in own
+            else next((name for name in above if name in own or name in properties), None)
+        )
+        if clash is not None:
             raise InputError(
-                f"{name}: column {column!r} clashes with the property {path or column!r}.",
+                f"{name}: column {column!r} clashes with the property {clash!r}.",
                 fix=f'Map it, rename it, or leave it out: --ignore "{column}".',
             )
 
@@ -784,7 +791,9 @@ class _Run:
             ).alias(name)
             for name in ("consent_text_version", "consent_ip")
         ).select(
-            pl.col("consent_text_version").fill_null(consent.text_version or None).alias("text_version"),
+            pl.col("consent_text_version")
+            .fill_null(pl.lit(consent.text_version or None, pl.String))
+            .alias("text_version"),
             pl.col("consent_ip").alias("ip"),
         )
         granted, unread = pl.lit(True), pl.lit(None, pl.String)
@@ -1081,6 +1090,12 @@ _EMAIL_IDENTITY = "toInt64(bitShiftRight(sipHash64('', '', email), 1))"
 """The macro `identity_of` for an address alone."""
 
 
+_NUMBER_STOPS = """
+    select external_id, '3 stopped' as stop from given
+    where number != '' and number in (select phone from marts.suppressions where channel = 'sms')
+"""
+
+
 class _Stops:
     """Who must get no consent from a file, whatever it says.
 
@@ -1114,12 +1129,13 @@ class _Stops:
             return pl.DataFrame(schema={"external_id": pl.String(), "reason": pl.String()})
         given = rows.select("external_id", pl.col("email", "number").fill_null(""))
         parts = [self._withdrawn(), self._mail_stops(channel)]
-        if channel == "sms":
-            parts.append(self._number_stops())
+        if channel == "sms" and self.has_suppressions:
+            parts.append(_NUMBER_STOPS)
+        stops = " union all ".join(parts)
         found = self.warehouse.frame(
             f"""
             with aliases as ({self._aliases()})
-            select external_id, min(stop) as reason from ({" union all ".join(part for part in parts if part)})
+            select external_id, substring(min(stop), 3) as reason from ({stops})
             group by external_id
             """,  # noqa: S608
             {
@@ -1218,14 +1234,6 @@ class _Stops:
                         and maxIf(occurred_at, type = 'unsubscribed') >= subscribed_at
                     )
             ) as stops on stops.address = aliases.email
-        """
-
-    def _number_stops(self) -> str:
-        if not self.has_suppressions:
-            return ""
-        return """
-            select external_id, '3 stopped' as stop from given
-            where number != '' and number in (select phone from marts.suppressions where channel = 'sms')
         """
 
 
