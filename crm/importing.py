@@ -1110,10 +1110,10 @@ class _Stops:
         there = set(
             warehouse.frame(
                 """
-                select concat(database, '.', name) as name from system.tables
+                select concat(database, '.', name) as table from system.tables
                 where name in ('int_contacts__identified', 'suppressions')
                 """
-            )["name"]
+            )["table"]
         )
         self.has_identities = "intermediate.int_contacts__identified" in there
         self.has_suppressions = "marts.suppressions" in there
@@ -1201,20 +1201,23 @@ class _Stops:
         """  # noqa: S608
 
     def _mail_stops(self, channel: str) -> str:
-        """SQL: what stands against an address. Of other channels than mail only what was said of all."""
+        """SQL: what stands against an address, of other channels than mail only what was said of all.
+
+        The view knows the other addresses of a person, and that a dead mailbox says nothing of them.
+        """
         if self.has_suppressions:
             only = "" if channel == "email" else "and is_global"
             return f"""
-                select aliases.external_id as external_id, concat('2 ', stops.reason) as stop
-                from aliases
+                select given.external_id as external_id, concat('2 ', stops.reason) as stop
+                from given
                 inner join (
                     select email, toString(reason) as reason from marts.suppressions
-                    where channel = 'email' {only} and email in (select email from aliases)
-                ) as stops on stops.email = aliases.email
+                    where channel = 'email' {only} and email in (select email from given)
+                ) as stops on stops.email = given.email
             """  # noqa: S608
         return """
-            select aliases.external_id as external_id, concat('2 ', stops.reason) as stop
-            from aliases
+            select given.external_id as external_id, concat('2 ', stops.reason) as stop
+            from given
             inner join (
                 select
                     lower(trim(both ' \t\r\n' from email)) as address,
@@ -1223,7 +1226,8 @@ class _Stops:
                 from raw.events
                 where
                     type in ('unsubscribed', 'complained', 'bounced', 'subscribed')
-                    and lower(trim(both ' \t\r\n' from email)) in (select email from aliases)
+                    and email != ''
+                    and lower(trim(both ' \t\r\n' from email)) in (select email from given)
                     and (type != 'bounced' or coalesce(properties.bounce_class::Nullable(String), '') = 'hard')
                     and coalesce(properties.phone::Nullable(String), '') = ''
                 group by address
@@ -1233,7 +1237,7 @@ class _Stops:
                         countIf(type = 'unsubscribed') > 0
                         and maxIf(occurred_at, type = 'unsubscribed') >= subscribed_at
                     )
-            ) as stops on stops.address = aliases.email
+            ) as stops on stops.address = given.email
         """
 
 
