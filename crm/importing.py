@@ -9,7 +9,7 @@ file.
 An import is known by what it says: the same file with the same mapping and basis is the same import, so one that was
 broken off goes on where it was, and one that is repeated adds nothing. `raw.imports` says who imported what, and when.
 
-Memory: two batches of 100,000 rows, and 24 bytes for each row of the file to tell who is in it twice.
+Memory: two batches of 50,000 rows, and 24 bytes for each row of the file to tell who is in it twice.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Basis = Literal["consent", "contract", "legitimate_interest"]
 BASES: Final = ("consent", "contract", "legitimate_interest")
 """Grounds of article 6 of the GDPR on which somebody may be written to."""
 
-LOAD_ROWS = 100_000
+LOAD_ROWS = 50_000
 """Rows loaded at once, while the next are judged."""
 
 CONSENT_FIELDS: Final = ("consent", "consent_date", "consent_text_version", "consent_ip")
