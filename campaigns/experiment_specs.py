@@ -81,11 +81,14 @@ class GuardrailSpec(Spec):
 
 
 class WinnerSpec(Spec):
-    """What becomes of those who were not tested."""
+    """What becomes of those who were not tested: a campaign's remainder, or who comes to a split later."""
 
-    to: Literal["remainder"] = Field("remainder", description="remainder: all who were not tested")
+    to: Literal["remainder", "arrivals"] | None = Field(
+        None,
+        description="remainder: all who were not tested; in a journey arrivals: all who come to the split later",
+    )
     after: Duration | None = Field(
-        None, description="the earliest time after the last variant went, such as 4h"
+        None, description="the earliest time after the last variant went, or the first came to the split: 4h"
     )
     otherwise: Literal["control", "best", "none"] = Field(
         "control", description="what they get if there is no winner at the end: control, best or none"
@@ -136,6 +139,7 @@ class Measures(Spec):
         None, description="the planned end, counted from when the last variant went, such as 14d"
     )
     layer: LayerSpec | None = Field(None, description="name, from and to")
+    winner: WinnerSpec | None = Field(None, description="to, after, otherwise, confidence")
 
     @field_validator("guardrails", "others")
     @classmethod
@@ -155,14 +159,31 @@ class Measures(Spec):
             raise ValueError(f"guardrails name {self.metric}, which is the metric itself; remove it there")
         return self
 
+    @model_validator(mode="after")
+    def _winner_in_time(self) -> Measures:
+        if self.winner is not None and self.winner.after is not None and self.end is not None:
+            if self.decide == "fixed" and self.winner.after != self.end:
+                raise ValueError(
+                    "decide: fixed decides at the end alone; leave out winner.after or end, or write decide: anytime"
+                )
+            if self.winner.after > self.end:
+                raise ValueError("winner.after is later than end; make it earlier")
+        return self
+
     def metrics(self) -> list[str]:
         """Names of all metrics, the one that decides first."""
         return [self.metric, *(guardrail.metric for guardrail in self.guardrails), *self.others]
 
     @property
     def planned_end(self) -> timedelta:
-        """When the test is over, counted from when the last variant went."""
-        return self.end or DEFAULT_END
+        """When the test is over, counted from when the last variant went, or the first came to the split."""
+        return self.end or (self.winner.after if self.winner else None) or DEFAULT_END
+
+    @property
+    def earliest(self) -> timedelta:
+        """When it may be decided at the earliest, counted from the same moment."""
+        after = self.winner.after if self.winner else None
+        return self.planned_end if self.decide == "fixed" or after is None else after
 
 
 class ExperimentSpec(Measures):
@@ -177,7 +198,6 @@ class ExperimentSpec(Measures):
         description="the part of the audience that is tested, such as 20%; others are the remainder",
     )
     holdout: HoldoutSpec | None = Field(None, description="share, and name")
-    winner: WinnerSpec | None = Field(None, description="to, after, otherwise, confidence")
     allocation: Literal["fixed", "bandit"] = Field("fixed", description="fixed or bandit")
     batches: BatchesSpec | None = Field(None, description="for a bandit: count and every")
 
@@ -192,6 +212,10 @@ class ExperimentSpec(Measures):
         names = [one.name for one in self.variants]
         if self.control is not None and self.control not in names:
             raise ValueError(f"control: there is no variant {self.control!r}. {nearest(self.control, names)}")
+        if self.winner is not None and self.winner.to == "arrivals":
+            raise ValueError(
+                "winner.to: arrivals belongs to a journey's split; write remainder, or leave it out"
+            )
         if self.winner is not None and self.traffic == 1:
             raise ValueError("winner needs a remainder; write traffic below 100%, such as traffic: 20%")
         if self.allocation == "bandit":
@@ -210,25 +234,7 @@ class ExperimentSpec(Measures):
             raise ValueError(
                 "traffic below 100% leaves a remainder that would get nothing; write winner, or remove traffic"
             )
-        if self.winner is not None and self.winner.after is not None and self.end is not None:
-            if self.decide == "fixed" and self.winner.after != self.end:
-                raise ValueError(
-                    "decide: fixed decides at the end alone; leave out winner.after or end, or write decide: anytime"
-                )
-            if self.winner.after > self.end:
-                raise ValueError("winner.after is later than end; make it earlier")
         return self
-
-    @property
-    def planned_end(self) -> timedelta:
-        """When the test is over, counted from when the last variant went."""
-        return self.end or (self.winner.after if self.winner else None) or DEFAULT_END
-
-    @property
-    def earliest(self) -> timedelta:
-        """When it may be decided at the earliest, counted from when the last variant went."""
-        after = self.winner.after if self.winner else None
-        return self.planned_end if self.decide == "fixed" or after is None else after
 
     @property
     def weights(self) -> dict[str, int]:
@@ -252,6 +258,12 @@ class ExperimentSpec(Measures):
 
 class SplitExperiment(Measures):
     """An experiment of a journey's split, whose variants and weights are the split's."""
+
+    @model_validator(mode="after")
+    def _to_arrivals(self) -> SplitExperiment:
+        if self.winner is not None and self.winner.to == "remainder":
+            raise ValueError("winner.to: a split has no remainder; write arrivals, or leave it out")
+        return self
 
 
 def check_variants(names: Sequence[str]) -> None:
@@ -292,6 +304,16 @@ class Placed:
     def control(self) -> str:
         """The variant that all others are compared with."""
         return self.measures.control or next(iter(self.weights))
+
+    @property
+    def others(self) -> str:
+        """Who gets what won, as a sentence begins with them."""
+        return "Whoever comes to the split from now on" if self.kind == "journey" else "The remainder"
+
+    @property
+    def nobody(self) -> str:
+        """What follows where no variant is put in force."""
+        return "The split goes on." if self.kind == "journey" else "The remainder gets nothing."
 
     @property
     def is_proportion(self) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -66,7 +66,8 @@ class Decision:
 
     Attributes:
         outcome: of `ml.experiments.verdict`, `best_chance` (bayes), or `by_hand`.
-        winner: the variant that the remainder gets; empty if it gets nothing.
+        winner: the variant that the remainder gets, or whoever comes to the split later; empty if the remainder gets
+            nothing, and the split goes on dividing.
         rule: how it was decided: fixed, anytime, bayes, otherwise or by_hand.
         headline: a sentence.
         words: all that was said, as Markdown.
@@ -317,6 +318,14 @@ def decision_of(warehouse: Warehouse, experiment: str) -> Decision | None:
         {"experiment": experiment},
     )
     return Decision(**rows.row(0, named=True)) if rows.height else None
+
+
+def winners_of(warehouse: Warehouse, experiments: Collection[str]) -> dict[str, Decision]:
+    """Those of several experiments that have been decided for a variant."""
+    if not experiments or not has_tables(warehouse):
+        return {}
+    found = {name: decision_of(warehouse, name) for name in experiments}
+    return {name: decision for name, decision in found.items() if decision is not None and decision.winner}
 
 
 def decide(warehouse: Warehouse, decision: Decision) -> Decision:

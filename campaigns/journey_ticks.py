@@ -23,6 +23,7 @@ import polars as pl
 
 from campaigns.assignment import OUTSIDE
 from campaigns.audience import profile_columns
+from campaigns.experiments import Decision, winners_of
 from campaigns.journey_state import (
     DELETED,
     EXIT,
@@ -173,6 +174,7 @@ class JourneyTick:
         self.specs: dict[str, JourneySpec] = {}
         self.columns: list[str] = []
         self._zones: list[str] | None = None
+        self.decided: dict[str, Decision] = {}
 
     def run(self) -> TickSummary:
         """One tick.
@@ -186,6 +188,9 @@ class JourneyTick:
         self.columns = profile_columns(self.warehouse)
         record_journey(self.warehouse, self.spec)
         self.specs = {**kept_versions(self.warehouse, self.spec.name), self.spec.version: self.spec}
+        self.decided = winners_of(
+            self.warehouse, {placed.name for spec in self.specs.values() for placed in spec.experiments()}
+        )
         summary.recovered = recover(self.warehouse, self.spec.name, self.fence, self.specs, self.now)
         self.cursors = Cursors(self.warehouse, self.spec.name)
         self._begin()
@@ -1008,6 +1013,13 @@ class _Moves:
                 assert node.step.split is not None
                 allocation = self.spec.allocation(node.id)
                 names = [variant.name for variant in node.step.split]
+                decision = self.tick.decided.get(self.spec.experiment(node.id))
+                if decision is not None and decision.winner in names:
+                    # who went one way before goes on there; a decision is no exposure, so no cause that begins with hash
+                    self.cases.append(f"{here}, {numbers[names.index(decision.winner)]}")
+                    cause = f"decided {decision.decided_at:%Y-%m-%d %H:%M UTC}: {decision.headline}"
+                    self.causes.append(f"{here}, {sql_text(cause)}")
+                    return
                 variant, control = allocation.sql("state__contact"), names.index(self.spec.control(node.id))
                 self.cases.append(f"{here}, transform({variant}, {names}, {numbers}, {numbers[control]})")
                 cause = f"concat('hash ', toString({allocation.bucket_sql('state__contact')}))"

@@ -29,8 +29,21 @@ _NUMBER = r"^[+-]?(\d{1,30}(\.\d*)?|\.\d+)$"
 # beyond these a mart's Decimal(18,2) sum of quantity times price would overflow and stop every model after it
 _LARGEST_PRICE = 10**9
 _LARGEST_QUANTITY = 10**6
-_TRUE = ("true", "t", "yes", "y", "1", "on")
-_FALSE = ("false", "f", "no", "n", "0", "off")
+_TRUE = ("true", "t", "yes", "y", "1", "on", "ja", "j", "oui", "si", "sí", "sì", "sim", "tak")
+_FALSE = ("false", "f", "no", "n", "0", "off", "nein", "non", "nee", "nej", "não", "nao", "nie")
+# country codes that ITU has assigned, with the rest of a number; the macro `calling_codes` of dbt_project says the same
+_CALLING_CODES = (
+    r"1[2-9][0-9]{2}[2-9][0-9]{6}|7[0-9]{10}"
+    r"|(?:2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58])[0-9]{5,13}"
+    + "".join(
+        f"|{codes}[0-9]{{4,12}}"
+        for codes in (
+            "21[1-368]", "22[0-9]", "23[0-9]", "24[0-9]", "25[0-8]", "26[0-9]", "29[0179]", "35[0-9]", "37[0-8]",
+            "38[0-35-79]", "42[013]", "50[0-9]", "59[0-9]", "67[02-9]", "68[0-35-9]", "69[0-2]", "80[08]", "85[02356]",
+            "87[08]", "88[01368]", "96[0-8]", "97[0-79]", "99[2-68]",
+        )
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -213,7 +226,7 @@ def whole(name: str, value: Value, frame: pl.DataFrame) -> Parsed:
 
 
 def boolean(name: str, value: Value, frame: pl.DataFrame) -> Parsed:
-    """The value as true (true, t, yes, y, 1, on) or false."""
+    """The value as true (true, t, yes, y, 1, on, and yes in other languages) or false."""
     raw = text(value, frame.schema)
     low = raw.str.to_lowercase()
     answer = pl.when(low.is_in(_TRUE)).then(pl.lit(True)).when(low.is_in(_FALSE)).then(pl.lit(False))
@@ -230,6 +243,16 @@ def email(name: str, value: Value, frame: pl.DataFrame) -> Parsed:
     )
     address = pl.when(good).then(raw)
     return _settled(frame, address, _unparsed(name, raw, address, "no e-mail address"))
+
+
+def e164(raw: pl.Expr) -> pl.Expr:
+    """Telephone numbers as E.164 writes them, null where that would be a guess: the macro `e164` of dbt_project."""
+    plain = raw.str.replace_all(r"[ \t\n\r\f\x{00a0}\x{2010}-\x{2015}./-]+", "").str.replace(r"^(\+|00)", "+")
+    number = plain.str.replace(r"^(\+(?:[124-9][0-9]{0,2}|3[0-8][0-9]?))\(0\)", "${1}").str.replace_all(
+        r"[()]", ""
+    )
+    good = number.str.contains(rf"^\+(?:{_CALLING_CODES})$") & number.str.len_bytes().is_between(8, 16)
+    return pl.when(good).then(number)
 
 
 def word(name: str, value: Value, frame: pl.DataFrame, pattern: str, wanted: str) -> Parsed:

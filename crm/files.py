@@ -683,7 +683,7 @@ class _Job:
             if chunk.texts is not None:
                 content = pl.Series("content", [chunk.texts[place] for place in places], pl.String)
             else:
-                content = chunk.frame[places].select(_encoded(chunk.frame)).to_series().alias("content")
+                content = chunk.frame[places].select(encoded_row(chunk.frame)).to_series().alias("content")
             self._quarantine_rows(bad.select("file", "line", "reason").with_columns(content))
         return frame.filter(good).drop("reason"), good
 
@@ -751,8 +751,8 @@ def consent_ids(keys: Sequence[str]) -> list[str]:
     return ids
 
 
-def _encoded(frame: pl.DataFrame) -> pl.Expr:
-    """A Parquet row as JSON, to be kept with what is wrong with it."""
+def encoded_row(frame: pl.DataFrame) -> pl.Expr:
+    """Rows of Parquet as JSON, to be kept with what is wrong with them."""
     columns = [
         pl.col(name).cast(pl.String, strict=False)
         if dtype == pl.Binary or dtype.is_temporal()

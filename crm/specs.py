@@ -25,6 +25,19 @@ Name = Annotated[
 ]
 Word = Annotated[str, Field(min_length=1)]
 
+
+def check_name(what: str, name: str) -> None:
+    """Refuse a name that no source may have.
+
+    Raises:
+        InputError: it has other characters.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", name):
+        raise InputError(
+            f"{what} {name!r} is no name.", fix="Write lower case letters, digits and _, e.g. fair_2026."
+        )
+
+
 FORMATS: dict[str, str] = {
     ".csv": "csv",
     ".tsv": "csv",

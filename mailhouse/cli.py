@@ -34,11 +34,11 @@ segment = typer.Typer(help="Begin a segment, see whom it would hold, list all.",
 app.add_typer(segment, name="segment")
 app.add_typer(journey, name="journey")
 app.add_typer(experiment, name="experiment")
+app.add_typer(contacts, name="contacts")
 
 
 assets = typer.Typer(help="Pictures that templates show.", no_args_is_help=True)
 app.add_typer(assets, name="assets")
-app.add_typer(contacts, name="contacts")
 app.add_typer(gateway.app, name="gateway")
 app.add_typer(consents.app, name="consent")
 app.add_typer(trigger_commands, name="trigger")

@@ -1,4 +1,4 @@
-"""`mailhouse contacts`: the commands; what they do is in `mailhouse.identities`, imported when it is needed."""
+"""`mailhouse contacts`: who is who by hand (`mailhouse.identities`), files of people (`mailhouse.contact_import`)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mailhouse.console import console
+from mailhouse.contact_import import import_contacts
 
 if TYPE_CHECKING:
     from mailhouse.identities import Identities
 
-app = typer.Typer(help="Say who is who: merge, split, undo, and see why.", no_args_is_help=True)
+app = typer.Typer(
+    help="Bring contacts in from files; say who is who: merge, split, undo, and see why.",
+    no_args_is_help=True,
+)
+app.command("import")(import_contacts)
 
 Contact = Annotated[str, typer.Argument(help="A contact_id, an email address, or source:external_id.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept with the decision.")]

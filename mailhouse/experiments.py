@@ -84,9 +84,7 @@ def show(name: _Name) -> None:
     if seen.held_out:
         console.print(f"{seen.held_out:,} are held out and got nothing.")
     if seen.decision is not None:
-        rule, gets = seen.decision.rule.replace("_", " "), seen.decision.winner or "nothing"
-        words = f"Decided {seen.decision.decided_at:%Y-%m-%d %H:%M UTC} ({rule}): the remainder gets {gets}."
-        console.print(words, markup=False, soft_wrap=True)
+        console.print(seen.decision_words, markup=False, soft_wrap=True)
     if seen.verdict is None:
         console.print(seen.headline, markup=False, soft_wrap=True)
         return
@@ -109,6 +107,8 @@ def report(name: _Name) -> None:
         seen = look(warehouse, running, settings.now())
     page = write_report(settings, seen)
     console.print(str(page) if page else seen.headline, markup=False, soft_wrap=True)
+    if seen.decision is not None:
+        console.print(seen.decision_words, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -141,9 +141,12 @@ def size(
 
 @app.command()
 def decide(
-    name: _Name, variant: Annotated[str, typer.Argument(help="The variant that the remainder gets.")]
+    name: _Name,
+    variant: Annotated[
+        str, typer.Argument(help="The variant for the remainder, or all who come to the split.")
+    ],
 ) -> None:
-    """Decide by hand, whatever the data say: once, and the remainder gets it within a minute."""
+    """Decide by hand, whatever the data say: once, and others than the tested get it within a minute."""
     from mailhouse.engine import open_warehouse
     from orchestration.lib.experiment_analysis import decide_by_hand
     from orchestration.lib.experiment_runs import experiment_named

@@ -304,6 +304,61 @@ def load_crm_records(
     return _load(warehouse, frame, _RECORDS, run_id, "", by_content=by_content)
 
 
+def compared_records(warehouse: Warehouse, frame: pl.DataFrame, *, run_id: str) -> pl.DataFrame:
+    """How records stand to what is stored of them, apart from what the run itself has stored before.
+
+    Args:
+        frame: columns of `RECORD_COLUMNS`, each (source, object, external_id) once.
+        run_id: the run that is about to load them; one that was broken off and goes on gets the same answer again.
+
+    Returns:
+        The frame with `standing`, which is `new`, `changed` or `unchanged` (as the newest stored version, or this very
+        version is stored), and `is_stored`, whether this run has stored it already.
+
+    Raises:
+        WarehouseError: ClickHouse refused.
+    """
+    if frame.is_empty():
+        return frame.with_columns(
+            pl.lit(None, pl.String).alias("standing"), pl.lit(None, pl.Boolean).alias("is_stored")
+        )
+    identity = list(_RECORDS.identity)
+    names = ", ".join(identity)
+    stored = warehouse.frame(
+        f"""
+        select
+            {names}, groupArray(crm_records.updated_at) as versions,
+            countIf(run_id = {{run:String}}) > 0 as is_stored, countIf(run_id != {{run:String}}) > 0 as is_known
+        from raw.crm_records as crm_records where ({names}) in (select {names} from keys)
+        group by {names}
+        """,  # noqa: S608
+        {"run": run_id},
+        external={"keys": frame.select(identity)},
+    ).with_columns(
+        pl.col(identity).cast(pl.String),
+        pl.col("versions").cast(pl.List(UTC_MS)),
+        pl.col("is_stored", "is_known").cast(pl.Boolean),
+    )
+    joined = frame.join(stored, on=identity, how="left", maintain_order="left").with_columns(
+        pl.col("is_stored", "is_known").fill_null(False),
+        pl.col("versions").list.contains(pl.col("updated_at")).fill_null(False).alias("is_there"),
+    )
+    # contents are dear to compare: only where nothing else tells
+    open_ = joined.filter("is_known", ~pl.col("is_stored"), ~pl.col("is_there"))
+    differing = _without_unchanged(warehouse, open_.select(frame.columns), _RECORDS).select(identity)
+    joined = joined.join(
+        differing.with_columns(pl.lit(True).alias("differs")), on=identity, how="left", maintain_order="left"
+    )
+    standing = (
+        pl.when(~pl.col("is_known"))
+        .then(pl.lit("new"))
+        .when(pl.col("is_stored") | pl.col("differs").fill_null(False))
+        .then(pl.lit("changed"))
+        .otherwise(pl.lit("unchanged"))
+    )
+    return joined.select(*frame.columns, standing.alias("standing"), "is_stored")
+
+
 def load_consents(
     warehouse: Warehouse, frame: pl.DataFrame, *, run_id: str = "", kind: str = "consent"
 ) -> LoadResult:

@@ -301,12 +301,44 @@ _IDENTITY_CHANGES = (
     "alter table raw.events materialize index by_anonymous_id settings mutations_sync = 1",
 )
 
+_IMPORTS = (
+    """
+    create table if not exists raw.imports (
+        import_id String,
+        status LowCardinality(String),
+        source LowCardinality(String),
+        file String,
+        digest String,
+        size UInt64,
+        imported_by String,
+        basis LowCardinality(String),
+        purpose LowCardinality(String),
+        channels Array(String),
+        text_version String,
+        options JSON,
+        rows UInt64,
+        new UInt64,
+        changed UInt64,
+        unchanged UInt64,
+        repeated UInt64,
+        refused UInt64,
+        consents UInt64,
+        outcome JSON,
+        started_at DateTime64(3, 'UTC'),
+        changed_at DateTime64(3, 'UTC'),
+        loaded_at DateTime64(3, 'UTC') default now64(3)
+    ) engine = MergeTree order by (import_id, changed_at)
+    comment 'One status of one import of a file of contacts: import_id, changed_at. started, then finished or failed.'
+    """,
+)
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "raw tables", _CREATE_RAW),
     Migration(2, "campaign files, static lists, indexes of load times", _INCREMENTS),
     Migration(3, "how far CRMs have been read", _CRM_CURSORS),
     Migration(4, "proof and texts of consents, what retention deleted", _CONSENT_PROOF),
     Migration(5, "merges and splits by hand, visitors by their ids", _IDENTITY_CHANGES),
+    Migration(6, "imports of files of contacts", _IMPORTS),
 )
 
 

@@ -87,7 +87,8 @@ _PAGE = """<!doctype html>
 <div class="verdict {{ tone }}">
 <p class="tag">{{ tag }}</p>
 <h1>{{ verdict.headline }}</h1>
-<p class="soft">{{ period }}</p>
+{% if decision %}<p>{{ decision }}</p>
+{% endif %}<p class="soft">{{ period }}</p>
 </div>
 {% if verdict.warnings %}<section aria-labelledby="warnings"><h2 id="warnings">Warnings</h2>
 <ul>{% for line in verdict.warnings %}<li>{{ line }}</li>{% endfor %}</ul></section>{% endif %}
@@ -121,7 +122,9 @@ _PAGE = """<!doctype html>
 """
 
 
-def report_html(analysis: Analysis, verdict: Verdict, *, written_at: datetime | None = None) -> str:
+def report_html(
+    analysis: Analysis, verdict: Verdict, *, written_at: datetime | None = None, decision: str = ""
+) -> str:
     """The page of an experiment.
 
     Of an experiment with a broken sample ratio no effects are shown: numbers that must not be believed are better
@@ -131,6 +134,7 @@ def report_html(analysis: Analysis, verdict: Verdict, *, written_at: datetime | 
         analysis: from `analyse`.
         verdict: of it, from `judge`.
         written_at: shown on the page.
+        decision: what was decided by it, in a sentence; shown on the page.
 
     Returns:
         A whole HTML document.
@@ -139,6 +143,7 @@ def report_html(analysis: Analysis, verdict: Verdict, *, written_at: datetime | 
     return _template().render(
         plan=analysis.plan,
         verdict=verdict,
+        decision=decision,
         style=Markup(_STYLE),  # noqa: S704 - a constant
         tone=tone,
         tag=tag,

@@ -80,6 +80,17 @@ class Look:
             return self.decision.headline
         return self.verdict.headline if self.verdict else self.note or "Nobody has been exposed yet."
 
+    @property
+    def decision_words(self) -> str:
+        """What was decided, when, by which rule, and who gets what won; empty if nothing was."""
+        made, placed = self.decision, self.running.placed
+        if made is None:
+            return ""
+        rule = made.rule.replace("_", " ")
+        gets = placed.nobody if not made.winner else f"{placed.others} gets {made.winner}."
+        said = "" if made.headline.endswith(gets) else f" {gets}"
+        return f"Decided {made.decided_at:%Y-%m-%d %H:%M UTC} ({rule}): {made.headline}{said}"
+
 
 def look(warehouse: Warehouse, running: Running, now: datetime) -> Look:
     """Analyse an experiment by what the marts have."""
@@ -171,8 +182,8 @@ def decision_for(seen: Look, now: datetime) -> Decision | None:
     Raises:
         BrokenRatioError: it would be time to decide, and the sample ratio is broken.
     """
-    experiment = seen.running.campaign.experiment if seen.running.campaign else None
-    if experiment is None or experiment.winner is None or seen.decision is not None:
+    placed, experiment = seen.running.placed, seen.running.placed.measures
+    if experiment.winner is None or seen.decision is not None:
         return None
     analysis, verdict, started = seen.analysis, seen.verdict, seen.started_at
     if (
@@ -183,7 +194,7 @@ def decision_for(seen: Look, now: datetime) -> Decision | None:
         or now < started + experiment.earliest
     ):
         return None
-    placed, rule = seen.running.placed, experiment.winner
+    rule = experiment.winner
     if analysis.sample_ratio.is_broken:
         raise BrokenRatioError(
             f"Experiment {placed.name} is not decided: {verdict.headline} {' '.join(verdict.evidence)}",
@@ -207,14 +218,14 @@ def decision_for(seen: Look, now: datetime) -> Decision | None:
         return None
     match rule.otherwise:
         case "none":
-            return made("", "otherwise", verdict.outcome, f"{verdict.headline} The remainder gets nothing.")
+            return made("", "otherwise", verdict.outcome, f"{verdict.headline} {placed.nobody}")
         case "best":
             allowed = {name: one for name, one in analysis.posteriors.items() if name not in harmed}
             best = max(allowed, key=lambda name: allowed[name].chance_best, default=placed.control)
-            words = f"{verdict.headline} The remainder gets {best}, which looks best."
+            words = f"{verdict.headline} {placed.others} gets {best}, which looks best."
             return made(best, "otherwise", verdict.outcome, words)
         case _:
-            words = f"{verdict.headline} The remainder gets {placed.control}, the control."
+            words = f"{verdict.headline} {placed.others} gets {placed.control}, the control."
             return made(placed.control, "otherwise", verdict.outcome, words)
 
 
@@ -249,13 +260,12 @@ def decide_by_hand(
     """Decide whatever the data say.
 
     Raises:
-        InputError: it has no remainder, there is no such variant, or it has been decided otherwise.
+        InputError: nobody waits for a winner, there is no such variant, or it has been decided otherwise.
     """
-    experiment = running.campaign.experiment if running.campaign else None
-    if experiment is None or experiment.winner is None:
+    if running.placed.measures.winner is None:
         raise InputError(
-            f"{running.placed.place()}: experiment {running.name} has no remainder that waits for a winner.",
-            fix="Change the file: keep the variant that you choose, and remove the experiment.",
+            f"{running.placed.place()}: experiment {running.name} has nobody who waits for a winner.",
+            fix="Change the file: keep the variant that you choose, and remove the experiment; or write winner.",
         )
     if variant not in running.placed.weights:
         raise InputError(
@@ -281,7 +291,8 @@ def write_report(settings: SenderSettings, seen: Look) -> Path | None:
     path = settings.home / REPORTS / f"{seen.running.name}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")
-    beside.write_text(report_html(seen.analysis, seen.verdict, written_at=settings.now()), encoding="utf-8")
+    page = report_html(seen.analysis, seen.verdict, written_at=settings.now(), decision=seen.decision_words)
+    beside.write_text(page, encoding="utf-8")
     beside.replace(path)
     return path
 

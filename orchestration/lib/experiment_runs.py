@@ -280,7 +280,13 @@ def due_tasks(warehouse: Warehouse, running: Running, now: datetime) -> Iterator
     spec = running.campaign
     if spec is None or spec.experiment is None:
         first = _first_exposure(warehouse, running.name)
-        if first is not None and _is_of_interest(running, first, now):
+        if first is None:
+            return
+        measures = running.placed.measures
+        is_open = measures.winner is not None and decision_of(warehouse, running.name) is None
+        if is_open and now >= first + measures.earliest:
+            yield Task("look", running.name)
+        elif _is_of_interest(running, first, now):
             yield Task("refresh", running.name)
         return
     experiment = spec.experiment

@@ -265,7 +265,7 @@ def test_the_command_says_how_it_stands(
     monkeypatch.setattr("mailhouse.engine.open_warehouse", lambda *_: contextlib.nullcontext(team.warehouse))
     for args, said in (
         (["list"], "campaign win_back clicks"),
-        (["show", "win_back"], "the remainder gets warm."),
+        (["show", "win_back"], "The remainder gets warm."),
         (["report", "win_back"], "experiments/win_back.html"),
         (["size", "win_back"], "That is too few"),
     ):

@@ -17,7 +17,12 @@ from campaigns.journey_requests import REQUEST_COLUMNS, request_moves
 from campaigns.journey_state import define_tables, message_name
 from campaigns.journey_ticks import Departure, JourneyTick, TickSummary
 from campaigns.journeys import JourneySpec, load_journey
+from orchestration.lib.experiment_analysis import decide_by_hand, look, review, write_report
+from orchestration.lib.experiment_runs import Running, due_tasks
+from senders.settings import SenderSettings
 from warehouse.client import Warehouse
+from warehouse.errors import InputError
+from warehouse.settings import MailhouseSettings
 
 START = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)  # a Monday
 MAIL = {"template": "t", "category": "marketing", "subject": "Hello"}
@@ -535,6 +540,104 @@ def test_people_under_way_finish_the_version_they_began_unless_they_are_moved(be
     assert bench.steps(1)[-3:] == ["pause", "new", "#exit"]
     assert bench.path(1)[2] == ("migrated", "pause")
     assert bench.path(2)[-1] == ("sent", "pause")
+
+
+SPLIT_VIEWS = (
+    "create table marts.clicked (contact_id Int64) engine = MergeTree order by contact_id",
+    """
+    create view marts.experiment_exposures as
+    select 'j.offer' as experiment, contact_id, toString(outcome) as variant, '' as occurrence, false as is_mixed,
+        contact_id in (select contact_id from marts.clicked) as is_clicked, entered_at as exposed_at
+    from campaigns.journey_moves where journey = 'j' and previous_step = 'offer' and startsWith(cause, 'hash ')
+    """,
+    """
+    create view marts.experiment_sums as
+    select experiment, variant, 'clicks' as metric, 'proportion' as metric_kind, count() as contacts_count,
+        sum(toFloat64(is_clicked)) as value_sum, value_sum as value_square_sum, 0.0 as before_sum,
+        0.0 as before_square_sum, 0.0 as product_sum, false as is_lower_better, toDate(exposed_at) as exposed_on,
+        min(exposed_at) as first_exposed_at, max(exposed_at) as last_exposed_at
+    from marts.experiment_exposures group by experiment, variant, exposed_on
+    """,
+)
+
+
+@pytest.mark.slow
+def test_after_the_decision_whoever_comes_to_the_split_goes_the_way_that_won(
+    bench: Bench, settings: MailhouseSettings
+) -> None:
+    def crowd(first: int, last: int, at: datetime) -> None:
+        bench.people(*range(first, last + 1))
+        numbers = f"from numbers({first}, {last - first + 1})"
+        bench.warehouse.execute(
+            f"insert into marts.segment_changes select 'at_risk', number, 'entered', {_sql(at)}, {_sql(at)} {numbers}"
+        )
+        bench.warehouse.execute(f"insert into segments.at_risk select number {numbers}")
+
+    def ways(first: int, last: int) -> set[tuple[str, str]]:
+        return set(
+            bench.warehouse.frame(
+                "select toString(outcome), toString(step) from campaigns.journey_moves where journey = 'j'"
+                f" and previous_step = 'offer' and contact_id between {first} and {last}"
+            ).rows()
+        )
+
+    def due(at: datetime) -> list[str]:
+        return [task.kind for task in due_tasks(bench.warehouse, running, at)]
+
+    ends = {"plain": "a", "warm": "b"}
+    spec = bench.write(
+        entry={"segment": "at_risk"},
+        steps=[
+            {
+                "id": "offer",
+                "split": [
+                    {"name": name, "weight": 1, "then": [{"id": step, "wait": "60d"}]} for name, step in ends.items()
+                ],
+                "experiment": {
+                    "winner": {"after": "7d"}, "baseline": "10%", "minimum_effect": "50%", "guardrails": [],
+                },
+            }
+        ],
+    )  # fmt: skip
+    running = Running(next(iter(spec.experiments())), spec.version)
+    for statement in SPLIT_VIEWS:
+        bench.warehouse.execute(statement)
+    bench.tick(day(0))
+    crowd(1, 300, day(0.5))
+    assert due(day(1)) == []
+    bench.tick(day(1))
+    assert ways(1, 300) == set(ends.items())
+    bench.warehouse.execute(
+        "insert into marts.clicked select contact_id from marts.experiment_exposures"
+        " where contact_id % 10 < if(variant = 'warm', 5, 1)"
+    )
+    assert (due(day(3)), due(day(8.5))) == (["refresh"], ["look"])
+
+    def at(moment: datetime) -> SenderSettings:
+        offset = (moment - datetime.now(UTC)).total_seconds()
+        return SenderSettings(home=settings.home, warehouse_port=settings.warehouse_port, clock_offset=offset)
+
+    assert review(at(day(3)), bench.warehouse, running).decision is None
+    decision = review(at(day(8.5)), bench.warehouse, running).decision
+    assert decision is not None and (decision.winner, decision.rule) == ("warm", "fixed")
+    assert due(day(9)) == ["refresh"]
+
+    crowd(301, 400, day(9))
+    bench.tick(day(9.5))
+    assert ways(301, 400) == {("warm", "b")}
+    # those under way stay where they are, and nobody who was led is taken for tested
+    assert ways(1, 300) == set(ends.items())
+    assert bench.warehouse.value("select count() from marts.experiment_exposures") == 300
+    cause = bench.warehouse.value(
+        "select any(cause) from campaigns.journey_moves where previous_step = 'offer' and contact_id = 301"
+    )
+    assert cause.startswith(f"decided {day(8.5):%Y-%m-%d %H:%M UTC}: warm wins")
+    seen = look(bench.warehouse, running, day(10))
+    assert "Whoever comes to the split from now on gets warm." in seen.decision_words
+    page = write_report(at(day(10)), seen)
+    assert page is not None and "comes to the split from now on gets warm" in page.read_text()
+    with pytest.raises(InputError, match="was decided"):
+        decide_by_hand(at(day(10)), bench.warehouse, running, "plain")
 
 
 def test_what_was_not_committed_counts_for_nobody_and_what_was_is_applied(bench: Bench) -> None:

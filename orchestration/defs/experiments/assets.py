@@ -37,7 +37,7 @@ RATIO, GUARDRAILS = "sample_ratio", "guardrails"
     kinds={"python", "clickhouse"},
     description=(
         "What an experiment has come to: the verdict in plain words, its numbers and its page. The winner is chosen"
-        " here, once, by the rule of its file; a sensor sends it to the remainder."
+        " here, once, by the rule of its file; a sensor sends it to the remainder, and journeys lead people to it."
     ),
 )
 def experiment_results(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
@@ -87,14 +87,7 @@ def experiment_results(context: dg.AssetExecutionContext) -> dg.MaterializeResul
 def words_of(seen: "Look") -> str:
     """The verdict and, once there is one, the decision."""
     words = seen.verdict.text if seen.verdict else seen.headline
-    if seen.decision is not None:
-        gets = (
-            f"The remainder gets {seen.decision.winner}."
-            if seen.decision.winner
-            else "The remainder gets nothing."
-        )
-        words = f"Decided on {seen.decision.decided_at:%d %B %Y, %H:%M UTC}: {seen.decision.headline} {gets}\n\n{words}"
-    return words
+    return f"{seen.decision_words}\n\n{words}" if seen.decision is not None else words
 
 
 def ratio_result(seen: "Look") -> dg.AssetCheckResult:
