@@ -118,7 +118,7 @@ class World:
         return {number: versions[max(versions)] for number, versions in self.stored.items()}
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     st.lists(acts, min_size=5, max_size=60),
     st.lists(st.one_of(st.just("read"), st.integers(0, 3), acts), max_size=20),
