@@ -74,7 +74,8 @@ class World:
                 self.fake.put("contacts", number, self.at(how), email=f"p{number}@example.com")
         elif name == "restore" and gone:
             number = gone[which % len(gone)]
-            self.fake.put("contacts", number, self.at(0, number), **records[number].properties)
+            # a deleted version may come a millisecond after the last one: restoring takes longer
+            self.fake.put("contacts", number, self.at(0, number) + MS, **records[number].properties)
         elif not live:
             pass
         elif name == "edit":
@@ -118,7 +119,7 @@ class World:
         return {number: versions[max(versions)] for number, versions in self.stored.items()}
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     st.lists(acts, min_size=5, max_size=60),
     st.lists(st.one_of(st.just("read"), st.integers(0, 3), acts), max_size=20),
