@@ -53,16 +53,8 @@ _HUBSPOT_VERBS = {
 }
 _PIPEDRIVE_OBJECTS = {"person": "contact", "deal": "deal", "activity": "task", "organization": "company"}
 _PIPEDRIVE_VERBS = {"create": "created", "change": "updated", "delete": "deleted"}
-# what tells deliveries apart, and the attempt: the rest of `meta` is the same for each attempt
-_PIPEDRIVE_EVENT = (
-    "entity",
-    "entity_id",
-    "action",
-    "timestamp",
-    "correlation_id",
-    "merged_to_id",
-    "merged_from_id",
-)
+# what makes an event: all but the attempt, and which of several webhooks told it; the two calls of a merge may share an id
+_PIPEDRIVE_EVENT = ("id", "entity", "entity_id", "action", "timestamp", "merged_to_id", "merged_from_id")
 _LONGEST_VALUE = 2_000
 
 
@@ -227,8 +219,7 @@ class PipedriveEvents(WebhookReader):
                 self.name,
                 type_,
                 event,
-                identity=text(meta.get("id"))
-                or json.dumps([meta.get(name) for name in _PIPEDRIVE_EVENT], default=str),
+                identity=json.dumps([meta.get(name) for name in _PIPEDRIVE_EVENT], default=str),
                 external_id=number if kind == "contact" else text(shown.get("person_id")),
                 email=_primary_address(shown) if kind == "contact" else "",
                 occurred_at=from_iso(meta.get("timestamp"), now),

@@ -386,11 +386,11 @@ def test_single_records_are_looked_up(fake: FakePipedrive) -> None:
 
 def test_the_burst_limit_is_not_run_into(fake: FakePipedrive) -> None:
     fake.latency, fake.page = 0.001, 1
-    for index in range(150):
+    for index in range(75):
         fake.put("persons", name=f"P{index}", at=START - timedelta(minutes=index + 1))
     pull(fake, Stored())
     assert fake.refused == 0
-    assert timedelta(seconds=14) < fake.now - START < timedelta(seconds=30)
+    assert timedelta(seconds=7) < fake.now - START < timedelta(seconds=15)
     # a larger plan is learnt from the answers
     fake.burst, began = 120, fake.now
     pull(fake, Stored())
