@@ -53,7 +53,7 @@ _HUBSPOT_VERBS = {
 }
 _PIPEDRIVE_OBJECTS = {"person": "contact", "deal": "deal", "activity": "task", "organization": "company"}
 _PIPEDRIVE_VERBS = {"create": "created", "change": "updated", "delete": "deleted"}
-# what makes an event: all but the attempt, and which of several webhooks told it; the two calls of a merge may share an id
+# what makes an event: not the attempt, nor which of several webhooks told it; the two calls of a merge may share an id
 _PIPEDRIVE_EVENT = ("id", "entity", "entity_id", "action", "timestamp", "merged_to_id", "merged_from_id")
 _LONGEST_VALUE = 2_000
 
