@@ -207,7 +207,7 @@ def test_pipedrives_events_are_the_same_however_often_they_are_tried() -> None:
     others = [
         {"id": "x"},
         {"entity_id": "13"},
-        {"action": "delete"},
+        {"merged_from_id": "9"},
         {"timestamp": "2026-05-15T18:00:01.000Z"},
     ]
     assert len({identity(), *(identity(**other) for other in others)}) == 5
