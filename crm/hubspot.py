@@ -10,7 +10,8 @@ more records than a page holds changed in the same millisecond, as after an impo
 
 **Archived records** are no part of search, and cannot be listed since a time: all of them are, but the more there are
 the rarer. **Merged ones** are neither found nor archived: they are named by the record that is left, which may be a
-new one. A record whose person had it erased is nowhere; `look_up` finds that, after the webhook that tells of it.
+new one. A record whose person had it erased is nowhere: `look_up` finds that, after the webhook that tells of it or a
+full reading that it did not come with.
 
 **Writing** goes in batches of 100, by id, and by address where no id is known. HubSpot has no If-Match: a batch is
 read before it is written, and what changed since it was last seen is a conflict. Tasks carry their key in a property
@@ -25,7 +26,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Final, Self
 
@@ -323,7 +324,8 @@ class HubSpot(HttpConnector):
         return int(said * 1000)
 
     def _properties(self, kind: Kind) -> list[str]:
-        more = self._settings.hubspot_properties.get(PLURALS[kind], [])  # pyright: ignore[reportArgumentType]
+        given = self._settings.hubspot_properties.items()
+        more = [name for plural, names in given if plural == PLURALS[kind] for name in names]
         return list(dict.fromkeys((*READ[kind], *more)))
 
     # Writing
@@ -543,7 +545,7 @@ class _Place:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CrmError(
                 f"The cursor of HubSpot is none: {text[:80]!r}.",
-                fix="Delete its row of raw.crm_cursors; all is read again, and nothing is stored twice.",
+                fix="Load all again (docs/crm.md); nothing is stored twice.",
             ) from None
 
 
@@ -577,9 +579,8 @@ class _Rows:
                 self._bad.append((str(error), json.dumps(record, ensure_ascii=True)[:CONTENT_CHARACTERS]))
                 continue
             self._append(str(record["id"]), changed, is_deleted, "", text)
-            if not is_deleted:
-                for loser in merged_ids(record):
-                    self._append(loser, changed, True, str(record["id"]), "{}")
+            for loser in merged_ids(record):
+                self._append(loser, changed, True, str(record["id"]), "{}")
 
     def add_gone(self, ids: set[str], at: datetime) -> None:
         """Rows of records that are nowhere."""
@@ -615,9 +616,10 @@ def _row(record: dict[str, Any], kind: Kind, is_deleted: bool) -> tuple[int, str
     if changed is None:
         raise ValueError("the record says not when it changed")
     if is_deleted:
-        # archiving need not touch the record's own time; as a version it comes after all it had before
-        archived = parsed_time(record.get("archivedAt"))
-        changed = max(changed, archived) if archived is not None else changed
+        # archiving need not touch the record's own time; as a version it comes after all it had before, also where
+        # the clock that told of the last one was ahead
+        archived = parsed_time(record.get("archivedAt")) or changed
+        changed = max(changed + timedelta(milliseconds=1), archived)
     properties = record.get("properties")
     if not isinstance(properties, dict):
         raise ValueError("the record has no properties")

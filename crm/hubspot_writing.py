@@ -154,12 +154,18 @@ class _Row:
     id: str
     properties: Mapping[str, str]
 
+    @property
+    def trace(self) -> str:
+        """What results and errors name it by; unlike any id."""
+        return f"row-{self.index}"
+
 
 class _Pushing:
     """The results of one push."""
 
     def __init__(self, hub: HubSpot, kind: Kind, changes: Sequence[Change]) -> None:
-        self._hub, self._kind, self._changes = hub, kind, changes
+        self._hub, self._changes = hub, changes
+        self._kind: Kind = kind
         self._results: dict[int, Pushed] = {}
         self._has_written = False
         self._trouble: CrmError | None = None
@@ -222,7 +228,7 @@ class _Pushing:
             self.give_up((row.index for row in rows), self._trouble)
             return
         inputs: list[dict[str, Any]] = [
-            {"id": row.id, "properties": row.properties, "objectWriteTraceId": str(row.index)} for row in rows
+            {"id": row.id, "properties": row.properties, "objectWriteTraceId": row.trace} for row in rows
         ]
         if id_property:
             inputs = [{**one, "idProperty": id_property} for one in inputs]
@@ -237,8 +243,8 @@ class _Pushing:
             if error.status not in _ROW_AT_FAULT or error.is_about_path:
                 self.give_up((row.index for row in rows), error)
             elif len(rows) == 1:
-                status = _STATUSES.get(str(error.said.get("category")), "invalid")
-                self.finish(rows[0].index, status, reason=_reason(error.said))
+                refused: PushStatus = _STATUSES.get(str(error.said.get("category")), "invalid")
+                self.finish(rows[0].index, refused, reason=_reason(error.said))
             else:
                 half = len(rows) // 2
                 self._call(action, rows[:half], id_property)
@@ -251,8 +257,8 @@ class _Pushing:
         self._read_answer(answer, rows, id_property)
 
     def _read_answer(self, answer: Mapping[str, Any], rows: Sequence[_Row], id_property: str) -> None:
-        left = {str(row.index): row for row in rows}
-        by_id = {row.id.casefold(): str(row.index) for row in rows}
+        left = {row.trace: row for row in rows}
+        by_id = {row.id.casefold(): row.trace for row in rows}
         for record in _dicts(answer.get("results")):
             own = str(record.get("id", ""))
             properties = record.get("properties") or {}
@@ -260,16 +266,21 @@ class _Pushing:
             trace = str(record.get("objectWriteTraceId") or "")
             row = left.pop(trace if trace in left else by_id.get(known_as, ""), None)
             if row is not None:
+                done: PushStatus = "created" if record.get("new") is True else "written"
                 self.finish(
                     row.index,
-                    "created" if record.get("new") is True else "written",
+                    done,
                     external_id=own,
                     updated_at=changed_at(record, self._kind),
                 )
         others = ""
         for error in _dicts(answer.get("errors")):
-            status = _STATUSES.get(str(error.get("category")), "failed")
-            named = [row for one in _named(error) if (row := left.pop(by_id.get(one.casefold(), one), None))]
+            status: PushStatus = _STATUSES.get(str(error.get("category")), "failed")
+            named = [
+                row
+                for one in _named(error)
+                if (row := left.pop(one if one in left else by_id.get(one.casefold(), ""), None))
+            ]
             others = others or ("" if named else _reason(error))
             for row in named:
                 self.finish(row.index, status, reason=_reason(error))
@@ -456,7 +467,9 @@ def _add_options(hub: HubSpot, one: CustomField, existing: Property | None) -> N
 
 
 def _require_type(wanted: CustomField, existing: Property | None) -> None:
-    if existing is not None and existing.type != _TYPES[wanted.type][0]:
+    # a box to tick is told as either
+    alike = {"bool", "enumeration"} if wanted.type == "boolean" else {_TYPES[wanted.type][0]}
+    if existing is not None and existing.type not in alike:
         raise CrmRefusedError(
             f"HubSpot has a property {wanted.name} already, of type {existing.type} instead of "
             f"{_TYPES[wanted.type][0]}.",

@@ -7,6 +7,7 @@ included: 10,000 results of a search, 100 inputs of a batch, 207 where some of t
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from bisect import bisect_left, bisect_right
 from collections import deque
@@ -569,7 +570,12 @@ def serve(fake: FakeHubSpot) -> Iterator[FakeHubSpot]:
         disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            length = int(self.headers.get("content-length", 0))
+            body = self.rfile.read(length)
+            if len(body) < length:
+                # whoever asked was killed
+                self.close_connection = True
+                return
             status, headers, content = fake.answer(
                 self.command, self.path, self.headers.get("authorization", ""), body
             )
@@ -586,10 +592,15 @@ def serve(fake: FakeHubSpot) -> Iterator[FakeHubSpot]:
 
         do_GET = do_PATCH = do_POST  # noqa: N815
 
-        def log_message(self, *_: object) -> None:
-            pass
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            del format, args
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            if not isinstance(sys.exception(), ConnectionError):
+                super().handle_error(request, client_address)
+
+    server = Server(("127.0.0.1", 0), Handler)
     fake.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
