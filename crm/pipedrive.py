@@ -146,7 +146,7 @@ def _streams(kind: Kind) -> tuple[_Stream, ...]:
     streams = [_Stream("changed", path, parameters=labels)]
     if kind == "deal":
         # a deal that is archived while we read is in the second list, as that is read later
-        streams.append(_Stream("archived", f"{path}/archived", cost=20, parameters=labels))
+        streams.append(_Stream("archived", f"{path}/archived", cost=20))
         streams.append(_Stream("gone", path, parameters={**labels, "status": "deleted"}, is_gone=True))
     return tuple(streams)
 
@@ -626,17 +626,18 @@ class Pipedrive(HttpConnector):
         if len(wanted) == 1:
             found = [self._get(kind, wanted[0])]
         else:
-            answer = self._ask(
-                "GET",
-                f"/api/v2/{_PATHS[kind]}",
-                "look-up of records",
-                cost=_LIST,
-                parameters={"ids": ",".join(wanted), "limit": str(IDS)},
-            )
-            found = _records(answer)
+            found = self._listed(f"/api/v2/{_PATHS[kind]}", _LIST, wanted)
+        if kind == "deal" and len(wanted) > 1:
+            # the list leaves archived ones out
+            left = sorted(set(wanted) - {_number(record) for record in found}, key=int)
+            found += self._listed("/api/v2/deals/archived", 20, left) if left else []
         return {
             _number(record): record for record in found if record and record.get("is_deleted") is not True
         }
+
+    def _listed(self, path: str, cost: int, numbers: Sequence[str]) -> list[dict[str, Any]]:
+        parameters = {"ids": ",".join(numbers), "limit": str(IDS)}
+        return _records(self._ask("GET", path, "look-up of records", cost=cost, parameters=parameters))
 
     def _get(self, kind: Kind, number: str) -> dict[str, Any]:
         try:
@@ -656,8 +657,10 @@ class Pipedrive(HttpConnector):
             key: value for key, value in _dict(record.get("custom_fields")).items() if not _is_empty(value)
         }
         if given:
-            names = self._names(kind, given)
-            named |= {names.get(key, key): _shown(value) for key, value in given.items()}
+            known = self._known(kind, given)
+            for key, value in given.items():
+                one = known.get(key)
+                named[one.name if one else key] = _shown(value, one.labels if one else {})
         if kind == "contact":
             named |= _person(record, named)
             named["created_at"] = named.pop("add_time", None)
@@ -666,16 +669,16 @@ class Pipedrive(HttpConnector):
         # half of a surrogate pair, which JSON can spell, is no UTF-8
         return _Row(_number(record), at, False, "", text.encode("utf-8", "replace").decode())
 
-    def _names(self, kind: Kind, keys: Iterable[str]) -> Mapping[str, str]:
-        """Names of custom fields by Pipedrive's keys; fields that were made since we looked are looked up, once."""
+    def _known(self, kind: Kind, keys: Iterable[str]) -> Mapping[str, _Known]:
+        """Custom fields by Pipedrive's keys; those that were made since we looked are looked up, once."""
         if kind not in _FIELDS_OF:
             return {}
         known = self._fields(kind)
-        unknown = set(keys) - known.names.keys() - self._strange
+        unknown = set(keys) - known.by_key.keys() - self._strange
         if unknown:
             self._strange |= unknown
             known = self._fields(kind, is_fresh=True)
-        return known.names
+        return known.by_key
 
     def _fields(self, kind: Kind, *, is_fresh: bool = False) -> _CustomFields:
         if is_fresh or kind not in self._custom:
@@ -1108,12 +1111,14 @@ class _Pushing:
 
 @dataclass(frozen=True)
 class _Known:
-    """A custom field of Pipedrive's; `options` from labels in lower case to ids."""
+    """A custom field of Pipedrive's, under our name; `options` from labels in lower case to ids, `labels` back."""
 
     key: str
+    name: str
     label: str
     type: str
     options: Mapping[str, int]
+    labels: Mapping[int, str]
 
     def written(self, name: str, value: Scalar) -> Any:
         """A value as API v2 takes it.
@@ -1159,10 +1164,10 @@ class _Known:
 
 
 class _CustomFields:
-    """Custom fields of one kind of record: `names` from Pipedrive's key to ours, `by_name` the other way."""
+    """Custom fields of one kind of record, by Pipedrive's key and by our name."""
 
     def __init__(self, found: Iterable[Mapping[str, Any]]) -> None:
-        self.names: dict[str, str] = {}
+        self.by_key: dict[str, _Known] = {}
         self.by_name: dict[str, _Known] = {}
         for one in found:
             if one.get("is_custom_field") is not True:
@@ -1172,13 +1177,15 @@ class _CustomFields:
             name = ours[1] if ours else _slug(label)
             if not name or name in _OWN_NAMES or name in self.by_name:
                 name = f"{name or 'field'}_{key[:8]}"
-            options = {
-                str(option.get("label")).casefold(): int(option["id"])
+            labels = {
+                int(option["id"]): str(option.get("label"))
                 for option in _dicts(one.get("options"))
                 if str(option.get("id", "")).isdigit()
             }
-            self.names[key] = name
-            self.by_name[name] = _Known(key, label, str(one.get("field_type")), options)
+            options = {text.casefold(): number for number, text in labels.items()}
+            self.by_key[key] = self.by_name[name] = _Known(
+                key, name, label, str(one.get("field_type")), options, labels
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -1339,13 +1346,16 @@ def _differing(body: dict[str, Any], name: str, after: Any, before: Any) -> None
         body.pop(name, None)
 
 
-def _shown(value: Any) -> Any:
-    """A custom field's value as people see it: labels of options, `;` between several."""
+def _shown(value: Any, labels: Mapping[int, str]) -> Any:
+    """A custom field's value as people see it: labels of options, `;` between several.
+
+    Lists give labels beside ids if they are asked to; that of archived deals cannot, and gives ids.
+    """
     if isinstance(value, dict) and "label" in value:
         return value["label"]
     if isinstance(value, list):
-        return ";".join(str(_shown(part)) for part in value)
-    return value
+        return ";".join(str(_shown(part, labels)) for part in value)
+    return labels.get(value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _label(one: CustomField) -> str:

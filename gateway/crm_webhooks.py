@@ -56,16 +56,8 @@ _HUBSPOT_VERBS = {
 }
 _PIPEDRIVE_OBJECTS = {"person": "contact", "deal": "deal", "activity": "task", "organization": "company"}
 _PIPEDRIVE_VERBS = {"create": "created", "change": "updated", "delete": "deleted"}
-# what tells deliveries apart, and the attempt: the rest of `meta` is the same for each attempt
-_PIPEDRIVE_EVENT = (
-    "entity",
-    "entity_id",
-    "action",
-    "timestamp",
-    "correlation_id",
-    "merged_to_id",
-    "merged_from_id",
-)
+# what makes an event: not the attempt, nor which of several webhooks told it; the two calls of a merge may share an id
+_PIPEDRIVE_EVENT = ("id", "entity", "entity_id", "action", "timestamp", "merged_to_id", "merged_from_id")
 _SALESFORCE_OBJECTS = {"Contact": "contact", "Account": "company", "Opportunity": "deal", "Task": "task"}
 _SALESFORCE_VERBS = {"CREATE": "created", "UPDATE": "updated", "DELETE": "deleted", "UNDELETE": "restored"}
 _SALESFORCE_ID = re.compile(r"[A-Za-z0-9]{15}([A-Za-z0-9]{3})?")
@@ -253,8 +245,7 @@ class PipedriveEvents(WebhookReader):
                 self.name,
                 type_,
                 event,
-                identity=text(meta.get("id"))
-                or json.dumps([meta.get(name) for name in _PIPEDRIVE_EVENT], default=str),
+                identity=json.dumps([meta.get(name) for name in _PIPEDRIVE_EVENT], default=str),
                 external_id=number if kind == "contact" else text(shown.get("person_id")),
                 email=_primary_address(shown) if kind == "contact" else "",
                 occurred_at=from_iso(meta.get("timestamp"), now),

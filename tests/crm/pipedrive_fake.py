@@ -301,6 +301,8 @@ class FakePipedrive:
     def _cost(path: str, method: str) -> int:
         if path.endswith(("/search", "/archived", "/recents", "/users")):
             return 20
+        if path.endswith("/me"):
+            return 2
         if method != "GET":
             return 5
         return 1 if path.rpartition("/")[2].isdigit() else 10
@@ -330,7 +332,7 @@ class FakePipedrive:
         return self._write(method, kind, int(parts[1]) if len(parts) == 2 else 0, body)
 
     def _list(self, kind: str, query: dict[str, str], *, is_archived: bool) -> httpx.Response:
-        allowed = LISTED | EXTRA[kind]
+        allowed = (LISTED | EXTRA[kind]) - ({"include_option_labels"} if is_archived else set())
         if strange := query.keys() - allowed:
             return self._error(400, f"unknown parameter {sorted(strange)[0]}")
         limit, since = int(query.get("limit", 100)), query.get("updated_since", "")
