@@ -680,6 +680,19 @@ def test_rows_are_loaded_once_with_times_and_without(
         """
     ).rows()
     assert found == [("crm", "Bea"), ("erp", "Bea")]
+    # a row that was taken away is found by a full load
+    place.run("delete from customers where id = 3")
+    for connector in connect(chosen):
+        with connector:
+            load(warehouse, connector, "contact", settings=chosen, is_full=True)
+            assert load(warehouse, connector, "contact", settings=chosen, is_full=True).loaded == 0
+    gone = warehouse.frame(
+        """
+        select source from raw.crm_records where external_id = '3'
+        group by source having argMax(is_deleted, updated_at) order by source
+        """
+    )
+    assert gone["source"].to_list() == ["crm", "erp"]
     left = CrmSettings.model_validate({**chosen.model_dump(), "crm_skipped": "erp_contacts"})
     assert {one.name: kinds(one, left) for one in configured(left)} == {"erp": [], "crm": ["contact"]}
 
