@@ -11,7 +11,7 @@ from typing import Final
 
 from crm.base import PLURALS, Connector, Kind
 from crm.settings import CrmSettings
-from warehouse.errors import SettingsError
+from warehouse.errors import InputError, SettingsError
 
 _PLACES: Final[Mapping[str, str]] = {
     "hubspot": "crm.hubspot:HubSpot",
@@ -51,7 +51,13 @@ def configured(settings: CrmSettings) -> list[type[Connector]]:
     from crm.sql import sql_connectors
 
     crms = [connector for connector in CONNECTORS.values() if connector.is_configured(settings)]
-    return [*crms, *sql_connectors(settings).values()]
+    databases = sql_connectors(settings)
+    if taken := next((name for name in databases if name in CONNECTORS), None):
+        spec = next(iter(databases[taken].specs.values()))
+        raise InputError(
+            f"{spec.place('source')}: {taken} is the name of a CRM.", fix="Give the source another name."
+        )
+    return [*crms, *databases.values()]
 
 
 def connect(settings: CrmSettings) -> list[Connector]:

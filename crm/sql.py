@@ -260,7 +260,9 @@ class SqlConnector(Connector):
                 found += [dict(one) for one in connection.execute(query).mappings()]
         pulled = self._pulled(table, found, _Position(), now)
         there = set(pulled.rows["external_id"].to_pylist())
-        at = (now - SETTLED).replace(microsecond=0) + timedelta(milliseconds=1)
+        # later than any version that was read: without times those are of the moment of reading
+        over = (now - SETTLED).replace(microsecond=0) + timedelta(milliseconds=1)
+        at = over if table.changed is not None else now
         gone = [_Row(number, at, True, "{}") for number in dict.fromkeys(ids) if number not in there]
         rows = pa.concat_tables([pulled.rows, _arrow(gone)])
         return Pulled(rows, "", pulled.bad, is_by_content=pulled.is_by_content)

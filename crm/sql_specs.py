@@ -28,7 +28,7 @@ class SqlSource(Spec):
     """One file of `content/sources` about a database.
 
     Attributes:
-        name: the YAML file's name.
+        name: the YAML file's name: source and object, as `erp_contacts`.
         source: where the rows come from; sources that share it share external ids, and one database.
         object: what a row is.
         database: name of an address in MAILHOUSE_SQL_URLS.
@@ -56,6 +56,9 @@ class SqlSource(Spec):
             raise ValueError("needs exactly one of table and query")
         if self.writes and self.table is None:
             raise ValueError("writes into a query; name the table instead, or take writes: out")
+        if self.name != f"{self.source}_{self.object}":
+            # so is its asset called, and no other source must be
+            raise ValueError(f"is not called as what it reads; rename it to {self.source}_{self.object}")
         columns = self.mapping
         for name in ("external_id", "updated_at"):
             value: Value | None = getattr(columns, name)
@@ -113,17 +116,8 @@ def load_sql_sources(content_dir: Path) -> dict[str, SqlSource]:
                 )
         except InputError as error:
             problems.append(Problem("", error.message, error.fix))
-    first: dict[tuple[str, str], SqlSource] = {}
     databases: dict[str, SqlSource] = {}
     for one in sources.values():
-        other = first.setdefault((one.source, one.object), one)
-        if other is not one:
-            hint = "Give one of them another source:, or read both with one query."
-            problems.append(
-                Problem(
-                    one.place("object"), f"{other.name} reads the {one.object} of {one.source} already.", hint
-                )
-            )
         other = databases.setdefault(one.source, one)
         if other.database != one.database:
             hint = "Let sources of one name share a database, or give them different source:."

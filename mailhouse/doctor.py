@@ -86,6 +86,7 @@ def _crms() -> dict[str, Callable[[], Finding]]:
 
     try:
         settings = CrmSettings.load()
+        connectors = configured(settings)
     except MailhouseError as error:
         finding = Finding("crm", Verdict.WRONG, error.message, error.fix)
         return {"crm": lambda: finding}
@@ -96,7 +97,7 @@ def _crms() -> dict[str, Callable[[], Finding]]:
             said = crm.check()
         return Finding(crm.name, Verdict.OK, said or "set up; nothing was asked of it")
 
-    return {connector.name: lambda connector=connector: look(connector) for connector in configured(settings)}
+    return {connector.name: lambda connector=connector: look(connector) for connector in connectors}
 
 
 def _looked(subject: str, look: Callable[[], Finding]) -> Finding:

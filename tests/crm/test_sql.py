@@ -384,6 +384,7 @@ def test_a_cursor_that_is_none(place: Place) -> None:
         ("{column: changed,", "{column: changed, format: '%d.%m.%Y',", "gives updated_at a format"),
         ("last_name: last", "last_name: id", "writes last_name into id"),
         ("object: contacts", "object: orders", "object"),
+        ("source: erp", "source: shop", "Rename it to shop_contacts"),
         ("overlap: 60s", "overlap: 1", "overlap"),
         ("database: main", "database: main\nfiles: x.csv", "files"),
     ],
@@ -425,14 +426,19 @@ def test_columns_that_clash(place: Place) -> None:
 
 def test_sources_of_one_name(place: Place) -> None:
     place.write("more", CONTACTS.replace("erp_contacts", "more"))
-    with pytest.raises(InputError, match="erp_contacts reads the contacts of erp already"):
+    with pytest.raises(InputError, match=r"(?s)more.yaml.*Rename it to erp_contacts"):
         place.pull()
-    place.write("more", CONTACTS.replace("erp_contacts", "more").replace("source: erp", "source: crm"))
+    (place.folder / "sources" / "more.yaml").unlink()
+    place.write("crm_contacts", CONTACTS.replace("erp", "crm"))
     assert sql_connectors(place.settings).keys() == {"erp", "crm"}
-    place.write(
-        "more",
-        "name: more\nsource: erp\nobject: deals\ndatabase: other\ntable: t\ncolumns: {external_id: id}\n",
+    assert {one.name for one in configured(place.settings)} == {"erp", "crm"}
+    place.write("pipedrive_contacts", CONTACTS.replace("erp", "pipedrive"))
+    with pytest.raises(InputError, match="pipedrive is the name of a CRM"):
+        configured(place.settings)
+    deals = (
+        "name: erp_deals\nsource: erp\nobject: deals\ndatabase: other\ntable: t\ncolumns: {external_id: id}\n"
     )
+    place.write("erp_deals", deals)
     with pytest.raises(InputError, match="erp_contacts reads erp from main"):
         place.pull()
 
@@ -674,6 +680,19 @@ def test_rows_are_loaded_once_with_times_and_without(
         """
     ).rows()
     assert found == [("crm", "Bea"), ("erp", "Bea")]
+    # a row that was taken away is found by a full load
+    place.run("delete from customers where id = 3")
+    for connector in connect(chosen):
+        with connector:
+            load(warehouse, connector, "contact", settings=chosen, is_full=True)
+            assert load(warehouse, connector, "contact", settings=chosen, is_full=True).loaded == 0
+    gone = warehouse.frame(
+        """
+        select source from raw.crm_records where external_id = '3'
+        group by source having argMax(is_deleted, updated_at) order by source
+        """
+    )
+    assert gone["source"].to_list() == ["crm", "erp"]
     left = CrmSettings.model_validate({**chosen.model_dump(), "crm_skipped": "erp_contacts"})
     assert {one.name: kinds(one, left) for one in configured(left)} == {"erp": [], "crm": ["contact"]}
 
