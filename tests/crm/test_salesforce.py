@@ -407,6 +407,22 @@ def test_records_loaded_before_there_were_cursors(org: Account) -> None:
     assert len(rows) == 300 - 200 + 60
 
 
+def test_single_records_are_looked_up(org: Account) -> None:
+    numbers = org.fill(5)
+    org.fake.fields["Contact"]["LeadSource"].is_visible = False
+    org.fake.delete(numbers[0])
+    org.fake.delete(numbers[1], merged_into=numbers[2])
+    with org.connect() as connector:
+        found = connector.look_up("contact", [numbers[0], numbers[1], numbers[3], "003000000009999AAA", "x"])
+        assert connector.look_up("contact", []).rows.num_rows == 0
+    assert found.cursor == ""
+    rows = {row["external_id"]: (row["is_deleted"], row["merged_into"]) for row in found.rows.to_pylist()}
+    assert rows == {
+        numbers[0]: (True, ""), numbers[1]: (True, numbers[2]), numbers[2]: (False, ""), numbers[3]: (False, ""),
+        "003000000009999AAA": (True, ""), "x": (True, ""),
+    }  # fmt: skip
+
+
 edits = st.lists(
     st.tuples(
         st.sampled_from(["edit", "edit", "make", "delete", "merge", "slow", "wait"]),
@@ -973,8 +989,8 @@ def test_tasks_are_made_once(org: Account) -> None:
     (who,) = org.fill(1)
     changes = [
         Change("crm.task_requested:7", "", {
-            "subject": "Ring them", "body": "They looked at lamps.", "due_at": "2026-02-03T23:30:00+01:00",
-            "contact_id": who, "owner_id": "005000000000002AAA", "is_done": False,
+            "subject": "Ring them", "note": "They looked at lamps.", "type": "Call",
+            "due_at": "2026-02-03T23:30:00+01:00", "contact_id": who, "owner": "005000000000002AAA", "is_done": False,
         }),
         Change("crm.task_requested:8", "", {"subject": "Ring", "contact_id": "003000000009999AAA"}),
         Change("crm.task_requested:9", "", {"subject": "Ring", "due_at": "soon"}),
@@ -996,6 +1012,31 @@ def test_tasks_are_made_once(org: Account) -> None:
     (result,) = org.push(Change("x", results[0].external_id, {"is_done": False}), kind="task")
     assert result.status == "written"
     assert org.fake.value(results[0].external_id, "Status", "Task") == "Not Started"
+
+
+def test_a_task_finds_its_contact_and_its_owner_by_name(org: Account) -> None:
+    org.set_up()
+    (who,) = org.fill(1)
+    deal = org.fake.put("Opportunity", Name="Lamps")
+    ann = org.fake.put(
+        "User", Username="ann@acme.example", Email="a@acme.example", Name="Ann A.", IsActive=True
+    )
+    for _ in range(2):
+        org.fake.put("User", Username="b@x.example", Email="team@acme.example", Name="Team", IsActive=True)
+    org.fake.put("User", Username="old@acme.example", Email="old@acme.example", Name="Old", IsActive=False)
+    about = {"subject": "Ring", "email": "P0@example.com", "deal_id": deal}
+    owners = ["ann@acme.example", "A@acme.example", "Ann A.", None, "Team", "old@acme.example"]
+    results = org.push(
+        *(Change(f"k{number}", "", {**about, "owner": owner}) for number, owner in enumerate(owners)),
+        Change("nobody", "", {"subject": "Ring", "email": "nobody@example.com"}),
+        kind="task",
+    )
+    assert [result.status for result in results] == ["created"] * 4 + ["invalid"] * 2 + ["failed"]
+    tasks = [org.fake.records["Task"][result.external_id].fields for result in results[:4]]
+    assert [task.get("OwnerId") for task in tasks] == [ann, ann, ann, None]
+    assert {(task["WhoId"], task["WhatId"]) for task in tasks} == {(who, deal)}
+    assert "2 active users" in results[4].reason and "no active users" in results[5].reason
+    assert "nobody@example.com" in results[6].reason
 
 
 def test_an_external_id_that_several_have_is_invalid(org: Account) -> None:
