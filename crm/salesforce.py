@@ -132,11 +132,15 @@ _CONTACT: Mapping[str, str] = {
 }
 _TASK: Mapping[str, str] = {
     "subject": "Subject",
-    "body": "Description",
+    "note": "Description",
     "due_at": "ActivityDate",
     "is_done": "Status",
+    "type": "Type",
+    "owner": "OwnerId",
     "contact_id": "WhoId",
-    "owner_id": "OwnerId",
+    "deal_id": "WhatId",
+    # finds the contact where its id is not given
+    "email": "",
 }
 _UNMAPPED = frozenset({"timezone", "locale", "push_token"})
 _READ_ONLY = frozenset(
@@ -148,6 +152,8 @@ KEY: Final = "mailhouse_key"
 _KEY_FIELD = "Mailhouse_Key__c"
 _OUR_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _API_NAME = re.compile(r"[A-Z][A-Za-z0-9_]*|[a-z][A-Za-z0-9_]*__c")
+_USER = re.compile(r"00[5G][A-Za-z0-9]{12}([A-Za-z0-9]{3})?")  # of a user or a queue
+_USER_NAMES = ("Username", "Email", "Name")
 _SHORT_ID = 15  # characters that tell records apart; three more are a checksum
 _NO_FIELD = re.compile(r"No such column '([A-Za-z0-9_.]+)'")
 _LIMIT = re.compile(r"\bapi-usage=(\d+)/(\d+)")
@@ -393,9 +399,13 @@ class Salesforce(HttpConnector):
             )
         return records, answer.get("done") is not False, (answer, response)
 
-    def _found(self, soql: str, *, what: str, with_deleted: bool = False) -> Iterator[dict[str, Any]]:
-        """All records of a small query."""
-        records, is_all, (answer, _) = self._query(soql, what=what, with_deleted=with_deleted)
+    def _found(
+        self, soql: str, *, what: str, with_deleted: bool = False, times: list[datetime] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """All records of a small query; `times` is told Salesforce's when it was asked."""
+        records, is_all, (answer, response) = self._query(soql, what=what, with_deleted=with_deleted)
+        if times is not None and (asked_at := _server_time(response)) is not None:
+            times.append(asked_at)
         while True:
             yield from records
             following = str(answer.get("nextRecordsUrl") or "")
@@ -419,6 +429,43 @@ class Salesforce(HttpConnector):
             yield from self._pull_in_bulk(kind, place)
         else:
             yield from self._pull_pages(kind, place)
+
+    def look_up(self, kind: Kind, ids: Sequence[str]) -> Pulled:
+        """What has become of single records; one that is unknown is a deleted row, as of now.
+
+        A merged record brings the row of the record that took it in. The cursor is '' and must not be stored.
+        """
+        rows: dict[str, Row] = {}
+        times: list[datetime] = []
+        wanted = list(dict.fromkeys(ids))
+        for _ in range(2):
+            for row in self._read_ids(kind, [number for number in wanted if ID.fullmatch(number)], times):
+                rows[row[0]] = row
+            wanted = [row[3] for row in rows.values() if row[3] and row[3] not in rows]
+            if not wanted:
+                break
+        known = {number[:_SHORT_ID] for number in rows}
+        now = max(times, default=datetime.now(UTC))
+        gone: list[Row] = [
+            (number, whole(now), True, "", "{}")
+            for number in dict.fromkeys(ids)
+            if number[:_SHORT_ID] not in known
+        ]
+        return Pulled(table([*_aged(list(rows.values()), min(times, default=None)), *gone]), "")
+
+    def _read_ids(self, kind: Kind, ids: Sequence[str], times: list[datetime]) -> Iterator[Row]:
+        for group in groups(ids):
+            while True:
+                soql = select(self._columns(kind), _OBJECTS[kind], f"WHERE Id IN ({group})")
+                try:
+                    records = list(
+                        self._found(soql, what=f"look at {_OBJECTS[kind]}", with_deleted=True, times=times)
+                    )
+                except RefusedCallError as error:
+                    self._without(kind, error)
+                    continue
+                yield from self._rows(kind, records)
+                break
 
     def _is_large(self, sobject: str) -> bool:
         least = self._settings.salesforce_bulk_from
@@ -658,15 +705,19 @@ class Salesforce(HttpConnector):
         updates, made = list[_Write](), list[_Write]()
         wanted = {change.external_id for _, change in changes if ID.fullmatch(change.external_id)}
         states = self._states(sobject, wanted)
-        people = (
-            self._people([c.fields.get("email") for _, c in changes if not c.external_id])
-            if kind == "contact"
-            else {}
+        people = self._people(
+            change.fields.get("email")
+            for _, change in changes
+            if not (change.external_id if kind == "contact" else change.fields.get("contact_id"))
         )
+        users = self._users(change.fields.get("owner") for _, change in changes) if kind == "task" else {}
         taken: set[str] = set()
         for index, change in changes:
             number, state = change.external_id, None
             record, trouble = self._record(kind, change)
+            status: PushStatus = "invalid"
+            if kind == "task" and not trouble:
+                status, trouble = _assign(record, change, people, users)
             if number:
                 if not ID.fullmatch(number):
                     trouble = f"{number[:40]!r} is no id of Salesforce"
@@ -684,7 +735,7 @@ class Salesforce(HttpConnector):
                     (state,) = found
                     number = state.id
             if trouble:
-                results[index] = Pushed(change.key, "invalid", number, reason=trouble)
+                results[index] = Pushed(change.key, status, number, reason=trouble)
             elif number and (state is None or state.is_deleted):
                 # of one that was merged the other's id is told
                 merged = state.merged_into if state else ""
@@ -730,6 +781,8 @@ class Salesforce(HttpConnector):
         record: dict[str, Any] = {}
         for name, value in change.fields.items():
             column = self._api_name(kind, name)
+            if column == "":
+                continue
             if column is None or column in _READ_ONLY or "." in column:
                 return {}, f"Salesforce has no field to write {name} to"
             value = value.strip() if column == "Email" and isinstance(value, str) else value
@@ -805,6 +858,21 @@ class Salesforce(HttpConnector):
                 state = self._state(record)
                 people.setdefault(address(record.get("Email")), {})[state.id] = state
         return {email: list(found.values()) for email, found in people.items()}
+
+    def _users(self, owners: Iterable[Any]) -> dict[str, set[str]]:
+        """Ids of active users by their user name, address and name."""
+        users: dict[str, set[str]] = {}
+        wanted = [
+            owner for owner in dict.fromkeys(owners) if isinstance(owner, str) and not _USER.fullmatch(owner)
+        ]
+        for start in range(0, len(wanted), 50):
+            for group in groups([owner.strip() for owner in wanted[start : start + 50] if owner.strip()]):
+                where = " OR ".join(f"{name} IN ({group})" for name in _USER_NAMES)
+                soql = select(["Id", *_USER_NAMES], "User", f"WHERE IsActive = true AND ({where})")
+                for record in self._found(soql, what="look up users"):
+                    for name in _USER_NAMES:
+                        users.setdefault(address(record.get(name)), set()).add(str(record.get("Id")))
+        return users
 
     @staticmethod
     def _state(record: Mapping[str, Any]) -> _State:
@@ -1206,6 +1274,33 @@ def _aged(rows: list[Row], asked_at: datetime | None) -> list[Row]:
         return rows
     since = asked_at - _FRESH
     return [(number, stamp - _MOMENT if stamp >= since else stamp, *rest) for number, stamp, *rest in rows]  # pyright: ignore[reportReturnType]
+
+
+def _assign(
+    record: dict[str, Any],
+    change: Change,
+    people: Mapping[str, list[_State]],
+    users: Mapping[str, set[str]],
+) -> tuple[PushStatus, str]:
+    """Give a task its contact and its owner; why that cannot be, '' if it can."""
+    email = address(change.fields.get("email"))
+    if email and not record.get("WhoId"):
+        found = sorted(state.id for state in people.get(email, ()))
+        if not found:
+            # it may be made yet
+            return "failed", f"no contact of Salesforce has the email {email}"
+        # of several any will do, but always the same
+        record["WhoId"] = found[0]
+    owner = record.get("OwnerId")
+    if owner is None:
+        # nobody's task is its maker's
+        record.pop("OwnerId", None)
+    elif not _USER.fullmatch(str(owner)):
+        ids = users.get(address(owner), set())
+        if len(ids) != 1:
+            return "invalid", f"{len(ids) or 'no'} active users of Salesforce are called {str(owner)[:80]}"
+        (record["OwnerId"],) = ids
+    return "invalid", ""
 
 
 def _newest(rows: Iterable[Row], before: datetime | None) -> datetime | None:

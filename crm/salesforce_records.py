@@ -129,7 +129,9 @@ def groups(values: Sequence[str]) -> Iterator[str]:
 def csv_records(content: bytes, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     """A result's rows; it may or may not repeat the names of its columns."""
     names = list(columns)
-    for number, cells in enumerate(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))):
+    for number, cells in enumerate(
+        csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline=""))
+    ):
         if number == 0 and (
             not names or [cell.lower() for cell in cells] == [name.lower() for name in names]
         ):

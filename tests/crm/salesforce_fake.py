@@ -27,7 +27,7 @@ CLIENT_SECRET = "client-secret-of-the-test"
 REFRESH_TOKEN = "refresh-token-of-the-test"
 USER_ID = "005000000000001AAA"
 PREFIXES = {
-    "Contact": "003", "Account": "001", "Opportunity": "006", "Task": "00T", "PermissionSet": "0PS",
+    "Contact": "003", "Account": "001", "Opportunity": "006", "Task": "00T", "User": "005", "PermissionSet": "0PS",
     "FieldPermissions": "01k", "PermissionSetAssignment": "0Pa",
 }  # fmt: skip
 _SYSTEM = {"Id": "id", "SystemModstamp": "datetime", "IsDeleted": "boolean", "CreatedDate": "datetime"}
@@ -47,9 +47,10 @@ _FIELDS: dict[str, dict[str, str]] = {
     },
     "Task": {
         "Subject": "string", "Status": "picklist", "IsClosed": "boolean", "Priority": "picklist",
-        "Description": "textarea",
+        "Description": "textarea", "Type": "picklist",
         "ActivityDate": "date", "WhoId": "reference", "WhatId": "reference", "OwnerId": "reference",
     },
+    "User": {"Username": "string", "Email": "email", "Name": "string", "IsActive": "boolean"},
     "PermissionSet": {"Name": "string", "Label": "string", "Description": "string"},
     "FieldPermissions": {
         "ParentId": "reference", "SobjectType": "string", "SObjectType": "string", "Field": "string",
