@@ -17,9 +17,9 @@
         (select count() from {{ ref('int_visitors__told') }}),
         (select count() from {{ ref('int_contacts__hinted') }} where record_identity_id != 0)
 {%- endset %}
-{#- a unit test gives rows that no query sees -#}
+{#- a unit test gives rows that no query sees; dbt finds no columns where it finds `recursive` -#}
 {%- set has_all_kinds = not execute or var('all_kinds_of_identities', false) %}
-{%- set counts = [1, 8, 1, 1, 1] if has_all_kinds else run_query(query).rows[0] | map('int') | list %}
+{%- set counts = [1, 0 if execute else 8, 1, 1, 1] if has_all_kinds else run_query(query).rows[0] | map('int') | list %}
 {%- set is_partial = before is not none and not counts[0] %}
 {%- set merges_count, has_splits, has_visitors, has_accounts = counts[1], counts[2] > 0, counts[3] > 0, counts[4] > 0 %}
 {%- set has_merges = merges_count > 0 %}
