@@ -259,7 +259,7 @@ class Identities:
             self._marts(
                 """
                 with concerned as (
-                    select distinct arrayJoin([contact_id, named_contact_id, own_contact_id]) as contact_id
+                    select distinct arrayJoin([contact_id, named_contact_id, own_contact_id]) as concerned_id
                     from {intermediate}.int_contacts__identified where contact_id = {id:Int64}
                 ),
                 changes as (

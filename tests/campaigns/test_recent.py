@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from campaigns.live import Live, _columns
 from campaigns.machines import KINDS, MachineRules
 from campaigns.recent import HAPPENED
-from campaigns.siphash import contact_of, identity_of, identity_of_message, normalised_email, sip_hash
+from campaigns.siphash import (
+    contact_of,
+    identity_of,
+    identity_of_message,
+    normalised_email,
+    sip_hash,
+    visitor_of,
+)
 from warehouse.client import Warehouse
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
@@ -36,7 +43,8 @@ def test_keys_are_those_of_the_engine(warehouse: Warehouse, rows: list[tuple[str
             toInt64(bitShiftRight(sipHash64(address), 1)),
             if(b = '' and address = '', 0,
                 toInt64(bitShiftRight(sipHash64(if(b = '', '', a), b, address), 1))),
-            toInt64(bitShiftRight(sipHash64('message', n, address), 1))
+            toInt64(bitShiftRight(sipHash64('message', n, address), 1)),
+            -toInt64(bitShiftRight(sipHash64(a, b), 1))
         from given
         """,
         external={"given": frame},
@@ -45,7 +53,7 @@ def test_keys_are_those_of_the_engine(warehouse: Warehouse, rows: list[tuple[str
         address = normalised_email(c)
         assert told == (
             sip_hash(a), sip_hash(a, b), sip_hash(a, b, c), sip_hash(a, n), address, contact_of(address),
-            identity_of(a, b, address), identity_of_message(n, address),
+            identity_of(a, b, address), identity_of_message(n, address), visitor_of(a, b),
         )  # fmt: skip
 
 

@@ -19,13 +19,11 @@
         (select count() from {{ ref('int_visitors__told') }}),
         (select count() from {{ ref('int_contacts__hinted') }} where record_identity_id != 0)
 {%- endset %}
-{%- set counts = run_query(query).rows[0] | map('int') | list if execute else [1, 1, 1, 1, 1] %}
+{#- a unit test gives rows that no query sees; dbt finds no columns where it finds `recursive` -#}
+{%- set has_all_kinds = not execute or var('all_kinds_of_identities', false) %}
+{%- set counts = [1, 0 if execute else 8, 1, 1, 1] if has_all_kinds else run_query(query).rows[0] | map('int') | list %}
 {%- set is_partial = before is not none and not counts[0] %}
 {%- set merges_count, has_splits, has_visitors, has_accounts = counts[1], counts[2] > 0, counts[3] > 0, counts[4] > 0 %}
-{%- if var('all_kinds_of_identities', false) %}
-{#- a unit test gives rows that the query above does not see -#}
-{%- set merges_count, has_splits, has_visitors, has_accounts = 8, true, true, true %}
-{%- endif %}
 {%- set has_merges = merges_count > 0 %}
 
 with {{ 'recursive' if has_merges }}

@@ -26,7 +26,7 @@ events as (
     select * from {{ ref('int_events__recorded') }}
     where
         type in (select event_type from weights)
-        and identity_id != 0
+        and identity_id > 0
         and not is_machine
         and {{ is_due_state(due) }}
 
