@@ -217,8 +217,11 @@ def _subscriptions(settings: SenderSettings) -> Finding:
 
     spec = PreferencesSpec.load(settings.content_dir)
     if problem := confirmation_problem(settings.content_dir, spec):
-        fix = "Without it nobody can subscribe by form or API: docs/consent.md shows trigger and template."
-        return Finding("subscriptions", Verdict.WRONG, f"Nobody can subscribe: {problem}", fix)
+        fix = "Restore content/triggers/confirm_subscription.yaml and its template, or write your own: docs/consent.md."
+        # who has no file of purposes may take no subscriptions at all
+        is_wanted = (settings.content_dir / "preferences.yaml").exists()
+        verdict = Verdict.WRONG if is_wanted else Verdict.NOTE
+        return Finding("subscriptions", verdict, f"Nobody can subscribe: {problem}", fix)
     confirmed = [name for name, text in spec.offered().items() if text.double_opt_in]
     text = f"{', '.join(spec.offered())} by email; confirmed by mail: {', '.join(confirmed) or 'none'}"
     return Finding("subscriptions", Verdict.OK, text)

@@ -40,6 +40,7 @@ CONTEXT: dict[str, Any] = {
     "campaign": {"kind": "campaign", "name": "offer", "version": "1", "occurrence": "o", "category": "marketing",
                  "variant": ""},
     "unsubscribe_url": "https://mail.example.com/unsubscribe/t", "preferences_url": "https://mail.example.com/p/t",
+    "confirm_url": "https://mail.example.com/confirm/t",
     "postal_address": "1 High Street", "company_name": "Shop", "now": datetime(2026, 6, 28, tzinfo=UTC),
 }  # fmt: skip
 
@@ -419,7 +420,9 @@ def test_our_own_templates(tmp_path: Path) -> None:
     assert [str(problem) for problem in library.check()] == []
     for name in library.names():
         template = library.template(name)
-        template.require_marketing(name)
+        # what confirms a subscription goes out before anybody has subscribed
+        if "confirm_url" not in template.names:
+            template.require_marketing(name)
         contact = {name: CONTEXT["now"] if name.endswith("_at") else 3 for name in PROFILE_COLUMNS}
         for recommendations in ([], CONTEXT["recommendations"]):
             check_html(
