@@ -206,7 +206,12 @@ def quality_row(name: str, data: str, path: Path, days: int | None) -> dict[str,
     """Judge one candidate on the last four weeks; then fit and score everybody."""
     interactions, catalogue = load(data, path)
     rules = Rules(exclude_bought=True if days is None else timedelta(days=days) if days else False)
-    estimator = default_candidates(rules=rules, has_catalogue=True)[name]
+    # what a shop of this size compares, and what it leaves out, beside it
+    products = catalogue.height
+    estimator = (
+        default_candidates(rules=rules, has_catalogue=True)
+        | default_candidates(rules=rules, has_catalogue=True, products=products)
+    )[name]
     fold = temporal_folds(validated_interactions(interactions), horizon=HORIZON)[-1]
     judged = judge_on_split(fold, {name: estimator}, rules=rules, catalogue=catalogue).metrics
     metric = dict(judged.select("metric", "value").iter_rows())
@@ -263,9 +268,8 @@ def chosen(data: str, path: Path, days: int | None) -> str:
     """Name of the selector's choice."""
     interactions, catalogue = load(data, path)
     rules = Rules(exclude_bought=True if days is None else timedelta(days=days) if days else False)
-    return select(
-        interactions, default_candidates(rules=rules, has_catalogue=True), rules=rules, catalogue=catalogue
-    ).chosen
+    candidates = default_candidates(rules=rules, has_catalogue=True, products=catalogue.height)
+    return select(interactions, candidates, rules=rules, catalogue=catalogue).chosen
 
 
 def main() -> None:

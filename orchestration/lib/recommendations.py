@@ -95,7 +95,7 @@ def refresh_recommendations(
     groups = groups.filter(pl.col("group") != "")
     available = products.filter(pl.col("is_available"))["product_id"].to_list()
     rules = rules_of(settings, available)
-    candidates = default_candidates(rules=rules, has_catalogue=True)
+    candidates = default_candidates(rules=rules, has_catalogue=True, products=catalogue.height)
     _forget(warehouse, version, list(candidates))
     incumbent = warehouse.value(
         "select argMax(model, tuple(as_of, model_version)) from raw.model_evaluations "

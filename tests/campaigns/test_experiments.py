@@ -443,6 +443,7 @@ def test_later_occurrences_send_everybody_the_winner(team: Team) -> None:
         ({"variants": [{"name": "a"}, {"name": "holdout"}]}, "has a variant called holdout"),
         ({"control": "c"}, "there is no variant 'c'. Allowed: plain, warm."),
         ({"winner": {"after": "4h"}}, "winner needs a remainder"),
+        ({"traffic": "20%", "winner": {"to": "arrivals"}}, "arrivals belongs to a journey's split"),
         ({"traffic": "20%"}, "leaves a remainder that would get nothing"),
         ({"traffic": "120%"}, "is more than all"),
         ({"metric": "clickz"}, "there is no metric 'clickz'. Did you mean clicks?"),

@@ -32,6 +32,33 @@ def journey(folder: Path, text: str):
     return load_journey(folder / "j.yaml")
 
 
+@pytest.mark.parametrize(
+    ("winner", "said"),
+    [
+        ("{to: remainder}", "a split has no remainder"),
+        ("{after: 20d}", "decide: fixed decides at the end alone"),
+        ("{after: 20d}, decide: anytime", "winner.after is later than end"),
+        ("{to: arrivals}", ""),
+    ],
+)
+def test_a_split_may_choose_its_winner(tmp_path: Path, winner: str, said: str) -> None:
+    text = (
+        HEAD
+        + f"""steps:
+  - id: a
+    split: [{{name: x, weight: 1}}, {{name: y, weight: 1}}]
+    experiment: {{end: 10d, winner: {winner}}}
+"""
+    )
+    if said:
+        with pytest.raises(InputError, match=said):
+            journey(tmp_path, text)
+        return
+    (placed,) = journey(tmp_path, text).experiments()
+    assert placed.measures.earliest == timedelta(days=10)
+    assert placed.others.startswith("Whoever comes to the split")
+
+
 def test_lists_of_steps_are_a_graph(tmp_path: Path) -> None:
     spec = journey(
         tmp_path,

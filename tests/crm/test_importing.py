@@ -398,7 +398,7 @@ people = st.lists(
 )
 
 
-@budget(max_examples=8)
+@budget(max_examples=5)
 @given(st.lists(people, min_size=1, max_size=3), st.integers(min_value=1, max_value=4))
 def test_rows_add_up_whatever_is_in_the_files(
     tmp_path_factory: pytest.TempPathFactory,

@@ -136,6 +136,10 @@ def test_the_card_says_what_how_and_what_not():
 
 def test_default_candidates_follow_the_rules():
     assert list(default_candidates()) == ["popularity", "item_to_item", "ease", "als", "hybrid"]
+    # where EASE takes in all products and none come back, ALS costs much and adds nothing
+    assert list(default_candidates(products=12_000)) == ["popularity", "item_to_item", "ease", "hybrid"]
+    assert "als" in default_candidates(products=12_001)
+    assert "als" in default_candidates(products=100, rules=Rules(exclude_bought=False))
     everything = default_candidates(rules=Rules(exclude_bought=False, candidates=["a"]), has_catalogue=True)
     assert {"content", "repurchase"} <= set(everything)
     hybrid = everything["hybrid"].get_params(deep=False)
