@@ -10,18 +10,32 @@ once. `push` answers for every change it was given, one by one, and never raises
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import ClassVar, Final, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, Self
 
 import pyarrow as pa
 
 from warehouse.errors import MailhouseError
 
+if TYPE_CHECKING:
+    import httpx
+
+    from crm.http import Pace
+    from crm.settings import CrmSettings
+
 Kind = Literal["contact", "company", "deal", "task"]
 """What a record is, as in `raw.crm_records.object`."""
+PLURALS: Final[Mapping[Kind, str]] = {
+    "contact": "contacts",
+    "company": "companies",
+    "deal": "deals",
+    "task": "tasks",
+}
+"""What several of a kind are called, in names of assets and locks."""
 Scalar = str | int | float | bool | None
 
 PULLED: Final = pa.schema(
@@ -51,6 +65,9 @@ FIELDS: Final = (
     "created_at",
 )
 """Fields of a contact that every CRM's records name alike."""
+
+TASK_FIELDS: Final = ("subject", "body", "due_at", "is_done", "contact_id", "owner_id")
+"""Fields of a task that is pushed: `due_at` is ISO 8601 with a zone, `contact_id` and `owner_id` are the CRM's own."""
 
 
 class CrmError(MailhouseError):
@@ -99,10 +116,12 @@ class Pulled:
     Attributes:
         rows: columns of `PULLED`.
         cursor: where to go on once the rows are stored: JSON text that the connector alone understands.
+        bad: reason and text of each record that cannot be a row, as it has no id, no time or no properties.
     """
 
     rows: pa.Table
     cursor: str
+    bad: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +217,51 @@ class Connector(ABC):
     name: ClassVar[str]
     capabilities: ClassVar[Capabilities]
     usage: Usage
+
+    @classmethod
+    @abstractmethod
+    def is_configured(cls, settings: CrmSettings) -> bool:
+        """Whether the settings say that this CRM is in use; they may still be wrong."""
+
+    @classmethod
+    @abstractmethod
+    def from_settings(
+        cls,
+        settings: CrmSettings,
+        *,
+        pace: Pace | None = None,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> Self:
+        """The account of the settings. Asks nothing of the CRM.
+
+        Args:
+            settings: where it is, and how to prove who we are.
+            pace: what calls may cost; by default the allowance that the settings name, shared with other processes.
+            transport: httpx's way out; the network by default.
+            sleep: how to wait.
+
+        Raises:
+            SettingsError: something is missing or cannot be right; names the variable.
+        """
+
+    def check(self) -> str:
+        """Prove by one cheap call that the credentials work; what to tell about the account, '' if it was not tried.
+
+        Raises:
+            CrmError: they do not, or nobody answers.
+        """
+        return ""
+
+    def resume_after(self, kind: Kind, newest: datetime) -> str | None:
+        """A cursor for records that were loaded before cursors were kept; None: load all again.
+
+        Args:
+            kind: what is loaded.
+            newest: the newest change that is stored; all before it are stored, too.
+        """
+        del kind, newest
+        return None
 
     @abstractmethod
     def pull(self, kind: Kind, since: str | None) -> Iterator[Pulled]:

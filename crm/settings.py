@@ -12,29 +12,42 @@ from pydantic_settings import NoDecode
 
 from warehouse.settings import MailhouseSettings
 
-HubSpotObject = Literal["contacts", "companies", "deals"]
+HubSpotObject = Literal["contacts", "companies", "deals", "tasks"]
 
 
 class CrmSettings(MailhouseSettings):
     """What `MailhouseSettings` has, and how to reach CRMs.
 
     Attributes:
+        crm_skipped: what is not read though the CRM has it, with commas: `hubspot_tasks,hubspot_deals`.
         hubspot_token: access token of a HubSpot service key or private app, with the scopes
-            `crm.objects.*.read`. Unset means that HubSpot is not read.
+            `crm.objects.*.read`, to push `.write`, too. Unset means that HubSpot is not used.
         hubspot_base_url: where HubSpot's API answers; https, but for this machine itself.
-        hubspot_api_version: version in the paths: a date such as `2026-09`, or `v3`. hubspot_properties:
-        more properties to read, by object, as JSON: `{"contacts": ["favourite_colour"]}`. hubspot_overlap:
-        seconds before the newest stored change from which reading starts again: HubSpot's search
-            learns of a change a little later than it happens.
-        hubspot_searches_per_second: searches a second that we allow ourselves; HubSpot allows an account 5.
+        hubspot_api_version: version in the paths: a date such as `2026-09`, or `v3`.
+        hubspot_properties: more properties to read, by object, as JSON: `{"contacts": ["favourite_colour"]}`.
+        hubspot_overlap: seconds before the last reading from which changes are read again: HubSpot's search learns of
+            a change a little later than it happens.
+        hubspot_calls_per_10_seconds: calls within any 10 seconds, of all processes together; HubSpot allows a private
+            app 100 (free, starter) or 190 (professional, enterprise).
+        hubspot_searches_per_second: searches within any second; HubSpot allows an account 5.
+        hubspot_archived_pause: HubSpot cannot list since a time what was archived: all of it is read. After a reading
+            that took so many calls we wait so many times these seconds before the next.
     """
 
+    crm_skipped: Annotated[frozenset[str], NoDecode] = frozenset()
     hubspot_token: SecretStr | None = None
     hubspot_base_url: str = "https://api.hubapi.com"
     hubspot_api_version: str = Field(default="2026-09", pattern=r"^(v3|20\d\d-(0[1-9]|1[0-2]))$")
     hubspot_properties: Annotated[dict[HubSpotObject, list[str]], NoDecode] = Field(default_factory=dict)
     hubspot_overlap: float = Field(default=300, ge=0, le=86_400)
-    hubspot_searches_per_second: float = Field(default=4, gt=0)
+    hubspot_calls_per_10_seconds: float = Field(default=100, ge=10)
+    hubspot_searches_per_second: float = Field(default=5, gt=0)
+    hubspot_archived_pause: float = Field(default=30, ge=0)
+
+    @field_validator("crm_skipped", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return frozenset(value.replace(",", " ").split()) if isinstance(value, str) else value
 
     @field_validator("hubspot_properties", mode="before")
     @classmethod

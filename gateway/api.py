@@ -22,7 +22,7 @@ from gateway.metrics import Metrics, Refusal
 from gateway.segment import ROUTES, parse_message
 from gateway.settings import ApiKey, GatewaySettings
 from gateway.streams import StreamError, StreamFullError
-from senders.limits import Buckets, Demand, LimitError, LocalBuckets, RedisBuckets
+from warehouse.buckets import Buckets, Demand, LimitError, LocalBuckets, RedisBuckets
 from warehouse.errors import MailhouseError
 
 LONGEST_BODY = 2 << 20

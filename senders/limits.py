@@ -3,7 +3,7 @@
 A message stands under up to three limits: its provider's, its campaign's, and that of the mailbox provider it goes to
 (a group of domains such as gmail.com and googlemail.com). All are taken together, so that nobody holds tokens of one
 bucket while waiting for another. Buckets live in this process, or in Redis where `MAILHOUSE_REDIS_URL` is set: then all
-senders share them, and one script call takes the tokens of a whole window.
+senders share them (`warehouse.buckets`).
 
 `content/limits.yaml`, which need not exist, says what the limits are; see docs/limits.md.
 """
@@ -13,138 +13,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from datetime import date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from senders.settings import SenderSettings
-from warehouse.errors import MailhouseError, SettingsError
+from warehouse.buckets import Buckets, Demand, LocalBuckets, RedisBuckets
+from warehouse.errors import SettingsError
 from warehouse.yaml_specs import Spec, load_spec
 
 if TYPE_CHECKING:
     from senders.ledger import Ledger
-
-
-class LimitError(MailhouseError):
-    """The place where shared limits are kept does not answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """So many tokens of one bucket: at most `rate` a second over any time, plus `burst` that were saved up."""
-
-    bucket: str
-    rate: float
-    burst: int
-    tokens: int
-
-
-class Buckets(Protocol):
-    """Where buckets are kept."""
-
-    def reserve(self, demands: Sequence[Demand]) -> float:
-        """Take all the tokens now and return the seconds to wait before using them.
-
-        Buckets go below zero for it, so whoever comes next waits behind: order is kept, and no one starves. Negative
-        tokens are given back.
-        """
-        ...
-
-
-class LocalBuckets:
-    """Buckets of this process.
-
-    Args:
-        clock: seconds, monotonic.
-    """
-
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._levels: dict[str, tuple[float, float]] = {}
-        self._lock = threading.Lock()
-
-    def reserve(self, demands: Sequence[Demand]) -> float:
-        """See `Buckets`."""
-        wait = 0.0
-        with self._lock:
-            now = self._clock()
-            for demand in demands:
-                level, at = self._levels.get(demand.bucket, (float(demand.burst), now))
-                level = min(demand.burst, level + (now - at) * demand.rate) - demand.tokens
-                self._levels[demand.bucket] = level, now
-                wait = max(wait, -level / demand.rate)
-        return wait
-
-
-# Redis' own clock, so that senders' clocks may differ. A bucket that would be full again is forgotten.
-_TAKE = """
-local time = redis.call('TIME')
-local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
-local wait = 0
-for i, key in ipairs(KEYS) do
-    local rate, burst, tokens = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
-    local stored = redis.call('HMGET', key, 'level', 'at')
-    local level = tonumber(stored[1]) or burst
-    local at = tonumber(stored[2]) or now
-    level = math.min(burst, level + math.max(0, now - at) * rate) - tokens
-    redis.call('HSET', key, 'level', string.format('%.17g', level), 'at', string.format('%.17g', now))
-    redis.call('PEXPIRE', key, math.ceil((burst - level) / rate * 1000) + 1000)
-    wait = math.max(wait, -level / rate)
-end
-return string.format('%.17g', wait)
-"""
-
-
-class RedisBuckets:
-    """Buckets that all senders share.
-
-    Args:
-        url: `redis://user:password@host:port/database`; `rediss://` for TLS.
-
-    Raises:
-        SettingsError: there is no such URL, or the package `redis` is not installed.
-    """
-
-    def __init__(self, url: str) -> None:
-        try:
-            import redis
-        except ImportError:
-            raise SettingsError(
-                "MAILHOUSE_REDIS_URL is set, but the package redis is not installed.",
-                fix="Install mailhouse[redis], or unset MAILHOUSE_REDIS_URL.",
-            ) from None
-        try:
-            self._redis = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
-        except ValueError:
-            raise SettingsError(
-                "MAILHOUSE_REDIS_URL is no URL of a Redis server.",
-                fix="Write it like redis://127.0.0.1:6379/0.",
-            ) from None
-        self._take = self._redis.register_script(_TAKE)
-        self._error = redis.RedisError
-
-    def reserve(self, demands: Sequence[Demand]) -> float:
-        """See `Buckets`.
-
-        Raises:
-            LimitError: Redis does not answer; nothing may go then, because the others' share is not known.
-        """
-        if not demands:
-            return 0.0
-        # braces: in a Redis cluster all buckets must live on one node, for one script to see them
-        keys = [f"{{mailhouse}}:limit:{demand.bucket}" for demand in demands]
-        values = [value for demand in demands for value in (demand.rate, demand.burst, demand.tokens)]
-        try:
-            return float(self._take(keys=keys, args=values))  # pyright: ignore[reportArgumentType]
-        except self._error as error:
-            raise LimitError(
-                f"Redis, which keeps the shared rate limits, failed: {type(error).__name__}.",
-                fix="Check that the server of MAILHOUSE_REDIS_URL runs; or unset it, and limits hold in each process.",
-            ) from error
 
 
 class Rate(Spec):

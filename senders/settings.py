@@ -54,8 +54,6 @@ class SenderSettings(MailhouseSettings):
         webhook_url_secret: ends the address that is told to vendors who sign nothing: `.../webhooks/NAME?secret=...`.
         rate_per_second: messages a second at most; 0 means no limit.
         rate_burst: messages that may go at once after a pause; 0 means one second's worth.
-        redis_url: `redis://user:password@host:port/database`: rate limits are shared by all senders; unset, each
-            process keeps its own.
         default_cap_messages, default_cap_days: marketing messages one person gets at most within so many days,
             where the campaign states no cap; 0 messages means no cap.
         bounce_address: where bounces of mail sent by SMTP go: `bounce@mail.example.com` makes the return path
@@ -125,7 +123,6 @@ class SenderSettings(MailhouseSettings):
     webhook_url_secret: SecretStr | None = None
     rate_per_second: float = 0.0
     rate_burst: int = 0
-    redis_url: SecretStr | None = None
     default_cap_messages: int = 0
     default_cap_days: float = 7.0
     bounce_address: str = ""

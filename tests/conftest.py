@@ -103,6 +103,43 @@ def _program(name: str, *folders: str) -> str:
     return found or ""
 
 
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis server of the module's own that keeps nothing; yields its URL."""
+    program = shutil.which("redis-server")
+    if not program:
+        pytest.skip("there is no Redis here; `apt-get install -y redis-server` brings it")
+    port, folder = launcher.free_port(), tmp_path_factory.mktemp("redis")
+    process = subprocess.Popen(
+        [
+            program,
+            "--port",
+            str(port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--dir",
+            str(folder),
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    import redis
+
+    client = redis.Redis(port=port)
+    for _ in range(200):
+        try:
+            client.ping()
+            break
+        except redis.ConnectionError:
+            time.sleep(0.05)
+    yield f"redis://127.0.0.1:{port}/0"
+    process.terminate()
+    process.wait(20)
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """A PostgreSQL cluster of our own; yields the URL of its maintenance database."""

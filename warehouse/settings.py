@@ -42,6 +42,8 @@ class MailhouseSettings(BaseSettings):
             '{shard}', '{replica}')`; empty: the server's default.
         warehouse_replica_path: path of a table in ClickHouse Keeper; empty: the server's `default_replica_path`.
         warehouse_replica_name: a replica's name under that path.
+        redis_url: `redis://user:password@host:port/database`: rate limits are shared by all who name the server; unset,
+            each sending process keeps its own, and CRMs' limits are shared by the processes of one home.
         clock_offset: seconds added to the wall clock, for rehearsals on past data (the demo lives in June 2011).
             Every room and every dbt model takes the time through it.
     """
@@ -58,6 +60,7 @@ class MailhouseSettings(BaseSettings):
     warehouse_database_engine: str = ""
     warehouse_replica_path: str = ""
     warehouse_replica_name: str = "{replica}"
+    redis_url: SecretStr | None = None
     clock_offset: float = 0.0
 
     @classmethod

@@ -16,7 +16,6 @@ import httpx
 import orjson
 from pydantic import SecretStr
 
-from senders.limits import Buckets, Demand, LocalBuckets
 from senders.loopback import is_loopback
 from senders.message import Delivery, EventType, Message, Status
 from senders.providers.base import Capabilities
@@ -32,6 +31,7 @@ from senders.providers.webhooks import (
     required_key,
 )
 from senders.settings import SenderSettings
+from warehouse.buckets import Buckets, Demand, LocalBuckets
 from warehouse.errors import SettingsError
 
 MOST_CHARACTERS = 40_000

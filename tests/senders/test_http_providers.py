@@ -30,7 +30,6 @@ from vendor_server import VENDORS, Answer, Request, VendorServer, form_checks, s
 from senders.attachments import Attachment
 from senders.export import SETTLED_BY
 from senders.ledger import Ledger
-from senders.limits import Demand
 from senders.message import Address, Delivery, EventType, Message, Status
 from senders.pipeline import SendSummary, send
 from senders.providers import PROVIDERS, provider_class
@@ -45,6 +44,7 @@ from senders.providers.twilio import TwilioProvider
 from senders.providers.webhook import WebhookProvider
 from senders.retries import RetryPolicy
 from senders.settings import SenderSettings
+from warehouse.buckets import Demand
 from warehouse.errors import SettingsError
 
 QUICK = RetryPolicy(attempts=3, first=0.01, longest=0.02)

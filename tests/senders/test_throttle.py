@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -19,13 +16,9 @@ from senders.ledger import Ledger
 from senders.limits import (
     CircuitBreaker,
     DailyAllowance,
-    Demand,
     DomainRate,
-    LimitError,
     LimitsSpec,
-    LocalBuckets,
     Rate,
-    RedisBuckets,
     Throttle,
     WarmUp,
 )
@@ -34,46 +27,10 @@ from senders.pipeline import send
 from senders.providers.base import Capabilities, Provider, ProviderUnavailableError
 from senders.retries import is_retry_due
 from senders.settings import SenderSettings
-from warehouse.embedded.launcher import free_port
+from warehouse.buckets import Demand, LimitError, LocalBuckets, RedisBuckets
 from warehouse.errors import InputError, SettingsError
 
 NOW = datetime(2026, 6, 27, 9, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
-    program = shutil.which("redis-server")
-    if not program:
-        pytest.skip("there is no Redis here; `apt-get install -y redis-server` brings it")
-    port = free_port()
-    process = subprocess.Popen(
-        [
-            program,
-            "--port",
-            str(port),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-            "--dir",
-            "/tmp",
-        ],
-        stdout=subprocess.DEVNULL,
-    )
-    url = f"redis://127.0.0.1:{port}/0"
-    import redis
-
-    for _ in range(100):
-        try:
-            redis.Redis.from_url(url).ping()
-            break
-        except redis.ConnectionError:
-            time.sleep(0.05)
-    yield url
-    process.terminate()
-    process.wait(10)
 
 
 @given(

@@ -1,0 +1,189 @@
+"""Records of any CRM into `raw.crm_records`, from where the last load stopped.
+
+How far a CRM has been read is a row of `raw.crm_cursors`, written once the rows before it are stored. A process that
+dies in between repeats that batch, which loads nothing twice. Memory is that of a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import orjson
+import polars as pl
+
+from crm.base import PLURALS, Connector, Kind, Pulled, require
+from crm.connectors import source_name
+from crm.locks import one_at_a_time
+from crm.settings import CrmSettings
+from warehouse.client import Warehouse
+from warehouse.loads import LoadResult, clear_quarantine, load_crm_records, quarantine
+
+logger = logging.getLogger(__name__)
+
+_BEGUN: Final = ""
+"""A cursor that says: nothing is known to be stored, and cursors are kept."""
+_TIME: Final = pl.Datetime("us", "UTC")
+
+
+def load(
+    warehouse: Warehouse,
+    connector: Connector,
+    kind: Kind,
+    *,
+    settings: CrmSettings,
+    run_id: str = "",
+    on_progress: Callable[[int], None] | None = None,
+) -> LoadResult:
+    """Load what changed in a CRM since the last load, all records the first time; one process at a time.
+
+    Args:
+        warehouse: where to.
+        connector: the CRM.
+        kind: what to read.
+        settings: for the home folder.
+        run_id: who loads.
+        on_progress: told how many records have been read.
+
+    Raises:
+        CrmNotSupportedError: the CRM has no such records.
+        CrmError: the CRM refuses or stays silent; what was read before that is loaded, and a later load goes on there.
+        WarehouseError: ClickHouse refused.
+    """
+    require(connector, pull=kind)
+    place = f"{connector.name}/{PLURALS[kind]}"
+    total = LoadResult()
+    with one_at_a_time(settings.home, source_name(connector.name, kind)):
+        begun_at: datetime = warehouse.value("select now64(3, 'UTC')")
+        cursors = _Cursors(warehouse, connector, kind)
+        since = cursors.current
+        if since is None:
+            clear_quarantine(warehouse, source=connector.name, object=kind, file=place)
+            since = cursors.begin()
+        try:
+            for pulled in connector.pull(kind, since or None):
+                total += _store(warehouse, connector.name, kind, pulled, place, run_id)
+                cursors.store(pulled.cursor)
+                if on_progress is not None:
+                    on_progress(total.read)
+        finally:
+            if total.quarantined:
+                _forget_repeated(warehouse, connector.name, kind, place, begun_at)
+    return total
+
+
+def stored_cursor(warehouse: Warehouse, source: str, kind: Kind) -> tuple[str, datetime] | None:
+    """How far a CRM has been read and when that was stored; None if it never was. '' if no batch is complete yet."""
+    found = warehouse.frame(
+        """
+        select argMax(c.cursor, c.stored_at) as cursor, max(c.stored_at) as stored_at, count() as rows
+        from raw.crm_cursors as c
+        where source = {source:String} and object = {object:String}
+        """,
+        {"source": source, "object": kind},
+    )
+    return (found["cursor"][0], found["stored_at"][0]) if found["rows"][0] else None
+
+
+class _Cursors:
+    """The row of `raw.crm_cursors` of one CRM and kind."""
+
+    def __init__(self, warehouse: Warehouse, connector: Connector, kind: Kind) -> None:
+        self._warehouse, self._connector, self._kind = warehouse, connector, kind
+        found = stored_cursor(warehouse, connector.name, kind)
+        self.current = found[0] if found else None
+        self._stored_at = found[1] if found else datetime(1970, 1, 1, tzinfo=UTC)
+
+    def begin(self) -> str:
+        """The first cursor: after what was loaded before cursors were kept, or at the very beginning."""
+        cursor = _BEGUN
+        newest = self._warehouse.frame(
+            """
+            select max(updated_at) as newest, count() as records from raw.crm_records
+            where source = {source:String} and object = {object:String} and not is_deleted
+            """,
+            {"source": self._connector.name, "object": self._kind},
+        )
+        if newest["records"][0]:
+            cursor = self._connector.resume_after(self._kind, newest["newest"][0]) or _BEGUN
+        # before any row is: rows without a cursor would look like those of a load that came to its end
+        self.store(cursor)
+        return cursor
+
+    def store(self, cursor: str) -> None:
+        """Remember how far we came."""
+        if cursor == self.current:
+            return
+        # later than the one before, whatever the clock does
+        self._stored_at = max(datetime.now(UTC), self._stored_at + timedelta(microseconds=1))
+        row = {
+            "source": self._connector.name,
+            "object": self._kind,
+            "cursor": cursor,
+            "stored_at": self._stored_at,
+        }
+        self._warehouse.insert("raw.crm_cursors", pl.DataFrame([row], schema_overrides={"stored_at": _TIME}))
+        self.current = cursor
+
+
+def _store(
+    warehouse: Warehouse, source: str, kind: Kind, pulled: Pulled, place: str, run_id: str
+) -> LoadResult:
+    if pulled.bad:
+        bad = pl.DataFrame(pulled.bad, schema={"reason": pl.String, "content": pl.String}, orient="row")
+        bad = bad.with_columns(file=pl.lit(place), line=pl.lit(0, pl.UInt64))
+        quarantine(warehouse, bad, source=source, object=kind, run_id=run_id)
+    total = LoadResult(read=len(pulled.bad), quarantined=len(pulled.bad))
+    frame = pl.from_arrow(pulled.rows)
+    assert isinstance(frame, pl.DataFrame)
+    if frame.is_empty():
+        return total
+    frame = frame.with_columns(source=pl.lit(source), object=pl.lit(kind), file=pl.lit(place))
+    is_merged = pl.col("merged_into") != ""
+    merged = frame.filter(is_merged)
+    total += load_crm_records(warehouse, frame.filter(~is_merged).drop("merged_into"), run_id=run_id)
+    if not merged.is_empty():
+        # a CRM names those it merged with every version of the one that is left: by content they are stored once
+        total += load_crm_records(warehouse, _with_merged_into(merged), run_id=run_id, by_content=True)
+    return total
+
+
+def _with_merged_into(rows: pl.DataFrame) -> pl.DataFrame:
+    texts = [
+        orjson.dumps({**orjson.loads(properties or "{}"), "merged_into": winner}).decode()
+        for properties, winner in rows.select("properties", "merged_into").iter_rows()
+    ]
+    return rows.drop("merged_into").with_columns(properties=pl.Series(texts, dtype=pl.String))
+
+
+def _forget_repeated(warehouse: Warehouse, source: str, kind: Kind, place: str, begun_at: datetime) -> None:
+    """Quarantined rows of earlier loads that this load found bad again; the others stay to be looked at."""
+    parameters = {
+        "source": source,
+        "object": kind,
+        "file": place,
+        "begun_at": f"{begun_at:%Y-%m-%d %H:%M:%S.%f}"[:-3],
+    }
+    rows = """
+        from raw.quarantined_rows
+        where source = {source:String} and object = {object:String} and file = {file:String}
+    """
+    found = warehouse.frame(
+        f"""
+        select cityHash64(reason, content) as hash {rows}
+        group by hash having min(loaded_at) < {{begun_at:DateTime64(3, 'UTC')}}
+            and max(loaded_at) >= {{begun_at:DateTime64(3, 'UTC')}}
+        """,
+        parameters,
+    )
+    # a delete is a mutation, dear where there is nothing to delete
+    if not found.is_empty():
+        warehouse.execute(
+            f"""
+            delete {rows} and loaded_at < {{begun_at:DateTime64(3, 'UTC')}}
+                and cityHash64(reason, content) in {{hashes:Array(UInt64)}}
+            """,
+            {**parameters, "hashes": found["hash"].to_list()},
+        )
