@@ -217,7 +217,9 @@ def _ranks(rules: Sequence[Rule]) -> pl.DataFrame:
 def _with_rules(frame: pl.DataFrame, ranks: pl.DataFrame) -> pl.DataFrame:
     """Adds `rule`, `keeps_filled` and `rank`, which is 0 for the source that the rule prefers."""
     others = ranks.filter(pl.col("preferred") == "").drop("preferred").rename({"rank": "last_rank"})
-    preferred = ranks.filter(pl.col("preferred") != "").select("field", pl.col("preferred").alias("source"), "rank")
+    preferred = ranks.filter(pl.col("preferred") != "").select(
+        "field", pl.col("preferred").alias("source"), "rank"
+    )
     return (
         frame.join(others, on="field")
         .join(preferred, on=["field", "source"], how="left")
@@ -271,7 +273,11 @@ def _canonical_pushes(pushes: pl.DataFrame, versions: pl.DataFrame, rules: Seque
     pushes = pl.concat([pushes.filter(pl.col("external_id") != "").select(PUSHES), made])
     shape = pl.lit("")
     for rule in rules:
-        shape = pl.when(pl.col("field") == rule.field).then(canonical(rule.field, pl.col("value"))).otherwise(shape)
+        shape = (
+            pl.when(pl.col("field") == rule.field)
+            .then(canonical(rule.field, pl.col("value")))
+            .otherwise(shape)
+        )
     return pushes.with_columns(
         shape.alias("shape"),
         (pl.col("status").is_in(["written", "created"]) & pl.col("record_at").is_not_null()).alias("is_sure"),
@@ -291,7 +297,12 @@ def _edits(cells: pl.DataFrame, pushes: pl.DataFrame) -> pl.DataFrame:
         .select(*_CELL, pl.col("shape").alias("pushed"), pl.col("record_at").alias("written_at"))
     )
     cells = cells.sort("updated_at").join_asof(
-        sure, left_on="updated_at", right_on="written_at", by=list(_CELL), strategy="backward", check_sortedness=False
+        sure,
+        left_on="updated_at",
+        right_on="written_at",
+        by=list(_CELL),
+        strategy="backward",
+        check_sortedness=False,
     )
     is_between = pl.col("written_at").is_not_null() & (
         pl.col("before_at").is_null() | (pl.col("written_at") > pl.col("before_at"))
@@ -301,7 +312,9 @@ def _edits(cells: pl.DataFrame, pushes: pl.DataFrame) -> pl.DataFrame:
         # as the CRM itself writes what we wrote
         (is_between & (pl.col("written_at") == pl.col("updated_at"))).alias("is_ours"),
     )
-    empty = pl.when(pl.col("field").is_in(list(OPT_OUTS.values()))).then(pl.lit("false")).otherwise(pl.lit(""))
+    empty = (
+        pl.when(pl.col("field").is_in(list(OPT_OUTS.values()))).then(pl.lit("false")).otherwise(pl.lit(""))
+    )
     changed = cells.filter((pl.col("shape") != pl.coalesce("before", empty)) & ~pl.col("is_ours"))
     # a write whose answer was lost is seen by its value, once: by the first version in which it appears
     lost = pushes.filter("is_possible").sort("known_at")
@@ -342,9 +355,13 @@ def _golden(candidates: pl.DataFrame, ranks: pl.DataFrame) -> pl.DataFrame:
         .agg(pl.max("at").alias("granted_at"))
     )
     is_lifted = (pl.col("at") < pl.col("granted_at")).fill_null(False)
-    candidates = _with_rules(candidates, ranks).join(granted, on=_PLACE, how="left").with_columns(
-        ((pl.col("rule") == "stricter") & (pl.col("value") == "true") & ~is_lifted).alias("is_strict"),
-        ((pl.col("value") != "") | ~pl.col("keeps_filled")).alias("is_filled"),
+    candidates = (
+        _with_rules(candidates, ranks)
+        .join(granted, on=_PLACE, how="left")
+        .with_columns(
+            ((pl.col("rule") == "stricter") & (pl.col("value") == "true") & ~is_lifted).alias("is_strict"),
+            ((pl.col("value") != "") | ~pl.col("keeps_filled")).alias("is_filled"),
+        )
     )
     return candidates.sort(
         *_PLACE, "is_strict", "is_filled", "rank", "at", *_RECORD, "value",
@@ -420,7 +437,9 @@ def _said(
                 .when(pl.col("rule") != "newest")
                 .then(pl.format("{} has no value; {}", "order", last))
                 .otherwise(last),
-                pl.when(pl.col("has_empty").fill_null(False) & pl.col("keeps_filled") & (pl.col("value") != ""))
+                pl.when(
+                    pl.col("has_empty").fill_null(False) & pl.col("keeps_filled") & (pl.col("value") != "")
+                )
                 .then(pl.lit("; an empty value does not replace one that is there"))
                 .otherwise(pl.lit("")),
                 pl.when(pl.col("has_merged").fill_null(False))
@@ -464,7 +483,9 @@ def _known(versions: pl.DataFrame, pushes: pl.DataFrame) -> pl.DataFrame:
         )
     )
     written = pushes.filter("is_sure").group_by(_RECORD).agg(pl.max("record_at"))
-    gone = pushes.filter(pl.col("status") == "gone").group_by(_RECORD).agg(pl.max("known_at").alias("gone_at"))
+    gone = (
+        pushes.filter(pl.col("status") == "gone").group_by(_RECORD).agg(pl.max("known_at").alias("gone_at"))
+    )
     return (
         newest.join(written, on=_RECORD, how="left")
         .join(gone, on=_RECORD, how="left")
@@ -472,9 +493,9 @@ def _known(versions: pl.DataFrame, pushes: pl.DataFrame) -> pl.DataFrame:
             *_RECORD,
             "contact_id",
             pl.max_horizontal("updated_at", "record_at").alias("known_at"),
-            (pl.col("is_live") & (pl.col("gone_at").is_null() | (pl.col("gone_at") < pl.col("updated_at")))).alias(
-                "is_live"
-            ),
+            (
+                pl.col("is_live") & (pl.col("gone_at").is_null() | (pl.col("gone_at") < pl.col("updated_at")))
+            ).alias("is_live"),
         )
     )
 
@@ -510,9 +531,7 @@ def _changes(
         )
         .select(*_PLACE, *_RECORD, "shape", "old", "updated_at", "known_at")
     )
-    target = said.select(*_PLACE, "value", "rule", "why").with_columns(
-        *[pl.col("value").alias("target")]
-    )
+    target = said.select(*_PLACE, "value", "rule", "why").with_columns(*[pl.col("value").alias("target")])
     for field in sorted({field for fields in pushed.values() for field in fields}):
         target = target.with_columns(
             pl.when(pl.col("field") == field)

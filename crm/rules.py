@@ -23,9 +23,12 @@ OPT_OUTS: Final[Mapping[str, str]] = {"email": "email_opt_out", "sms": "sms_opt_
 
 RuleName = Literal["newest", "source", "prefer", "stricter"]
 Word = Annotated[str, Field(min_length=1)]
-CrmName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$", description="a CRM's name, such as hubspot")]
+CrmName = Annotated[
+    str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$", description="a CRM's name, such as hubspot")
+]
 Property = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9_]{1,100}$", description="letters, digits and _, as the CRM's API names it")
+    str,
+    Field(pattern=r"^[A-Za-z0-9_]{1,100}$", description="letters, digits and _, as the CRM's API names it"),
 ]
 FieldType = Literal["text", "number", "datetime", "boolean", "list"]
 
@@ -56,9 +59,7 @@ def _text(column: str) -> str:
 
 def _moment(column: str) -> str:
     # to the minute: nobody reads seconds, and CRMs round them differently
-    return (
-        f"ifNull(formatDateTime(toStartOfMinute(toDateTime(profiles.{column}, 'UTC')), '%Y-%m-%dT%H:%i:00Z', 'UTC'), '')"
-    )
+    return f"ifNull(formatDateTime(toDateTime(profiles.{column}, 'UTC'), '%Y-%m-%dT%H:%i:00Z', 'UTC'), '')"
 
 
 # the score halves with time: a whole number changes seldom enough for a CRM
@@ -199,7 +200,7 @@ class CrmRules(Spec):
     """
 
     fields: dict[str, FieldRule] = Field(default_factory=dict, description="name: rule")
-    keep_filled: bool = Field(True, description="true or false")
+    keep_filled: bool = Field(default=True, description="true or false")
     opt_outs: dict[Literal["email", "sms"], dict[CrmName, Property]] = Field(
         default_factory=dict, description="channel: {crm: field}"
     )
@@ -218,7 +219,12 @@ class CrmRules(Spec):
     def rules(self) -> list[Rule]:
         """One rule a field, opt-outs among them."""
         found = [
-            Rule(name, rule.name, rule.order, self.keep_filled if rule.keep_filled is None else rule.keep_filled)
+            Rule(
+                name,
+                rule.name,
+                rule.order,
+                self.keep_filled if rule.keep_filled is None else rule.keep_filled,
+            )
             for name, rule in self.fields.items()
         ]
         return found + [Rule(OPT_OUTS[channel], "stricter", (), True) for channel in self.opt_outs]
@@ -231,18 +237,26 @@ class CrmRules(Spec):
         outs = tuple(OPT_OUTS[channel] for channel, names in self.opt_outs.items() if crm in names)
         return (tuple(self.fields) if spec.fields is None else tuple(spec.fields)) + outs
 
+    def opt_out_names(self, field: str) -> dict[str, str]:
+        """By CRM, what its records call an opt-out; empty for other fields."""
+        return next(
+            (dict(names) for channel, names in self.opt_outs.items() if OPT_OUTS[channel] == field), {}
+        )
+
     def name_at(self, crm: str, field: str) -> str:
         """What a CRM's records call a field."""
-        for channel, names in self.opt_outs.items():
-            if OPT_OUTS[channel] == field:
-                return names.get(crm, "")
-        return field
+        return self.opt_out_names(field).get(crm, field)
 
     def types_at(self, crm: str) -> dict[str, FieldType]:
         """What fields of a CRM hold, where it is no text."""
         spec = self.push.get(crm)
-        types = {name: ENGAGEMENT[key].type for key, name in (spec.engagement if spec else {}).items()}
-        return types | {names[crm]: "boolean" for names in self.opt_outs.values() if crm in names}
+        types: dict[str, FieldType] = {}
+        for key, name in (spec.engagement if spec else {}).items():
+            types[name] = ENGAGEMENT[key].type
+        for names in self.opt_outs.values():
+            if crm in names:
+                types[names[crm]] = "boolean"
+        return types
 
     def custom_fields(self, crm: str) -> list[CustomField]:
         """Fields that `mailhouse crm setup` makes in a CRM."""
@@ -318,11 +332,23 @@ def _problems(
         for index, source in enumerate(rule.order):
             if crms is not None and source not in known:
                 place = ("source",) if rule.source else ("prefer", index)
-                refuse(f"fields.{name}: there is no source {source}.", nearest(source, known), "fields", name, *place)
+                refuse(
+                    f"fields.{name}: there is no source {source}.",
+                    nearest(source, known),
+                    "fields",
+                    name,
+                    *place,
+                )
     for channel, names in rules.opt_outs.items():
         for crm in names:
             if crms is not None and crm not in crms:
-                refuse(f"opt_outs.{channel}: there is no CRM {crm}.", nearest(crm, crms), "opt_outs", channel, crm)
+                refuse(
+                    f"opt_outs.{channel}: there is no CRM {crm}.",
+                    nearest(crm, crms),
+                    "opt_outs",
+                    channel,
+                    crm,
+                )
     for crm, spec in rules.push.items():
         if crms is not None and crm not in crms:
             refuse(f"push.{crm}: there is no CRM {crm}.", nearest(crm, crms), "push", crm)
@@ -352,4 +378,3 @@ def _problems(
                     f"Write another name, such as mailhouse_{key}.", "push", crm, "engagement", key,
                 )  # fmt: skip
     return problems
-

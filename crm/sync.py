@@ -262,8 +262,8 @@ class Sync:
         self._store, self._rules, self._now = store, rules, now
         self._connectors = {connector.name: connector for connector in connectors}
         self._run_id, self._is_dry = run_id, dry_run
-        self._kinds = kinds or (lambda connector: [kind for kind in ("contact",) if kind in connector.capabilities.kinds])
-        self._tell = on_progress or (lambda what, done: None)
+        self._kinds = kinds or _contacts
+        self._tell = on_progress or _nobody
         self._report = Report(dict.fromkeys(COUNTS, 0))
         self._planned: list[pl.DataFrame] = []
 
@@ -311,7 +311,9 @@ class Sync:
             touched.mark if is_complete else last,
             started_at=started_at,
             rules_version=self._rules.version if is_complete else last.rules_version,
-            profiles_version=profiles if is_complete and not report.counts["failed"] else last.profiles_version,
+            profiles_version=profiles
+            if is_complete and not report.counts["failed"]
+            else last.profiles_version,
             is_complete=is_complete,
             counts=dict(report.counts),
             failures=dict(report.failures),
@@ -352,9 +354,13 @@ class Sync:
             return set()
         self._store.add_decisions(found.decisions)
         outs = found.golden.filter(
-            pl.col("field").is_in(list(OPT_OUTS.values())) & (pl.col("value") == "true") & (pl.col("source") != OWN)
+            pl.col("field").is_in(list(OPT_OUTS.values()))
+            & (pl.col("value") == "true")
+            & (pl.col("source") != OWN)
         )
-        self._report.add("withdrawals", self._store.add_withdrawals(outs, history.versions) if outs.height else 0)
+        self._report.add(
+            "withdrawals", self._store.add_withdrawals(outs, history.versions) if outs.height else 0
+        )
         return self._write(found)
 
     def _write(self, found: Resolution) -> set[int]:
@@ -415,7 +421,9 @@ class Sync:
                 yield batch[one.key], one.status
             self._tell(f"records written to {connector.name}", len(answers))
 
-    def _rows(self, written: Sequence[tuple[str, _Entry, Pushed | None]], object_: str = "contact") -> pl.DataFrame:
+    def _rows(
+        self, written: Sequence[tuple[str, _Entry, Pushed | None]], object_: str = "contact"
+    ) -> pl.DataFrame:
         now = self._now()
         rows = [
             {
@@ -514,7 +522,9 @@ class Sync:
             return
         changes = [Change(task.key, "", task.fields) for task in tasks]
         ids = {key: uuid.uuid4().hex for key in entries}
-        self._store.add_pushes(self._rows([(ids[key], entry, None) for key, entry in entries.items()], "task"))
+        self._store.add_pushes(
+            self._rows([(ids[key], entry, None) for key, entry in entries.items()], "task")
+        )
         try:
             answers = connector.push("task", changes)
         except CrmError as error:
@@ -544,6 +554,14 @@ class _Entry:
     def kept(self) -> Mapping[str, str]:
         """What is stored of it: fields by our names, others by the CRM's."""
         return {**{name: text for name, text in self.texts.items() if name not in self.logged}, **self.logged}
+
+
+def _contacts(connector: Connector) -> Sequence[Kind]:
+    return ("contact",) if "contact" in connector.capabilities.kinds else ()
+
+
+def _nobody(what: str, done: int) -> None:
+    del what, done
 
 
 def _scalar(text: str, type_: FieldType | None) -> Scalar:

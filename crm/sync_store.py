@@ -84,7 +84,8 @@ class WarehouseStore:
         mark = replace(since, **ends)
         has_consents = bool(rules.opt_outs) and self._has("intermediate.int_consents__latest")
         if has_consents:
-            mark = replace(mark, consents_through=self._warehouse.value(f"select max(recorded_at) from {self._consents}"))
+            newest = self._warehouse.value(f"select max(recorded_at) from {self._consents}")  # noqa: S608
+            mark = replace(mark, consents_through=newest)
         records = self._changed_records(since)
         waiting = records.filter(pl.col("contact_id").is_null())
         if waiting.height:
@@ -219,7 +220,7 @@ class WarehouseStore:
                 anyIf(toString(uuid), name = 'contact_profiles'), ' ', toString(anyIf(total_rows, name = 'predictions'))
             )
             from system.tables
-            where (database = {marts:String} and name = 'contact_profiles') or (database = 'raw' and name = 'predictions')
+            where (database, name) in (({marts:String}, 'contact_profiles'), ('raw', 'predictions'))
             """,
             {"marts": f"{self._prefix}marts"},
         )
@@ -246,7 +247,7 @@ class WarehouseStore:
             ) as shown on shown.shown_id = ids.external_id
             where {_hash(wanted, "texts")} != ifNull(shown.fields_hash, 0)
             settings join_use_nulls = 1
-        """
+        """  # noqa: S608
         for batch in self._warehouse.batches(query, {"crm": crm}, rows=BATCH):
             yield self._shown(crm, batch, wanted)
 
@@ -255,7 +256,9 @@ class WarehouseStore:
         spec = rules.push[crm]
         if not self._has("marts.contact_profiles"):
             return
-        fields = dict.fromkeys(["email", *[name for name in rules.pushed_fields(crm) if name in rules.fields]])
+        fields = dict.fromkeys(
+            ["email", *[name for name in rules.pushed_fields(crm) if name in rules.fields]]
+        )
         columns = [name for name in fields if name not in ("mobile_phone",)]
         names = [*columns, *spec.engagement.values()]
         values = ", ".join(
@@ -279,7 +282,7 @@ class WarehouseStore:
                         and status in ('created', 'written', 'invalid')
                 )
             settings join_use_nulls = 1
-        """
+        """  # noqa: S608
         for batch in self._warehouse.batches(query, {"crm": crm, "segment": spec.create}, rows=BATCH):
             yield [
                 Shown(contact_id, "", {name: text for name, text in values.items() if text}, values)
@@ -407,7 +410,8 @@ class WarehouseStore:
     def _has(self, table: str) -> bool:
         if self._known is None:
             found = self._warehouse.frame(
-                "select concat(database, '.', name) as name from system.tables where database in {databases:Array(String)}",
+                "select concat(database, '.', name) as name from system.tables"
+                " where database in {databases:Array(String)}",
                 {"databases": [f"{self._prefix}{name}" for name in ("intermediate", "marts")]},
             )
             self._known = frozenset(found["name"].to_list())
@@ -444,20 +448,23 @@ class WarehouseStore:
             ) as ids on ids.source = changed.source and ids.identifier = changed.external_id
             settings join_use_nulls = 1
             """,  # noqa: S608
-            {"since": _stamp(max(EPOCH, since.records_through - OVERLAP) if since.records_through > EPOCH else EPOCH)},
+            {
+                "since": _stamp(
+                    max(EPOCH, since.records_through - OVERLAP) if since.records_through > EPOCH else EPOCH
+                )
+            },
         ).with_columns(pl.col("contact_id").cast(pl.Int64))
 
     def _versions(self, records: pl.DataFrame, rules: CrmRules) -> pl.DataFrame:
         names = [rule.field for rule in rules.rules()]
         columns = []
         for name in dict.fromkeys(["email", *names]):
-            channel = next((channel for channel, out in OPT_OUTS.items() if out == name), None)
-            if channel is None:
+            if name not in OPT_OUTS.values():
                 columns.append(f"ifNull(properties.`{name}`::Nullable(String), '') as `{name}`")
                 continue
             cases = "".join(
                 f"source = '{crm}', ifNull(properties.`{own}`::Nullable(String), ''), "
-                for crm, own in rules.opt_outs.get(channel, {}).items()
+                for crm, own in rules.opt_out_names(name).items()
             )
             columns.append(f"multiIf({cases}'') as `{name}`")
         versions = self._warehouse.frame(
@@ -513,8 +520,8 @@ class WarehouseStore:
         channels = list(rules.opt_outs)
         found = self._warehouse.frame(
             f"""
-            select ids.contact_id as contact_id, toString(consents.channel) as channel, max(consents.last_change) as last,
-                last.1 as at, last.2 > {{now:DateTime64(3, 'UTC')}} as is_out
+            select ids.contact_id as contact_id, toString(consents.channel) as channel,
+                max(consents.last_change) as last, last.1 as at, last.2 > {{now:DateTime64(3, 'UTC')}} as is_out
             from {self._identified} as ids
             inner join (
                 select identity_id, channel, last_change from {self._consents}
@@ -531,7 +538,10 @@ class WarehouseStore:
             pl.lit(OWN).alias("source"),
             pl.lit("").alias("external_id"),
             pl.col("channel").replace_strict(dict(OPT_OUTS), return_dtype=pl.String).alias("field"),
-            pl.when(pl.col("is_out").cast(pl.Boolean)).then(pl.lit("true")).otherwise(pl.lit("false")).alias("value"),
+            pl.when(pl.col("is_out").cast(pl.Boolean))
+            .then(pl.lit("true"))
+            .otherwise(pl.lit("false"))
+            .alias("value"),
             pl.col("at").cast(UTC_MS),
         )
 
@@ -634,13 +644,12 @@ class DryStore(WarehouseStore):
             return stored
         fields = [name for name in stored.columns if name not in VERSIONS]
         texts = pl.col("properties")
-        outs = {name: channel for channel, name in OPT_OUTS.items()}
 
         def value(name: str) -> pl.Expr:
-            if name not in outs:
+            if name not in OPT_OUTS.values():
                 return _property(texts, name)
             found = pl.lit("")
-            for crm, own in rules.opt_outs.get(outs[name], {}).items():  # pyright: ignore[reportCallIssue, reportArgumentType]
+            for crm, own in rules.opt_out_names(name).items():
                 found = pl.when(pl.col("source") == crm).then(_property(texts, own)).otherwise(found)
             return found
 
@@ -692,4 +701,3 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def _stamp(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3]
-

@@ -224,7 +224,18 @@ _INCREMENTS = (
     """,
 )
 
-<<<<<<< HEAD
+_CRM_CURSORS = (
+    """
+    create table if not exists raw.crm_cursors (
+        source LowCardinality(String),
+        object LowCardinality(String),
+        cursor String,
+        stored_at DateTime64(6, 'UTC')
+    ) engine = ReplacingMergeTree(stored_at) order by (source, object)
+    comment 'How far the records of a CRM have been read: source, object. The latest stored_at counts.'
+    """,
+)
+
 _CRM_SYNC = (
     # looked up for some thousand contacts of a million: small granules
     """
@@ -294,28 +305,14 @@ _CRM_SYNC = (
         run_id String default ''
     ) engine = MergeTree order by finished_at
     comment 'One two-way sync that came to its end, and how far it came: finished_at.'
-=======
-_CRM_CURSORS = (
-    """
-    create table if not exists raw.crm_cursors (
-        source LowCardinality(String),
-        object LowCardinality(String),
-        cursor String,
-        stored_at DateTime64(6, 'UTC')
-    ) engine = ReplacingMergeTree(stored_at) order by (source, object)
-    comment 'How far the records of a CRM have been read: source, object. The latest stored_at counts.'
->>>>>>> f6cd86affce9776b013ffa59fd2f78a7f9ce13aa
     """,
 )
 
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "raw tables", _CREATE_RAW),
     Migration(2, "campaign files, static lists, indexes of load times", _INCREMENTS),
-<<<<<<< HEAD
-    Migration(3, "two-way sync with CRMs", _CRM_SYNC),
-=======
     Migration(3, "how far CRMs have been read", _CRM_CURSORS),
->>>>>>> f6cd86affce9776b013ffa59fd2f78a7f9ce13aa
+    Migration(4, "two-way sync with CRMs", _CRM_SYNC),
 )
 
 
