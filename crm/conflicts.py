@@ -172,7 +172,7 @@ def resolve(
     )
     candidates, newest = _candidates(edits, ranks)
     if own is not None and not own.is_empty():
-        own = own.select(CANDIDATES).filter(pl.col("field").is_in([rule.field for rule in rules]))
+        own = own.select(*CANDIDATES).filter(pl.col("field").is_in([rule.field for rule in rules]))
         candidates, newest = pl.concat([candidates, own]), pl.concat([newest, own])
     golden = _golden(candidates.join(merged, on=_RECORD, how="anti"), ranks)
     said = _said(golden, pl.concat([candidates, newest]), merged, rules, ranks)
@@ -191,10 +191,10 @@ def resolve(
         said.filter(is_told | pl.col("decided_hash").is_not_null())
         .filter(pl.col("decided_hash").is_null() | (pl.col("decided_hash") != pl.col("content_hash")))
         .rename({"at": "value_at"})
-        .select(DECISIONS)
+        .select(*DECISIONS)
         .sort(_PLACE)
     )
-    return Resolution(golden.select(CANDIDATES), decisions, changes, known)
+    return Resolution(golden.select(*CANDIDATES), decisions, changes, known)
 
 
 def _ranks(rules: Sequence[Rule]) -> pl.DataFrame:
@@ -268,9 +268,9 @@ def _canonical_pushes(pushes: pl.DataFrame, versions: pl.DataFrame, rules: Seque
         pushes.filter(pl.col("external_id") == "")
         .drop("external_id")
         .join(versions.select("contact_id", *_RECORD).unique(), on=["contact_id", "source"])
-        .select(PUSHES)
+        .select(*PUSHES)
     )
-    pushes = pl.concat([pushes.filter(pl.col("external_id") != "").select(PUSHES), made])
+    pushes = pl.concat([pushes.filter(pl.col("external_id") != "").select(*PUSHES), made])
     shape = pl.lit("")
     for rule in rules:
         shape = (
@@ -344,7 +344,7 @@ def _candidates(edits: pl.DataFrame, ranks: pl.DataFrame) -> tuple[pl.DataFrame,
         .sort("is_filled", "updated_at")
         .unique(_CELL, keep="last", maintain_order=True)
     )
-    return own.select(CANDIDATES), newest.select(CANDIDATES)
+    return own.select(*CANDIDATES), newest.select(*CANDIDATES)
 
 
 def _golden(candidates: pl.DataFrame, ranks: pl.DataFrame) -> pl.DataFrame:
@@ -553,6 +553,6 @@ def _changes(
         .join(refused, on=[*_CELL, "target"], how="left")
         # what the CRM will never take is offered again when the record has changed
         .filter(pl.col("refused_at").is_null() | (pl.col("refused_at") < pl.col("updated_at")))
-        .select(CHANGES)
+        .select(*CHANGES)
         .sort("source", "external_id", "field")
     )

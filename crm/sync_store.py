@@ -155,7 +155,7 @@ class WarehouseStore:
 
     def add_decisions(self, decisions: pl.DataFrame) -> None:
         """Store decisions."""
-        rows = decisions.select(DECISIONS).with_columns(
+        rows = decisions.select(*DECISIONS).with_columns(
             rules_version=pl.lit(self._rules_version),
             run_id=pl.lit(self._run_id),
             decided_at=pl.lit(self._settings.now(), UTC_MS),
