@@ -434,12 +434,12 @@ class WarehouseStore:
         return self._warehouse.frame(
             f"""
             with changed as (
-                select source, external_id, min(loaded_at) as loaded_at from raw.crm_records
+                select source, external_id, min(loaded_at) as first_at from raw.crm_records
                 where object = 'contact' and loaded_at > {{since:DateTime64(3, 'UTC')}}
                 group by source, external_id
             )
             select
-                toString(changed.source) as source, changed.external_id as external_id, changed.loaded_at as loaded_at,
+                toString(changed.source) as source, changed.external_id as external_id, changed.first_at as loaded_at,
                 ids.contact_id as contact_id
             from changed
             left any join (
@@ -484,16 +484,16 @@ class WarehouseStore:
     def _pushes(self, records: pl.DataFrame, contact_ids: pl.DataFrame) -> pl.DataFrame:
         found = self._warehouse.frame(
             f"""
-            select any(contact_id) as contact_id, toString(any(source)) as source, max(external_id) as external_id,
-                pair.1 as field, any(pair.2) as value, min(known_at) as known_at,
-                toString({_OUTCOME}) as status, max(record_at) as record_at, min(recorded_at) as pushed_at
-            from raw.crm_pushes
+            select any(pushes.contact_id) as contact_id, toString(any(pushes.source)) as source, max(pushes.external_id) as external_id,
+                pair.1 as field, any(pair.2) as value, min(pushes.known_at) as known_at,
+                toString({_OUTCOME.replace('status', 'pushes.status')}) as status, max(pushes.record_at) as record_at, min(recorded_at) as pushed_at
+            from raw.crm_pushes as pushes
             array join arrayConcat(
                 [('', '')], arrayZip(arrayMap(name -> toString(name), mapKeys(fields)), mapValues(fields))
             ) as pair
             where object = 'contact' and (
-                external_id in (select external_id from given)
-                or (external_id = '' and contact_id in (select contact_id from ids))
+                pushes.external_id in (select external_id from given)
+                or (pushes.external_id = '' and pushes.contact_id in (select contact_id from ids))
             )
             group by push_id, pair.1
             """,  # noqa: S608

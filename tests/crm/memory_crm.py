@@ -85,7 +85,9 @@ class MemoryCrm(Connector):
 
     def now(self) -> datetime:
         """The CRM's clock; no two changes are of the same millisecond."""
-        self._last = max(self._clock() + self._skew, self._last + timedelta(milliseconds=1))
+        moment = self._clock() + self._skew
+        moment = moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+        self._last = max(moment, self._last + timedelta(milliseconds=1))
         return self._last
 
     # what people do

@@ -66,7 +66,10 @@ class World:
     edits: list[Edit] = field(default_factory=list)
     # the last edit of a field of a record that still stands there
     standing: dict[tuple[str, str, str], Edit] = field(default_factory=dict)
+    # the value of a field of a record in the version that was stored last
     read: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    # what was listed in this sync: version, and the edits that stood there
+    listings: list[tuple[str, str, datetime, dict[str, str], list[Edit]]] = field(default_factory=list)
     writes_left: int = -1
 
     def __post_init__(self) -> None:
@@ -108,17 +111,30 @@ class World:
         self.standing[(crm, external_id, name)] = edit
 
     def listed(self, crm: str, external_id: str, record: Record) -> None:
-        """A sync reads a record: what people wrote there has been seen."""
+        """A sync is told of a record."""
         if record.is_deleted:
             return
+        values: dict[str, str] = {}
+        standing: list[Edit] = []
         for name in (*FIELDS, "email_opt_out"):
             shown = OUT[crm] if name == "email_opt_out" else name
-            value = str(record.fields.get(shown) or "").lower().replace("false", "")
-            key = (crm, external_id, name)
-            edit = self.standing.get(key)
-            if edit is not None and edit.at is None and edit.value == value:
-                edit.at = min(record.updated_at, self.time + timedelta(milliseconds=7))
-            self.read[key] = value
+            values[name] = str(record.fields.get(shown) or "").lower().replace("false", "")
+            edit = self.standing.get((crm, external_id, name))
+            if edit is not None and edit.at is None and edit.value == values[name]:
+                standing.append(edit)
+        self.listings.append((crm, external_id, record.updated_at, values, standing))
+
+    def note(self) -> None:
+        """What was listed and stored has been read."""
+        known = stored(self)
+        for crm, external_id, updated_at, values, standing in self.listings:
+            loaded_at = known.get((crm, external_id, updated_at))
+            if loaded_at is None:
+                continue
+            for edit in standing:
+                edit.at = edit.at or min(updated_at, loaded_at)
+            self.read |= {(crm, external_id, name): value for name, value in values.items()}
+        self.listings.clear()
 
     def sync(self, writes: int = -1) -> bool:
         """One sync; False if it died."""
@@ -129,6 +145,7 @@ class World:
             return False
         finally:
             self.writes_left = -1
+            self.note()
         return True
 
     def expected(self, contact: int, name: str) -> tuple[str, list[Edit]]:
@@ -247,6 +264,13 @@ def look(world: World) -> None:
                 )
                 told = "false" if name == "email_opt_out" and one.value == "" else one.value
                 assert one.value == value or is_followed or (contact, name, one.crm, told) in lost, (one, value)
+
+
+def stored(world: World) -> dict[tuple[str, str, datetime], datetime]:
+    """Versions that are stored, and since when."""
+    store = world.store
+    assert isinstance(store, MemoryStore)
+    return {key: row["loaded_at"] for key, row in store.rows.items()}
 
 
 def losers(world: World) -> set[tuple[int, str, str, str]]:
