@@ -123,12 +123,14 @@ class Shown:
         external_id: its record; '' where one is to be made.
         values: by the CRM's names, texts, those that differ from what it shows.
         wanted: all of them; what it shows once they are written.
+        before: of those that differ, what it shows.
     """
 
     contact_id: int
     external_id: str
     values: Mapping[str, str]
     wanted: Mapping[str, str]
+    before: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -467,7 +469,7 @@ class Sync:
                 pl.DataFrame(
                     [
                         {"contact_id": one.contact_id, "source": connector.name, "external_id": one.external_id,
-                         "field": name, "old": None, "value": value, "known_at": None, "rule": rule, "why": ""}
+                         "field": name, "old": one.before.get(name, ""), "value": value, "known_at": None, "rule": rule, "why": ""}
                         for one in batch for name, value in one.values.items()
                     ],
                     schema=dict(CHANGES),

@@ -399,6 +399,53 @@ class WarehouseStore:
             },
         )
 
+    def outcomes(self) -> dict[str, dict[str, Any]]:
+        """Of each CRM of the last week: last_written_at, and records whose last write is pending or was refused."""
+        found = self._warehouse.frame(
+            """
+            select toString(source) as source, maxIf(at, outcome in ('written', 'created')) as last_written_at,
+                countIf(outcome in ('sent', 'failed', 'conflict')) as pending, countIf(outcome = 'invalid') as refused,
+                countIf(outcome in ('written', 'created')) as written
+            from (
+                select source, external_id, contact_id, max(recorded_at) as at,
+                    argMax(status, tuple(recorded_at, status != 'sent')) as outcome
+                from raw.crm_pushes
+                where object = 'contact' and recorded_at >= {since:DateTime64(3, 'UTC')}
+                group by source, external_id, contact_id
+            )
+            group by source
+            """,
+            {"since": _stamp(self._settings.now() - timedelta(days=7))},
+        )
+        return {
+            row["source"]: {**row, "last_written_at": row["last_written_at"] if row["written"] else None}
+            for row in found.iter_rows(named=True)
+        }
+
+    def refusals(self, limit: int = 10) -> list[tuple[str, str, str, datetime]]:
+        """The newest writes of the last week that a CRM refused: source, external_id, its words, when."""
+        return self._warehouse.frame(
+            f"""
+            select toString(source), external_id, reason, recorded_at from raw.crm_pushes
+            where status in ('invalid', 'failed') and recorded_at >= {{since:DateTime64(3, 'UTC')}}
+            order by recorded_at desc limit {limit:d}
+            """,  # noqa: S608
+            {"since": _stamp(self._settings.now() - timedelta(days=7))},
+        ).rows()  # pyright: ignore[reportReturnType]
+
+    def decisions(self, contact_id: int, *, every: bool = False) -> list[dict[str, Any]]:
+        """What was decided about a contact, the last of each field or all of it."""
+        last = "" if every else "limit 1 by field"
+        return self._warehouse.frame(
+            f"""
+            select toString(field) as field, value, toString(rule) as rule, toString(source) as source, external_id,
+                value_at, losers, why, decided_at
+            from raw.field_decisions where contact_id = {{contact_id:Int64}}
+            order by field, decided_at desc {last}
+            """,  # noqa: S608
+            {"contact_id": contact_id},
+        ).to_dicts()
+
     @property
     def _identified(self) -> str:
         return f"{self._prefix}intermediate.int_contacts__identified"
@@ -486,7 +533,7 @@ class WarehouseStore:
             f"""
             select any(pushes.contact_id) as contact_id, toString(any(pushes.source)) as source, max(pushes.external_id) as external_id,
                 pair.1 as field, any(pair.2) as value, min(pushes.known_at) as known_at,
-                toString({_OUTCOME.replace('status', 'pushes.status')}) as status, max(pushes.record_at) as record_at, min(recorded_at) as pushed_at
+                toString({_OUTCOME.replace("status", "pushes.status")}) as status, max(pushes.record_at) as record_at, min(recorded_at) as pushed_at
             from raw.crm_pushes as pushes
             array join arrayConcat(
                 [('', '')], arrayZip(arrayMap(name -> toString(name), mapKeys(fields)), mapValues(fields))
@@ -579,7 +626,15 @@ class WarehouseStore:
             values = dict(zip(names, texts.split("\x1f"), strict=True))
             # what was never shown and is empty is shown already
             differing = {name: text for name, text in values.items() if known.get(name, "") != text}
-            found.append(Shown(contact_id, external_id, differing, values))
+            found.append(
+                Shown(
+                    contact_id,
+                    external_id,
+                    differing,
+                    values,
+                    {name: known.get(name, "") for name in differing},
+                )
+            )
         return found
 
 

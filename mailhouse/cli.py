@@ -16,6 +16,7 @@ import typer
 
 from mailhouse import gateway
 from mailhouse.console import console, show_error
+from mailhouse.crm import app as crm
 from mailhouse.experiments import app as experiment
 from mailhouse.journeys import app as journey
 from mailhouse.triggers import trigger as trigger_commands
@@ -33,6 +34,7 @@ segment = typer.Typer(help="Begin a segment, see whom it would hold, list all.",
 app.add_typer(segment, name="segment")
 app.add_typer(journey, name="journey")
 app.add_typer(experiment, name="experiment")
+app.add_typer(crm, name="crm")
 
 
 assets = typer.Typer(help="Pictures that templates show.", no_args_is_help=True)

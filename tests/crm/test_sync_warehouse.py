@@ -264,8 +264,8 @@ def test_a_dry_run_tells_and_writes_nothing(
     assert [len(crm.pushed) for crm in crms] == pushed
     changes = told.changes.filter(pl.col("field") != "mailhouse_is_suppressed").sort("source", "external_id", "field")
     assert changes.select("source", "external_id", "field", "old", "value", "rule").rows() == [
-        ("north", "n1", "mailhouse_engagement_score", None, "7", "engagement"),
-        ("north", "n1", "mailhouse_segments", None, "champions", "engagement"),
+        ("north", "n1", "mailhouse_engagement_score", "", "7", "engagement"),
+        ("north", "n1", "mailhouse_segments", "", "champions", "engagement"),
         ("north", "n2", "email_opt_out", "", "true", "stricter"),
         ("south", "s1", "first_name", "Ann 1", "Anna", "newest"),
     ]
