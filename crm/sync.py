@@ -469,7 +469,8 @@ class Sync:
                 pl.DataFrame(
                     [
                         {"contact_id": one.contact_id, "source": connector.name, "external_id": one.external_id,
-                         "field": name, "old": one.before.get(name, ""), "value": value, "known_at": None, "rule": rule, "why": ""}
+                         "field": name, "old": one.before.get(name, ""), "value": value, "known_at": None,
+                         "rule": rule, "why": ""}
                         for one in batch for name, value in one.values.items()
                     ],
                     schema=dict(CHANGES),

@@ -531,9 +531,11 @@ class WarehouseStore:
     def _pushes(self, records: pl.DataFrame, contact_ids: pl.DataFrame) -> pl.DataFrame:
         found = self._warehouse.frame(
             f"""
-            select any(pushes.contact_id) as contact_id, toString(any(pushes.source)) as source, max(pushes.external_id) as external_id,
+            select any(pushes.contact_id) as contact_id, toString(any(pushes.source)) as source,
+                max(pushes.external_id) as external_id,
                 pair.1 as field, any(pair.2) as value, min(pushes.known_at) as known_at,
-                toString({_OUTCOME.replace("status", "pushes.status")}) as status, max(pushes.record_at) as record_at, min(recorded_at) as pushed_at
+                toString({_OUTCOME.replace("status", "pushes.status")}) as status,
+                max(pushes.record_at) as record_at, min(recorded_at) as pushed_at
             from raw.crm_pushes as pushes
             array join arrayConcat(
                 [('', '')], arrayZip(arrayMap(name -> toString(name), mapKeys(fields)), mapValues(fields))
@@ -614,7 +616,7 @@ class WarehouseStore:
             {"crm": crm},
             external={"given": batch.select("external_id")},
         )
-        before = {
+        before: dict[str, tuple[bool, dict[str, str]]] = {
             external_id: (is_deleted, dict(zip(known or (), texts or (), strict=True)))
             for external_id, is_deleted, known, texts in state.iter_rows()
         }

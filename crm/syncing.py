@@ -152,7 +152,9 @@ def news(warehouse: Warehouse, crms: Collection[str], since: datetime) -> tuple[
             -- by the value where the CRM tells it, else by the second
             countIf(not arrayExists(
                 (fields, at) -> if(
-                    told.value != '', has(mapValues(fields), told.value), abs(dateDiff('second', at, told.occurred_at)) <= 2
+                    told.value != '',
+                    has(mapValues(fields), told.value),
+                    abs(dateDiff('second', at, told.occurred_at)) <= 2
                 ),
                 writes.all_fields, writes.all_at
             )) as strange
@@ -167,5 +169,5 @@ def news(warehouse: Warehouse, crms: Collection[str], since: datetime) -> tuple[
     )
     newest = found["loaded_at"].max()
     known: dict[str, Kind] = {"contact": "contact", "company": "company", "deal": "deal", "task": "task"}
-    strange = {known[kind] for kind, count in found.select("kind", "strange").iter_rows() if count}
+    strange: set[Kind] = {known[kind] for kind, count in found.select("kind", "strange").iter_rows() if count}
     return strange, newest if isinstance(newest, datetime) else since

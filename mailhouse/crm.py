@@ -132,7 +132,8 @@ def decisions(
         )
     for one in found:
         console.print(
-            f"{one['field']} = {one['value']!r}, of {one['source']} {one['external_id']} at {one['value_at']:%Y-%m-%d %H:%M:%S} UTC",
+            f"{one['field']} = {one['value']!r}, of {one['source']} {one['external_id']}"
+            f" at {one['value_at']:%Y-%m-%d %H:%M:%S} UTC",
             markup=False, soft_wrap=True,
         )  # fmt: skip
         console.print(

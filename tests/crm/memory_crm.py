@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
 from crm.base import (
-    PULLED, Capabilities, Change, Connector, CrmUnavailableError, CustomField, Kind, Pulled, Pushed, Scalar, SetUp,
+    PULLED,
+    Capabilities,
+    Change,
+    Connector,
+    CrmUnavailableError,
+    CustomField,
+    Kind,
+    Pulled,
+    Pushed,
+    Scalar,
+    SetUp,
     Usage,
 )  # fmt: skip
 

@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
+import test_sync_convergence as convergence
 from memory_crm import MemoryCrm
 from sync_world import CheckedStore, crm_settings, identify, make_models, make_profiles
 from test_sync_convergence import CONTACTS, FIELDS, World, play
 
-import test_sync_convergence as convergence
 from crm.conflicts import PUSHES
 from crm.rules import CrmRules
 from crm.settings import CrmSettings

@@ -20,6 +20,7 @@ GROUP_NAMES = {
     "experiments",
     "journeys",
     "triggers",
+    "crm",
 }
 
 

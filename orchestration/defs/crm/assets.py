@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
+from pydantic import Field
 
 from crm.base import CrmError, Kind
 from crm.connectors import configured
@@ -23,7 +24,7 @@ RECORDS = dg.AssetKey(["raw", "crm_records"])
 class SyncConfig(dg.Config):
     """What one run reads of the CRMs: contact, company, deal, task. Contacts are decided whatever is read."""
 
-    kinds: list[str] = ["contact"]
+    kinds: list[str] = Field(default=["contact"], description="what is read")
 
 
 @dg.multi_asset(

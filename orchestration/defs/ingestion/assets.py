@@ -211,6 +211,7 @@ def ingestion() -> dg.Definitions:
         for kind in get_args(HubSpotObject):
             assets.append(hubspot_asset(kind))
             writers["crm_records"].append(dg.AssetKey(["sources", f"hubspot_{kind}"]))
+    writers["crm_records"].append(dg.AssetKey(["crm", "sync"]))
     writers["events"].append(bounces.key)
     # what models of `ml` write beside their own assets; nothing here makes them
     written_elsewhere = [
