@@ -66,8 +66,19 @@ FIELDS: Final = (
 )
 """Fields of a contact that every CRM's records name alike."""
 
-TASK_FIELDS: Final = ("subject", "body", "due_at", "is_done", "contact_id", "owner_id")
-"""Fields of a task that is pushed: `due_at` is ISO 8601 with a zone, `contact_id` and `owner_id` are the CRM's own."""
+TASK_FIELDS: Final = (
+    "subject",
+    "note",
+    "due_at",
+    "is_done",
+    "type",
+    "owner",
+    "deal_id",
+    "contact_id",
+    "email",
+)
+"""Fields of a task that is pushed: `due_at` in ISO 8601; `owner` is an address, a name or an id of the CRM's users;
+`contact_id` and `deal_id` are the CRM's; `email` finds the contact where `contact_id` is not known."""
 
 
 class CrmError(MailhouseError):
@@ -97,6 +108,7 @@ class Capabilities:
         tells_deletes: `pull` reports deleted records.
         tells_merges: `pull` reports which record another was merged into.
         has_webhooks: the gateway reads its calls (`gateway.crm_webhooks`).
+        looks_up: `look_up` reads single records.
         most_per_push: changes that one call carries at most; the least possible calls follow from it.
     """
 
@@ -106,6 +118,7 @@ class Capabilities:
     tells_deletes: bool = False
     tells_merges: bool = False
     has_webhooks: bool = False
+    looks_up: bool = False
     most_per_push: int = 1
 
 
@@ -273,6 +286,21 @@ class Connector(ABC):
             CrmUnavailableError: what was yielded before is good; so is its cursor.
             CrmRefusedError: as above, but trying again changes nothing.
         """
+
+    def look_up(self, kind: Kind, ids: Sequence[str]) -> Pulled:
+        """What has become of single records, as a webhook names them; its cursor is '' and must not be stored.
+
+        An id that is deleted, unknown or merged into another is a deleted row; a merged one brings the row of the
+        record it was merged into.
+
+        Raises:
+            CrmUnavailableError: nothing is known.
+            CrmRefusedError: as above, but trying again changes nothing.
+        """
+        del ids
+        raise CrmNotSupportedError(
+            f"{self.name} cannot look up a single {kind}.", fix="Its changes come with the next sync."
+        )
 
     def push(self, kind: Kind, changes: Sequence[Change]) -> list[Pushed]:
         """Write changes in the largest batches that the CRM takes; a result for each, in the order given.

@@ -121,6 +121,7 @@ class HttpConnector(Connector):
         content: bytes | str | None = None,
         headers: Mapping[str, str] | None = None,
         cost: float = 1,
+        pace: Pace | None = None,
         is_safe: bool = True,
     ) -> httpx.Response:
         """One answer.
@@ -130,6 +131,7 @@ class HttpConnector(Connector):
             what: what for, in a word or two: counted in `usage` and told in errors.
             params, body, content, headers: of the request; `body` is sent as JSON.
             cost: what it takes from the pace.
+            pace: a second allowance, of which each attempt takes one.
             is_safe: whether it does no harm to make the request twice. If not, it is repeated only where it
                 certainly was not carried out: no connection, or a 429.
 
@@ -139,6 +141,8 @@ class HttpConnector(Connector):
         """
         trouble, is_renewed = "", False
         for attempt in range(1, ATTEMPTS + 1):
+            if pace is not None:
+                pace.take()
             self._pace.take(cost)
             self.usage.add(what)
             try:

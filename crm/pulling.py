@@ -7,7 +7,7 @@ dies in between repeats that batch, which loads nothing twice. Memory is that of
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -74,6 +74,26 @@ def load(
     return total
 
 
+def load_ids(
+    warehouse: Warehouse,
+    connector: Connector,
+    kind: Kind,
+    ids: Sequence[str],
+    *,
+    settings: CrmSettings,
+    run_id: str = "",
+) -> LoadResult:
+    """Load single records that a webhook names: what became of them, without asking what else changed.
+
+    Deleted ones are stored once, however often they are named. Other arguments and errors as in `load`.
+    """
+    require(connector, pull=kind)
+    place = f"{connector.name}/{PLURALS[kind]}"
+    with one_at_a_time(settings.home, source_name(connector.name, kind)):
+        pulled = connector.look_up(kind, ids)
+        return _store(warehouse, connector.name, kind, pulled, place, run_id, is_looked_up=True)
+
+
 def stored_cursor(warehouse: Warehouse, source: str, kind: Kind) -> tuple[str, datetime] | None:
     """How far a CRM has been read and when that was stored; None if it never was. '' if no batch is complete yet."""
     found = warehouse.frame(
@@ -91,7 +111,8 @@ class _Cursors:
     """The row of `raw.crm_cursors` of one CRM and kind."""
 
     def __init__(self, warehouse: Warehouse, connector: Connector, kind: Kind) -> None:
-        self._warehouse, self._connector, self._kind = warehouse, connector, kind
+        self._warehouse, self._connector = warehouse, connector
+        self._kind: Kind = kind
         found = stored_cursor(warehouse, connector.name, kind)
         self.current = found[0] if found else None
         self._stored_at = found[1] if found else datetime(1970, 1, 1, tzinfo=UTC)
@@ -129,7 +150,14 @@ class _Cursors:
 
 
 def _store(
-    warehouse: Warehouse, source: str, kind: Kind, pulled: Pulled, place: str, run_id: str
+    warehouse: Warehouse,
+    source: str,
+    kind: Kind,
+    pulled: Pulled,
+    place: str,
+    run_id: str,
+    *,
+    is_looked_up: bool = False,
 ) -> LoadResult:
     if pulled.bad:
         bad = pl.DataFrame(pulled.bad, schema={"reason": pl.String, "content": pl.String}, orient="row")
@@ -141,18 +169,21 @@ def _store(
     if frame.is_empty():
         return total
     frame = frame.with_columns(source=pl.lit(source), object=pl.lit(kind), file=pl.lit(place))
-    is_merged = pl.col("merged_into") != ""
-    merged = frame.filter(is_merged)
-    total += load_crm_records(warehouse, frame.filter(~is_merged).drop("merged_into"), run_id=run_id)
-    if not merged.is_empty():
-        # a CRM names those it merged with every version of the one that is left: by content they are stored once
-        total += load_crm_records(warehouse, _with_merged_into(merged), run_id=run_id, by_content=True)
+    # merged ones come with every version of the record that is left, and deleted ones are looked up at any time:
+    # by content they are stored once
+    is_repeated = pl.col("is_deleted") if is_looked_up else pl.col("merged_into") != ""
+    repeated = frame.filter(is_repeated)
+    total += load_crm_records(warehouse, frame.filter(~is_repeated).drop("merged_into"), run_id=run_id)
+    if not repeated.is_empty():
+        total += load_crm_records(warehouse, _with_merged_into(repeated), run_id=run_id, by_content=True)
     return total
 
 
 def _with_merged_into(rows: pl.DataFrame) -> pl.DataFrame:
     texts = [
         orjson.dumps({**orjson.loads(properties or "{}"), "merged_into": winner}).decode()
+        if winner
+        else properties
         for properties, winner in rows.select("properties", "merged_into").iter_rows()
     ]
     return rows.drop("merged_into").with_columns(properties=pl.Series(texts, dtype=pl.String))

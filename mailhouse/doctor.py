@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -15,6 +17,9 @@ from mailhouse.settings import CommandSettings
 from senders.settings import SenderSettings
 from warehouse.client import Warehouse
 from warehouse.errors import MailhouseError, WarehouseUnavailable
+
+if TYPE_CHECKING:
+    from crm.base import Connector
 
 _LOW_DISK = 2 << 30
 
@@ -59,6 +64,7 @@ def diagnose(settings: SenderSettings, command: CommandSettings) -> list[Finding
         "warehouse": lambda: _warehouse(settings),
         "dbt project": lambda: _models(settings),
         "sources": lambda: _sources(settings),
+        **_crms(),
         "campaigns": lambda: _campaigns(settings),
         "experiments": lambda: _experiments(settings),
         "triggers": lambda: _triggers(settings),
@@ -70,6 +76,26 @@ def diagnose(settings: SenderSettings, command: CommandSettings) -> list[Finding
         "dagster": lambda: _dagster(command),
     }
     return [_looked(subject, look) for subject, look in looks.items()]
+
+
+def _crms() -> dict[str, Callable[[], Finding]]:
+    """A look at each CRM that the settings name; if they are wrong, that is what is found."""
+    from crm.connectors import configured
+    from crm.settings import CrmSettings
+
+    try:
+        settings = CrmSettings.load()
+    except MailhouseError as error:
+        finding = Finding("crm", Verdict.WRONG, error.message, error.fix)
+        return {"crm": lambda: finding}
+
+    def look(connector: type[Connector]) -> Finding:
+        # whoever looks does not want to be patient
+        with connector.from_settings(settings, sleep=lambda seconds: time.sleep(min(seconds, 1.0))) as crm:
+            said = crm.check()
+        return Finding(crm.name, Verdict.OK, said or "set up; nothing was asked of it")
+
+    return {connector.name: lambda connector=connector: look(connector) for connector in configured(settings)}
 
 
 def _looked(subject: str, look: Callable[[], Finding]) -> Finding:

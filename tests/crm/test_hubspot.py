@@ -12,8 +12,12 @@ from typing import Any
 import pytest
 from hubspot_fake import TOKEN, FakeHubSpot, serve
 
-from crm.hubspot import HubSpot, HubSpotError, cursor, ingest_hubspot
+from crm.base import CrmError, CrmUnavailableError
+from crm.hubspot import HubSpot
+from crm.pacing import Allowance
+from crm.pulling import load, stored_cursor
 from crm.settings import CrmSettings
+from warehouse.buckets import LocalBuckets
 from warehouse.client import Warehouse
 from warehouse.errors import SettingsError
 from warehouse.loads import LoadResult
@@ -33,8 +37,8 @@ class Setup:
                 "home": home,
                 "hubspot_token": TOKEN,
                 "hubspot_base_url": fake.url,
-                "hubspot_searches_per_second": 1e9,
                 "hubspot_overlap": 60,
+                "hubspot_archived_pause": 0,
             }
         )
 
@@ -43,9 +47,17 @@ class Setup:
             CrmSettings.model_validate({**self.settings.model_dump(), **changes}), sleep=self.waits.append
         )
 
-    def ingest(self, kind: Any = "contacts", **changes: Any) -> LoadResult:
+    def load(self, kind: Any = "contact", **changes: Any) -> LoadResult:
         with self.client(**changes) as hubspot:
-            return ingest_hubspot(self.warehouse, hubspot, kind, settings=self.settings, run_id="run")
+            return load(self.warehouse, hubspot, kind, settings=self.settings, run_id="run")
+
+    def since(self) -> datetime:
+        found = stored_cursor(self.warehouse, "hubspot", "contact")
+        assert found is not None
+        return datetime.fromtimestamp(json.loads(found[0])["since"] / 1000, UTC)
+
+    def searches(self) -> int:
+        return sum(target.endswith("/search") for _, target, _ in self.fake.requests)
 
     def fill(
         self, count: int, *, at: datetime = START, step: timedelta = timedelta(seconds=1), first: int = 1
@@ -79,11 +91,13 @@ def test_contacts_arrive_under_our_names(hub: Setup) -> None:
         lastname="Ö",
         hs_language="en-gb",
         createdate="2025-12-01T00:00:00.000Z",
+        hs_timezone="america_slash_port_hyphen_au_hyphen_prince",
         favourite_colour="red",
         city=None,
         phone="",
     )
-    assert hub.ingest(hubspot_properties={"contacts": ["favourite_colour"]}) == LoadResult(1, 1)
+    # the walk finds it, and then it is among the newest changes
+    assert hub.load(hubspot_properties={"contacts": ["favourite_colour"]}) == LoadResult(2, 1, 1)
     row = hub.warehouse.frame(
         "select source, object, external_id, updated_at, is_deleted, toString(properties) p from raw.crm_records"
     ).row(0)
@@ -93,6 +107,7 @@ def test_contacts_arrive_under_our_names(hub: Setup) -> None:
         "first_name": "Ann",
         "last_name": "Ö",
         "locale": "en-gb",
+        "timezone": "America/Port-au-Prince",
         "created_at": "2025-12-01T00:00:00.000Z",
         "favourite_colour": "red",
         "lastmodifieddate": "2026-01-01T00:00:00.005Z",
@@ -104,23 +119,22 @@ def test_companies_and_deals_and_the_old_paths(hub: Setup) -> None:
     hub.fake.version = "v3"
     hub.fake.put("companies", 1, START, name="Example Ltd")
     hub.fake.put("deals", 2, START, dealname="Lamps", amount="12.50")
-    assert hub.ingest("companies", hubspot_api_version="v3").loaded == 1
-    assert hub.ingest("deals", hubspot_api_version="v3").loaded == 1
+    assert hub.load("company", hubspot_api_version="v3").loaded == 1
+    assert hub.load("deal", hubspot_api_version="v3").loaded == 1
     found = hub.warehouse.frame("select object, external_id from raw.crm_records order by object").rows()
     assert found == [("company", "1"), ("deal", "2")]
 
 
 def test_the_cursor_moves_and_the_overlap_is_read_again(hub: Setup) -> None:
     hub.fill(300)
-    assert cursor(hub.warehouse, "contacts") is None
-    assert hub.ingest().loaded == 300
+    assert hub.load().loaded == 300
     newest = START + timedelta(seconds=299)
-    assert cursor(hub.warehouse, "contacts") == newest
+    assert hub.since() == newest
     hub.fake.requests.clear()
     hub.fake.put("contacts", 5, newest + timedelta(seconds=30), email="new@example.com")
     # a change that search did not know of at the time
     hub.fake.put("contacts", 999, newest - timedelta(seconds=59), email="late@example.com")
-    result = hub.ingest()
+    result = hub.load()
     assert result.loaded == 2
     assert result.read == 61 + 2
     assert len(hub.fake.requests) == 2
@@ -130,19 +144,62 @@ def test_the_cursor_moves_and_the_overlap_is_read_again(hub: Setup) -> None:
     assert len([row for row in rows(hub.warehouse) if row[0] == "5"]) == 2
 
 
+def test_what_was_loaded_before_there_were_cursors_is_not_loaded_again(hub: Setup) -> None:
+    hub.fill(1_000)
+    hub.load()
+    hub.warehouse.execute("truncate table raw.crm_cursors")
+    hub.fake.requests.clear()
+    hub.fake.put("contacts", 5, START + timedelta(hours=1), email="new@example.com")
+    assert hub.load().loaded == 1
+    # one search, one list of archived records
+    assert len(hub.fake.requests) == 2
+
+
+def test_when_clocks_agree_a_quiet_account_is_not_read_again(hub: Setup) -> None:
+    now = datetime.now(UTC)
+    hub.fake.clock = lambda: now
+    hub.fill(300, at=now - timedelta(seconds=40), step=timedelta(0))
+    hub.fake.put("contacts", 1000, now + timedelta(hours=2), email="from-the-future@example.com")
+    hub.load()
+    assert hub.since() == now.replace(microsecond=0)
+    # nothing has changed for a while: only what is from the future comes again
+    later = now + timedelta(seconds=25)
+    hub.fake.clock = lambda: later
+    hub.load()
+    assert hub.since() == later.replace(microsecond=0)
+    hub.fake.put("contacts", 1001, later, email="x@example.com")
+    assert hub.load().read == 2
+    hub.settings = hub.settings.model_copy(update={"hubspot_overlap": 20.0})
+    hub.fake.clock = None
+    assert hub.load().read == 2
+
+
+def test_a_clock_that_is_wrong_is_not_believed(hub: Setup) -> None:
+    hub.fake.clock = lambda: datetime.now(UTC) + timedelta(days=1)
+    hub.fill(10)
+    hub.load()
+    assert hub.since() == START + timedelta(seconds=9)
+
+
 def test_more_than_search_would_page_through(hub: Setup) -> None:
-    hub.fill(10_450, step=timedelta(milliseconds=3))
-    assert hub.ingest().loaded == 10_450
-    searches = len([1 for method, _, _ in hub.fake.requests if method == "POST"])
-    assert searches <= 1.05 * 10_450 / 200 + 1
+    hub.fill(10_450, step=timedelta(seconds=1))
+    assert hub.load().loaded == 10_450
+    # the newest, a walk, what changed meanwhile; and archived ones
+    assert hub.searches() == 1 + 53 + 1
+    assert len(hub.fake.requests) == 56
+    hub.fake.requests.clear()
+    hub.fill(10_450, at=START + timedelta(days=1), step=timedelta(milliseconds=3))
+    assert hub.load().loaded == 10_450
+    assert hub.searches() <= 1.05 * 10_450 / 200 + 1
 
 
 @pytest.mark.parametrize("count", [199, 200, 201, 700])
 def test_many_changed_in_the_same_millisecond(hub: Setup, count: int) -> None:
     hub.fill(50, at=START - timedelta(hours=1))
+    hub.load()
     hub.fill(count, step=timedelta(0), first=1000)
     hub.fill(250, at=START + timedelta(milliseconds=1), step=timedelta(milliseconds=1), first=5000)
-    assert hub.ingest().loaded == 50 + count + 250
+    assert hub.load().loaded == count + 250
     assert len({row[0] for row in rows(hub.warehouse)}) == 50 + count + 250
 
 
@@ -159,24 +216,47 @@ def test_records_that_change_while_we_read_are_not_lost(hub: Setup) -> None:
                 )
 
     hub.fake.before = change
-    hub.ingest()
+    hub.load()
     newest = {row[0]: row[1] for row in rows(hub.warehouse)}
     assert newest == {str(number): record.at for number, record in hub.fake.records["contacts"].items()}
 
 
 def test_archived_records_are_deleted_versions(hub: Setup) -> None:
     hub.fill(250)
-    hub.ingest()
+    hub.load()
     for number in range(1, 151):
         hub.fake.archive("contacts", number, START + timedelta(days=1))
-    assert hub.ingest().loaded == 150
-    assert hub.ingest().loaded == 0
+    assert hub.load().loaded == 150
+    assert hub.load().loaded == 0
     assert [row for row in rows(hub.warehouse) if row[0] == "1"] == [
         ("1", START, False),
         ("1", START + timedelta(days=1), True),
     ]
     # archivings do not push the cursor past live changes
-    assert cursor(hub.warehouse, "contacts") == START + timedelta(seconds=249)
+    assert hub.since() == START + timedelta(seconds=249)
+
+
+def test_the_more_records_are_archived_the_rarer_they_are_listed(hub: Setup) -> None:
+    hub.fill(250)
+    for number in range(1, 251):
+        hub.fake.archive("contacts", number, START + timedelta(days=1))
+    now = 1_000_000.0
+
+    def lists() -> int:
+        hub.fake.requests.clear()
+        settings = hub.settings.model_copy(update={"hubspot_archived_pause": 100.0})
+        with HubSpot(settings, clock=lambda: now) as hubspot:
+            load(hub.warehouse, hubspot, "contact", settings=settings)
+        return sum(method == "GET" for method, _, _ in hub.fake.requests)
+
+    assert lists() == 3
+    now += 299
+    assert lists() == 0
+    now += 1
+    assert lists() == 3
+    # a clock that was set back does not stop it
+    now = 5.0
+    assert lists() == 3
 
 
 HTML = (502, {"content-type": "text/html"}, b"<html><h1>Bad Gateway</h1></html>")
@@ -202,15 +282,15 @@ def test_a_failure_that_passes_is_waited_out(
 ) -> None:
     hub.fill(3)
     hub.fake.failures.append(failure)
-    assert hub.ingest().loaded == 3
+    assert hub.load().loaded == 3
     (wait,) = hub.waits
     assert least <= wait <= max(least, 1.0) + 0.01
 
 
 def test_waits_grow_and_end_with_a_sentence(hub: Setup) -> None:
     hub.fake.failures.extend([HTML] * 100)
-    with pytest.raises(HubSpotError, match="HubSpot answers 502, 7 times in a row"):
-        hub.ingest()
+    with pytest.raises(CrmError, match="HubSpot answers 502 on search of contacts, however often"):
+        hub.load()
     assert len(hub.waits) == 6
     assert hub.waits[-1] > hub.waits[0]
     assert all(wait <= 60 for wait in hub.waits)
@@ -223,21 +303,24 @@ def test_what_came_before_the_trouble_is_kept(hub: Setup) -> None:
     def break_down(path: str) -> None:
         nonlocal searches
         searches += 1
-        if searches == 3:
+        if searches == 4:
             hub.fake.failures.extend([HTML] * 7)
 
     hub.fake.before = break_down
-    with pytest.raises(HubSpotError):
-        hub.ingest()
-    assert len(rows(hub.warehouse)) == 399
+    with pytest.raises(CrmUnavailableError):
+        hub.load()
+    assert len(rows(hub.warehouse)) == 400
     hub.fake.failures.clear()
-    assert hub.ingest().loaded == 51
+    hub.fake.requests.clear()
+    assert hub.load().loaded == 50
+    # on with the walk, what changed meanwhile, archived ones
+    assert len(hub.fake.requests) == 3
 
 
 def test_the_daily_limit_is_not_waited_for(hub: Setup) -> None:
     hub.fake.failures.append((429, {"retry-after": "10"}, b'{"policyName":"DAILY"}'))
-    with pytest.raises(HubSpotError, match="daily limit"):
-        hub.ingest()
+    with pytest.raises(CrmError, match="daily limit"):
+        hub.load()
     assert hub.waits == []
 
 
@@ -245,15 +328,48 @@ def test_the_rate_limit_is_not_run_into(hub: Setup) -> None:
     hub.fill(1)
     headers = {"x-hubspot-ratelimit-remaining": "0", "x-hubspot-ratelimit-interval-milliseconds": "10000"}
     hub.fake.failures.append((200, headers, b'{"total":0,"results":[]}'))
-    hub.ingest()
+    hub.load()
     assert hub.waits == [10.0]
 
 
-def test_searches_are_paced(hub: Setup) -> None:
+def test_calls_and_searches_are_paced(hub: Setup) -> None:
     hub.fill(450)
-    hub.ingest(hubspot_searches_per_second=4)
-    assert len(hub.waits) == 2
-    assert all(0.1 < wait <= 0.5 for wait in hub.waits)
+    calls: list[float] = []
+    searches: list[float] = []
+
+    def pace(waits: list[float], rate: float) -> Allowance:
+        return Allowance(LocalBuckets(clock=lambda: 0.0), "x", per_second=rate, sleep=waits.append)
+
+    with HubSpot(hub.settings, pace=pace(calls, 10), search_pace=pace(searches, 4)) as hubspot:
+        load(hub.warehouse, hubspot, "contact", settings=hub.settings)
+    # 1 newest, 3 pages, 1 of changes; and a list
+    assert searches == [0.25, 0.5, 0.75, 1.0]
+    assert calls == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+def test_processes_pace_themselves_by_the_settings(tmp_path: Path) -> None:
+    now = [START]
+    fake = FakeHubSpot(clock=lambda: now[0], calls_per_10_seconds=12, searches_per_second=3)
+    for number in range(1, 1_001):
+        fake.put("contacts", number, START + timedelta(seconds=number), email=f"p{number}@example.com")
+    settings = CrmSettings.model_validate(
+        {
+            "home": tmp_path, "hubspot_token": TOKEN,
+            "hubspot_calls_per_10_seconds": 12, "hubspot_searches_per_second": 3,
+        }
+    )  # fmt: skip
+
+    def sleep(seconds: float) -> None:
+        now[0] += timedelta(seconds=seconds)
+
+    for _ in range(2):
+        hubspot = HubSpot.from_settings(settings, transport=fake.transport(), sleep=sleep)
+        for pace in (hubspot._pace, hubspot._search_pace):
+            assert isinstance(pace, Allowance)
+            pace._buckets._clock = lambda: now[0].timestamp()  # pyright: ignore
+        assert sum(pulled.rows.num_rows for pulled in hubspot.pull("contact", None)) == 1_302
+    assert fake.refused == 0
+    assert len(fake.requests) == 2 * (1 + 5 + 2 + 1)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +377,12 @@ def test_searches_are_paced(hub: Setup) -> None:
     [
         ({"hubspot_token": "wrong"}, None, "does not accept the token", "MAILHOUSE_HUBSPOT_TOKEN"),
         ({"hubspot_api_version": "2031-01"}, None, "HubSpot has no /crm/objects/2031-01", "API_VERSION"),
-        ({}, (403, {}, b'{"message":"requires scope x"}'), "may not read.*requires scope x", "scopes"),
+        (
+            {},
+            (403, {}, b'{"message":"requires scope x"}'),
+            "does not allow the search of contacts.*requires scope x",
+            "scopes",
+        ),
         ({}, (400, {}, b'{"message":"no property y"}'), "answers 400 .*no property y", "PROPERTIES"),
         ({}, (302, {"location": "http://127.0.0.1:9/"}, b""), "answers 302", ""),
         ({}, (200, {}, b'{"items":[]}'), "has no list of results", "API_VERSION"),
@@ -273,8 +394,8 @@ def test_refusals_are_explained_at_once(
 ) -> None:
     if failure is not None:
         hub.fake.failures.append(failure)
-    with pytest.raises(HubSpotError, match=message) as caught:
-        hub.ingest(**changes)
+    with pytest.raises(CrmError, match=message) as caught:
+        hub.load(**changes)
     assert fix in caught.value.fix
     assert hub.waits == []
     assert hub.warehouse.value("select count() from raw.crm_records") == 0
@@ -285,31 +406,44 @@ def test_the_token_is_never_told(hub: Setup, caplog: pytest.LogCaptureFixture) -
     told: list[str] = [repr(hub.settings), str(hub.settings.model_dump())]
     for failure in ((400, {}, f'{{"message":"bad header Bearer {TOKEN}"}}'.encode()), HTML, (0, {}, b"")):
         hub.fake.failures.extend([failure] * 7)
-        with pytest.raises(HubSpotError) as caught:
-            hub.ingest()
+        with pytest.raises(CrmError) as caught:
+            hub.load()
         told.append(str(caught.value))
         hub.fake.failures.clear()
     assert TOKEN not in " ".join([*told, caplog.text])
 
 
 def test_nobody_there_is_an_error_of_one_sentence(hub: Setup, free_port: int) -> None:
-    with pytest.raises(HubSpotError, match=r"does not answer \(ConnectError\), 7 times"):
-        hub.ingest(hubspot_base_url="http://127.0.0.1:1")
+    with pytest.raises(CrmError, match=r"does not answer \(ConnectError\) on search of contacts"):
+        hub.load(hubspot_base_url="http://127.0.0.1:1")
 
 
 def test_a_record_without_a_time_is_set_apart(hub: Setup) -> None:
+    start = (200, {}, b'{"results": []}')
     page = {
         "results": [
             {"id": "1", "properties": {"email": "a@example.com"}},
             {"id": "2", "updatedAt": "2026-01-01T00:00:00Z", "properties": {"email": "b@example.com"}},
+            {
+                "id": "3",
+                "updatedAt": "2026-01-01T00:00:00Z",
+                "properties": {"firstname": "half \ud83d of it"},
+            },
+            {"id": "4", "updatedAt": "2026-01-01T00:00:00Z"},
         ]
     }
-    hub.fake.failures.append((200, {}, json.dumps(page).encode()))
-    assert hub.ingest() == LoadResult(2, 1, 0, 1)
-    found = hub.warehouse.frame("select source, object, file, reason from raw.quarantined_rows").rows()
-    assert found == [("hubspot", "contact", "hubspot/contacts", "the record says not when it changed")]
-    assert hub.ingest().quarantined == 0
-    assert hub.warehouse.value("select count() from raw.quarantined_rows") == 0
+    hub.fake.failures.extend([start, (200, {}, json.dumps(page).encode())])
+    assert hub.load() == LoadResult(4, 1, 0, 3)
+    found = hub.warehouse.frame(
+        "select source, object, file, reason from raw.quarantined_rows order by reason"
+    )
+    assert found.rows() == [
+        ("hubspot", "contact", "hubspot/contacts", reason)
+        for reason in (
+            "the record has no properties", "the record holds half of a surrogate pair",
+            "the record says not when it changed",
+        )
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("token", [None, "", "  ", "two words", "tökèn", "line\nbreak"])

@@ -1,21 +1,22 @@
-"""One asset a source: files that `content/sources/*.yaml` describes, and HubSpot if a token is set.
+"""One asset a source: files that `content/sources/*.yaml` describes, and what each CRM has that the settings name.
 
 A source's rows land in raw tables that several sources share. Each raw table is an asset of its own, downstream of its
 sources: it says what the table holds, and it is what the models depend on.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import get_args
 
 import dagster as dg
 
 from campaigns.catalogue import record_specs
 from campaigns.experiments import record_experiments
 from campaigns.specs import load_campaigns
+from crm.base import PLURALS, Connector, Kind
+from crm.connectors import configured, kinds, source_name
 from crm.files import FileSource, ingest_files, load_sources
-from crm.hubspot import HubSpot, ingest_hubspot
 from crm.lists import load_lists
-from crm.settings import CrmSettings, HubSpotObject
+from crm.pulling import load as load_crm
+from crm.settings import CrmSettings
 from orchestration.lib.resources import counts_metadata, open_warehouse
 from senders.bounce_intake import ingest_bounces
 from senders.ledger import Ledger
@@ -78,22 +79,26 @@ def file_source_asset(source: FileSource) -> dg.AssetsDefinition:
     return load
 
 
-def hubspot_asset(kind: HubSpotObject) -> dg.AssetsDefinition:
-    """The asset that loads one kind of HubSpot object, from where the last load stopped."""
+def crm_asset(connector: type[Connector], kind: Kind) -> dg.AssetsDefinition:
+    """The asset that loads one kind of a CRM's records, from where the last load stopped."""
+    told = {"deleted": connector.capabilities.tells_deletes, "merged": connector.capabilities.tells_merges}
+    also = " and ".join(word for word, is_told in told.items() if is_told)
 
     @dg.asset(
-        key=["sources", f"hubspot_{kind}"],
+        key=["sources", source_name(connector.name, kind)],
         group_name=GROUP,
-        description=f"HubSpot {kind}: what changed since the last load, archived ones too.",
-        kinds={"python", "hubspot"},
-        pool="hubspot",
+        description=f"{connector.name}'s {PLURALS[kind]}: what changed since the last load"
+        + (f", {also} ones too." if also else "."),
+        kinds={"python", connector.name},
+        pool=connector.name,
     )
     def load(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         settings = CrmSettings.load()
-        with open_warehouse(context.run.run_id) as warehouse, HubSpot(settings) as hubspot:
-            result = ingest_hubspot(warehouse, hubspot, kind, settings=settings, run_id=context.run.run_id)
+        with open_warehouse(context.run.run_id) as warehouse, connector.from_settings(settings) as crm:
+            result = load_crm(warehouse, crm, kind, settings=settings, run_id=context.run.run_id)
+            calls = crm.usage.calls
         counts = {name: getattr(result, name) for name in ("read", "loaded", "duplicates", "quarantined")}
-        return dg.MaterializeResult(metadata=counts_metadata(counts))
+        return dg.MaterializeResult(metadata=counts_metadata({**counts, "calls": calls}))
 
     return load
 
@@ -199,7 +204,7 @@ def bounces(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
 
 @dg.definitions
 def ingestion() -> dg.Definitions:
-    """A source asset for each YAML file and each HubSpot object, and the raw tables downstream of them."""
+    """A source asset for each YAML file and each kind of record of each CRM, and the raw tables downstream of them."""
     settings = CrmSettings.load()
     writers: dict[str, list[dg.AssetKey]] = {table: [] for table in RAW_TABLES}
     assets: list[dg.AssetsDefinition] = []
@@ -207,10 +212,10 @@ def ingestion() -> dg.Definitions:
         assets.append(file_source_asset(source))
         for table in TABLES_OF[source.object]:
             writers[table].append(dg.AssetKey(["sources", source.name]))
-    if settings.hubspot_token is not None:
-        for kind in get_args(HubSpotObject):
-            assets.append(hubspot_asset(kind))
-            writers["crm_records"].append(dg.AssetKey(["sources", f"hubspot_{kind}"]))
+    for connector in configured(settings):
+        for kind in kinds(connector, settings):
+            assets.append(crm_asset(connector, kind))
+            writers["crm_records"].append(dg.AssetKey(["sources", source_name(connector.name, kind)]))
     writers["crm_records"].append(dg.AssetKey(["crm", "sync"]))
     writers["events"].append(bounces.key)
     # what models of `ml` write beside their own assets; nothing here makes them
