@@ -189,6 +189,7 @@ def resolve(
     is_told = pl.col("losers_count") > 0
     decisions = (
         said.filter(is_told | pl.col("decided_hash").is_not_null())
+        .with_columns(_content_hash().alias("content_hash"))
         .filter(pl.col("decided_hash").is_null() | (pl.col("decided_hash") != pl.col("content_hash")))
         .rename({"at": "value_at"})
         .select(*DECISIONS)
@@ -376,7 +377,7 @@ def _said(
     rules: Sequence[Rule],
     ranks: pl.DataFrame,
 ) -> pl.DataFrame:
-    """Golden values with `losers`, `losers_count`, `why` and `content_hash`."""
+    """Golden values with `losers`, `losers_count` and `why`."""
     shape, other = pl.col("value"), pl.col("other")
     for rule in rules:
         is_it = pl.col("field") == rule.field
@@ -447,7 +448,6 @@ def _said(
                 .otherwise(pl.lit("")),
             ).alias("why")
         )
-        .with_columns(_content_hash().alias("content_hash"))
     )
 
 

@@ -77,7 +77,8 @@ class WarehouseStore:
         ends = self._warehouse.frame(
             f"""
             select
-                (select max(loaded_at) from raw.crm_records where object = 'contact') as records_through,
+                -- by the clock that dates loads: what was loaded long ago is not looked at for ever
+                now64(3, 'UTC') as records_through,
                 (select max(moved_at) from {self._identified}) as identities_through
             """  # noqa: S608
         ).row(0, named=True)
@@ -358,8 +359,9 @@ class WarehouseStore:
             # a task about somebody whom the CRM has not says at least who it is
             about = "" if external_id or not row["email"] else f"About {row['email']}"
             body = "\n\n".join(part for part in (row["note"], about) if part)
+            # a task without a day would be nowhere in a CRM's list
             fields = {
-                "subject": row["subject"], "body": body or None, "due_at": _due(row["due_at"]),
+                "subject": row["subject"], "body": body or None, "due_at": _due(row["due_at"]) or row["asked_at"].isoformat(),
                 "owner_id": row["owner"] or None, "contact_id": external_id or None,
             }  # fmt: skip
             tasks.append(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 
-from crm.base import Connector, Kind, SetUp, require
+from crm.base import Connector, CrmNotSupportedError, Kind, SetUp, require
 from crm.connectors import CONNECTORS, connect, kinds
 from crm.files import load_sources
 from crm.locks import one_at_a_time
@@ -59,6 +59,11 @@ def check_pushes(rules: CrmRules, connectors: Sequence[Connector]) -> None:
             require(known[name], push="contact")
         if spec.tasks:
             require(known[name], push="task")
+        if spec.engagement and not known[name].capabilities.can_set_up:
+            raise CrmNotSupportedError(
+                f"{rules.place('push', name, 'engagement')}: {name} takes no fields of ours.",
+                fix="Take `engagement` out.",
+            )
 
 
 def sync_crms(
@@ -119,8 +124,9 @@ def set_up_crms(settings: CrmSettings, segments: Collection[str] = ()) -> dict[s
     with connected(settings) as connectors:
         check_pushes(rules, connectors)
         for connector in connectors:
-            if fields := rules.custom_fields(connector.name):
-                done[connector.name] = connector.set_up(fields)
+            # some need a field of their own to know tasks again
+            if connector.name in rules.push and connector.capabilities.can_set_up:
+                done[connector.name] = connector.set_up(rules.custom_fields(connector.name))
     return done
 
 
