@@ -268,6 +268,7 @@ class Sync:
         self._tell = on_progress or _nobody
         self._report = Report(dict.fromkeys(COUNTS, 0))
         self._planned: list[pl.DataFrame] = []
+        self._conflicted: set[str] = set()
 
     def run(self) -> Report:
         """Read, decide, write. A CRM that fails is told in `failures`; the others are served.
@@ -292,7 +293,7 @@ class Sync:
             self._tell("contacts decided", contact_ids.height)
         if again and not self._is_dry:
             # somebody wrote while we did: read that, and decide once more
-            for name in sorted({name for name in self._connectors if name not in report.failures}):
+            for name in sorted(self._conflicted - report.failures.keys()):
                 self._pull(self._connectors[name])
             self._reconcile(pl.DataFrame({"contact_id": sorted(again)}, schema={"contact_id": pl.Int64}))
         profiles = self._store.profiles_version()
@@ -390,12 +391,12 @@ class Sync:
             for entry, status in self._push(connector, entries):
                 if status == "conflict":
                     again.add(entry.contact_id)
+                    self._conflicted.add(connector.name)
         return again
 
     def _push(self, connector: Connector, entries: Sequence[_Entry]) -> Iterator[tuple[_Entry, str]]:
         """Write, in the largest batches; what became of each. A CRM that fails gets no more in this sync."""
-        most = max(1, connector.capabilities.most_per_push)
-        size = most * math.ceil(CHANGES_A_PUSH / most)
+        size = _size(connector)
         types = self._rules.types_at(connector.name)
         for start in range(0, len(entries), size):
             batch = {f"{uuid.uuid4().hex}": entry for entry in entries[start : start + size]}
@@ -451,17 +452,29 @@ class Sync:
 
     def _show(self, connector: Connector) -> None:
         """Push what we know about contacts where it differs from what the CRM shows."""
-        for batch in self._store.differing(connector.name, self._rules):
+        for batch in self._gathered(connector, self._store.differing(connector.name, self._rules)):
             self._serve(connector, batch, "engagement")
             if connector.name in self._report.failures:
                 return
 
     def _create(self, connector: Connector) -> None:
         """Make the contacts that the CRM shall have and has not."""
-        for batch in self._store.missing(connector.name, self._rules):
+        for batch in self._gathered(connector, self._store.missing(connector.name, self._rules)):
             self._serve(connector, batch, "new contact")
             if connector.name in self._report.failures:
                 return
+
+    def _gathered(self, connector: Connector, batches: Iterator[list[Shown]]) -> Iterator[list[Shown]]:
+        """The same, in multiples of what the CRM takes at once, until the last."""
+        size = _size(connector)
+        held: list[Shown] = []
+        for batch in batches:
+            held += batch
+            while len(held) >= size:
+                yield held[:size]
+                held = held[size:]
+        if held:
+            yield held
 
     def _serve(self, connector: Connector, batch: Sequence[Shown], rule: str) -> None:
         if self._is_dry:
@@ -557,6 +570,12 @@ class _Entry:
     def kept(self) -> Mapping[str, str]:
         """What is stored of it: fields by our names, others by the CRM's."""
         return {**{name: text for name, text in self.texts.items() if name not in self.logged}, **self.logged}
+
+
+def _size(connector: Connector) -> int:
+    """How many changes a connector is handed at once: whole batches of its own."""
+    most = max(1, connector.capabilities.most_per_push)
+    return most * math.ceil(CHANGES_A_PUSH / most)
 
 
 def _contacts(connector: Connector) -> Sequence[Kind]:

@@ -214,16 +214,19 @@ class WarehouseStore:
         )
 
     def profiles_version(self) -> str:
-        """Which build of the profiles stands there, and how many predictions."""
+        """Which build of the profiles and of identity stands there, and how many predictions; '' without profiles."""
+        if not self._has("marts.contact_profiles"):
+            return ""
         return self._warehouse.value(
             """
-            select concat(
-                anyIf(toString(uuid), name = 'contact_profiles'), ' ', toString(anyIf(total_rows, name = 'predictions'))
-            )
+            select arrayStringConcat(arraySort(groupArray(concat(name, toString(uuid), toString(total_rows)))), ' ')
             from system.tables
-            where (database, name) in (({marts:String}, 'contact_profiles'), ('raw', 'predictions'))
+            where (database, name) in (
+                ({marts:String}, 'contact_profiles'), ({intermediate:String}, 'int_contacts__identified'),
+                ('raw', 'predictions')
+            )
             """,
-            {"marts": f"{self._prefix}marts"},
+            {"marts": f"{self._prefix}marts", "intermediate": f"{self._prefix}intermediate"},
         )
 
     def differing(self, crm: str, rules: CrmRules) -> Iterator[list[Shown]]:
@@ -361,7 +364,8 @@ class WarehouseStore:
             body = "\n\n".join(part for part in (row["note"], about) if part)
             # a task without a day would be nowhere in a CRM's list
             fields = {
-                "subject": row["subject"], "body": body or None, "due_at": _due(row["due_at"]) or row["asked_at"].isoformat(),
+                "subject": row["subject"], "body": body or None,
+                "due_at": _due(row["due_at"]) or row["asked_at"].isoformat(),
                 "owner_id": row["owner"] or None, "contact_id": external_id or None,
             }  # fmt: skip
             tasks.append(
