@@ -189,7 +189,7 @@ def resolve(
     is_told = pl.col("losers_count") > 0
     decisions = (
         said.filter(is_told | pl.col("decided_hash").is_not_null())
-        .with_columns(_content_hash().alias("content_hash"))
+        .with_columns(_content_hash().alias("content_hash"), _why().alias("why"))
         .filter(pl.col("decided_hash").is_null() | (pl.col("decided_hash") != pl.col("content_hash")))
         .rename({"at": "value_at"})
         .select(*DECISIONS)
@@ -377,7 +377,7 @@ def _said(
     rules: Sequence[Rule],
     ranks: pl.DataFrame,
 ) -> pl.DataFrame:
-    """Golden values with `losers`, `losers_count` and `why`."""
+    """Golden values with `losers` and what their `_why` follows from."""
     shape, other = pl.col("value"), pl.col("other")
     for rule in rules:
         is_it = pl.col("field") == rule.field
@@ -413,41 +413,41 @@ def _said(
         schema={"field": pl.String, "order": pl.String},
         orient="row",
     )
-    when = pl.col("at").dt.strftime("%Y-%m-%d %H:%M:%S UTC")
-    last = pl.format("{} wrote it last, at {}", "source", when)
     preferred = ranks.filter(pl.col("preferred") == "").select("field", pl.col("rank").alias("last_rank"))
     return (
         golden.join(losers, on=_PLACE, how="left")
         .join(orders, on="field")
         .join(preferred, on="field")
         .with_columns(pl.col("losers").fill_null("[]"), pl.col("losers_count").fill_null(0))
-        .with_columns(
-            pl.concat_str(
-                pl.when(pl.col("rule") == "stricter")
-                .then(
-                    pl.when(pl.col("value") == "true")
-                    .then(pl.format("{} opted them out at {}; the stricter wins", "source", when))
-                    .when(pl.col("source") == OWN)
-                    .then(pl.format("they agreed at {}, later than any opt-out", when))
-                    .otherwise(pl.lit("nobody opts them out"))
-                )
-                .when((pl.col("rank") < pl.col("last_rank")) & (pl.col("rule") == "source"))
-                .then(pl.format("{} is the source of truth", "source"))
-                .when(pl.col("rank") < pl.col("last_rank"))
-                .then(pl.format("{} is the first of {} that has a value", "source", "order"))
-                .when(pl.col("rule") != "newest")
-                .then(pl.format("{} has no value; {}", "order", last))
-                .otherwise(last),
-                pl.when(
-                    pl.col("has_empty").fill_null(False) & pl.col("keeps_filled") & (pl.col("value") != "")
-                )
-                .then(pl.lit("; an empty value does not replace one that is there"))
-                .otherwise(pl.lit("")),
-                pl.when(pl.col("has_merged").fill_null(False))
-                .then(pl.lit("; a record that was merged into another does not count"))
-                .otherwise(pl.lit("")),
-            ).alias("why")
+    )
+
+
+def _why() -> pl.Expr:
+    """In words, why a golden value is one."""
+    when = pl.col("at").dt.strftime("%Y-%m-%d %H:%M:%S UTC")
+    last = pl.format("{} wrote it last, at {}", "source", when)
+    return pl.concat_str(
+        pl.when(pl.col("rule") == "stricter")
+        .then(
+            pl.when(pl.col("value") == "true")
+            .then(pl.format("{} opted them out at {}; the stricter wins", "source", when))
+            .when(pl.col("source") == OWN)
+            .then(pl.format("they agreed at {}, later than any opt-out", when))
+            .otherwise(pl.lit("nobody opts them out"))
         )
+        .when((pl.col("rank") < pl.col("last_rank")) & (pl.col("rule") == "source"))
+        .then(pl.format("{} is the source of truth", "source"))
+        .when(pl.col("rank") < pl.col("last_rank"))
+        .then(pl.format("{} is the first of {} that has a value", "source", "order"))
+        .when(pl.col("rule") != "newest")
+        .then(pl.format("{} has no value; {}", "order", last))
+        .otherwise(last),
+        pl.when(pl.col("has_empty").fill_null(False) & pl.col("keeps_filled") & (pl.col("value") != ""))
+        .then(pl.lit("; an empty value does not replace one that is there"))
+        .otherwise(pl.lit("")),
+        pl.when(pl.col("has_merged").fill_null(False))
+        .then(pl.lit("; a record that was merged into another does not count"))
+        .otherwise(pl.lit("")),
     )
 
 
@@ -531,7 +531,7 @@ def _changes(
         )
         .select(*_PLACE, *_RECORD, "shape", "old", "updated_at", "known_at")
     )
-    target = said.select(*_PLACE, "value", "rule", "why").with_columns(*[pl.col("value").alias("target")])
+    target = said.select(*_PLACE, "value", "rule").with_columns(pl.col("value").alias("target"))
     for field in sorted({field for fields in pushed.values() for field in fields}):
         target = target.with_columns(
             pl.when(pl.col("field") == field)
@@ -545,7 +545,7 @@ def _changes(
         .agg(pl.max("known_at").alias("refused_at"))
         .rename({"shape": "target"})
     )
-    return (
+    changes = (
         shown.join(target, on=_PLACE)
         .filter(pl.col("target") != pl.col("shape"))
         # nobody loses an address for good
@@ -553,6 +553,9 @@ def _changes(
         .join(refused, on=[*_CELL, "target"], how="left")
         # what the CRM will never take is offered again when the record has changed
         .filter(pl.col("refused_at").is_null() | (pl.col("refused_at") < pl.col("updated_at")))
-        .select(*CHANGES)
         .sort("source", "external_id", "field")
     )
+    reasons = said.join(changes.select(_PLACE).unique(), on=_PLACE, how="semi").select(
+        *_PLACE, _why().alias("why")
+    )
+    return changes.join(reasons, on=_PLACE, maintain_order="left").select(*CHANGES)
