@@ -12,8 +12,9 @@ but the profiles have been built again; and the loop one would write by hand: ea
 by itself, measured on a sample and scaled.
 
 Targets are of seconds of the processor, of sync and engine together: the clock also counts what the server takes, and
-whatever else runs on the machine. Calls stand beside the least that HubSpot's limits allow: 200 contacts a search and 100 a write, and that many reads
-before writes of fields that people edit, too, since HubSpot itself refuses no write to a record that has changed.
+whatever else runs on the machine. Calls stand beside the least that HubSpot's limits allow: 200 contacts a search and
+100 a write, and that many reads before writes of fields that people edit, too, since HubSpot itself refuses no write to
+a record that has changed.
 The last line is one JSON object with all figures.
 """
 
@@ -76,8 +77,10 @@ def fill(warehouse: Warehouse, contacts: int) -> None:
             f"""
             insert into raw.crm_records
                 (source, object, external_id, updated_at, is_deleted, properties, loaded_at)
-            select '{source}', 'contact', concat('{"" if source == "hubspot" else "s"}', toString(number + 1)), {at}, false,
-                concat('{{"email":"person', toString(number + 1), '@example.com","first_name":"Pat","last_name":"Person ',
+            select '{source}', 'contact', concat('{"" if source == "hubspot" else "s"}', toString(number + 1)), {at},
+                false,
+                concat('{{"email":"person', toString(number + 1),
+                    '@example.com","first_name":"Pat","last_name":"Person ',
                     toString(number + 1), '","city":"Town ', toString((number + 1) % 1000),
                     '","country":"Germany","phone":"+49 30 ', toString(number + 1), '"}}')::JSON,
                 now64(3) - toIntervalHour(1)

@@ -86,9 +86,13 @@ class MemoryStore:
             mark = replace(mark, records_through=min(waiting) - timedelta(milliseconds=1))
         ids |= {self.identity[key] for key, at in self.moved.items() if at > since.identities_through}
         recent = self.pushes.filter(pl.col("recorded_at") >= since.started_at)
-        outcomes = recent.group_by("push_id", maintain_order=True).agg(pl.last("status"), pl.last("contact_id"))
+        outcomes = recent.group_by("push_id", maintain_order=True).agg(
+            pl.last("status"), pl.last("contact_id")
+        )
         ids |= set(outcomes.filter(pl.col("status").is_in(list(PENDING)))["contact_id"])
-        return Touched(pl.DataFrame({"contact_id": sorted(ids)}, schema={"contact_id": pl.Int64}), mark, len(waiting))
+        return Touched(
+            pl.DataFrame({"contact_id": sorted(ids)}, schema={"contact_id": pl.Int64}), mark, len(waiting)
+        )
 
     def history(self, contact_ids: pl.DataFrame, rules: CrmRules) -> History:
         """All of it."""
@@ -122,7 +126,9 @@ class MemoryStore:
             .select(*DECIDED)
         )
         return History(
-            pl.DataFrame(versions, schema={**VERSIONS, **dict.fromkeys(names, pl.String), "email": pl.String}),
+            pl.DataFrame(
+                versions, schema={**VERSIONS, **dict.fromkeys(names, pl.String), "email": pl.String}
+            ),
             pl.DataFrame(pushes, schema=dict(PUSHES)),
             decided,
             pl.DataFrame(schema=dict(CANDIDATES)),

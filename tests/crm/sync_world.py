@@ -41,21 +41,24 @@ def make_models(warehouse: Warehouse) -> None:
 def make_profiles(warehouse: Warehouse, people: str) -> None:
     """A new build of the profiles; `people` is a query of contact_id and of columns that are not empty."""
     given = warehouse.frame(f"describe table ({people})")["name"].to_list()
+    text, moment = "null::Nullable(String)", "null::Nullable(DateTime64(3, 'UTC'))"
     columns = {
-        "email": "concat('p', toString(contact_id), '@example.com')", "first_name": "null::Nullable(String)",
-        "last_name": "null::Nullable(String)", "country": "null::Nullable(String)", "city": "null::Nullable(String)",
-        "timezone": "null::Nullable(String)", "locale": "null::Nullable(String)", "phone": "null::Nullable(String)",
-        "push_token": "null::Nullable(String)", "rfm_segment": "''", "engagement_band": "'never'", "orders_count": "0::UInt32",
+        "email": "concat('p', toString(contact_id), '@example.com')",
+        **dict.fromkeys(
+            ("first_name", "last_name", "country", "city", "timezone", "locale", "phone", "push_token"), text
+        ),
+        "rfm_segment": "''", "engagement_band": "'never'", "orders_count": "0::UInt32",
         "revenue": "0::Decimal(18, 2)", "average_order_value": "0::Decimal(18, 2)", "engagement_score": "0::Float64",
-        "is_deleted": "false", "is_suppressed": "false", "has_marketing_consent": "false",
-        "last_order_at": "null::Nullable(DateTime64(3, 'UTC'))", "last_message_at": "null::Nullable(DateTime64(3, 'UTC'))",
-        "last_opened_at": "null::Nullable(DateTime64(3, 'UTC'))", "last_clicked_at": "null::Nullable(DateTime64(3, 'UTC'))",
+        **dict.fromkeys(("is_deleted", "is_suppressed", "has_marketing_consent"), "false"),
+        **dict.fromkeys(("last_order_at", "last_message_at", "last_opened_at", "last_clicked_at"), moment),
         "segments": "[]::Array(String)",
     }  # fmt: skip
-    values = ", ".join(["contact_id", *(name if name in given else f"{sql} as {name}" for name, sql in columns.items())])
+    rest = (name if name in given else f"{sql} as {name}" for name, sql in columns.items())
+    values = ", ".join(["contact_id", *rest])
     warehouse.execute("drop table if exists marts.contact_profiles sync")
     warehouse.execute(
-        f"create table marts.contact_profiles engine = MergeTree order by contact_id as select {values} from ({people})"
+        "create table marts.contact_profiles engine = MergeTree order by contact_id"
+        f" as select {values} from ({people})"
     )
 
 

@@ -74,7 +74,11 @@ push:
         ("push:\n  hubspot:\n    fields: [city]\n", 3, "city has no rule"),
         ("push:\n  hubspot:\n    create: champion\n", 3, "Did you mean champions?"),
         ("push:\n  hubspot:\n    engagement: {revenue: phone}\n", 3, "phone is a field of its own"),
-        ("push:\n  hubspot:\n    engagement: {revenue: x, orders_count: x}\n", 3, "two things into one field"),
+        (
+            "push:\n  hubspot:\n    engagement: {revenue: x, orders_count: x}\n",
+            3,
+            "two things into one field",
+        ),
         ("push:\n  hubspot:\n    engagement: {revenue: 'a b'}\n", 3, "engagement"),
         ("opt_outs:\n  mail: {hubspot: x}\n", 2, "mail"),
         ("pushes: {}\n", 1, "Did you mean push?"),

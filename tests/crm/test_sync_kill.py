@@ -1,4 +1,4 @@
-"""kill -9 of a syncing process at the worst instants: no update is lost, nothing is doubled, nothing is taken for an edit."""
+"""kill -9 of a syncing process at the worst instants: nothing is lost, doubled, or taken for an edit."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def test_no_update_is_lost_and_nothing_is_doubled(
 
     def sync(kill: tuple[str, bool] | None) -> int:
         awaited[:] = [kill] if kill else []
-        process = subprocess.Popen([sys.executable, "-c", SYNC], env=environment, cwd=ROOT, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", SYNC], env=environment, cwd=ROOT, stderr=subprocess.PIPE
+        )
         dying[:] = [process]
         said = process.communicate(timeout=120)[1].decode()
         code = process.returncode

@@ -113,7 +113,10 @@ def test_engagement_is_pushed_where_it_changed(
     north, _ = crms
     run()
     identify(warehouse)
-    people = "select (number + 1)::Int64 as contact_id, {score}::Float64 as engagement_score, ['a', 'b'] as segments from numbers(3)"
+    people = (
+        "select (number + 1)::Int64 as contact_id, {score}::Float64 as engagement_score, ['a', 'b'] as segments"
+        " from numbers(3)"
+    )
     make_profiles(warehouse, people.format(score="number * 10.2"))
     run()
     assert north.records["n3"].fields["mailhouse_engagement_score"] == 20
@@ -163,7 +166,9 @@ def test_contacts_of_a_segment_are_made_once(
     assert len(south.records) == 5
     assert south.records["south-new-1"].fields == {"email": "p4@example.com", "first_name": "Eve"}
     south.pushed.clear()
-    make_profiles(warehouse, "select (number + 1)::Int64 as contact_id, ['champions'] as segments from numbers(5)")
+    make_profiles(
+        warehouse, "select (number + 1)::Int64 as contact_id, ['champions'] as segments from numbers(5)"
+    )
     run()
     assert south.pushed == []
     # what we wrote and read again is nobody's edit
@@ -235,12 +240,16 @@ def test_an_opt_out_anywhere_is_a_withdrawn_consent_and_reaches_everybody(
         """
     )
     run()
-    assert (north.records["n1"].fields["no_mail"], south.records["s1"].fields["HasOptedOut"]) == (False, False)
+    assert (north.records["n1"].fields["no_mail"], south.records["s1"].fields["HasOptedOut"]) == (
+        False,
+        False,
+    )
     # and unsubscribe again
     warehouse.execute(
         f"""
         insert into intermediate.int_consents__latest
-        select ({identity}), 'email', 'marketing', tuple(now64(3), toDateTime64('2299-12-31 00:00:00', 3, 'UTC')), now64(3)
+        select ({identity}), 'email', 'marketing', tuple(now64(3), toDateTime64('2299-12-31 00:00:00', 3, 'UTC')),
+            now64(3)
         """
     )
     run()
@@ -255,14 +264,18 @@ def test_a_dry_run_tells_and_writes_nothing(
     run()
     identify(warehouse)
     run()
-    make_profiles(warehouse, "select 1::Int64 as contact_id, 7::Float64 as engagement_score, ['champions'] as segments")
+    make_profiles(
+        warehouse, "select 1::Int64 as contact_id, 7::Float64 as engagement_score, ['champions'] as segments"
+    )
     north.edit("n1", first_name="Anna")
     south.edit("s2", HasOptedOut=True)
     before, pushed = rows(warehouse), [len(crm.pushed) for crm in crms]
     told = run(dry=True)
     assert rows(warehouse) == before
     assert [len(crm.pushed) for crm in crms] == pushed
-    changes = told.changes.filter(pl.col("field") != "mailhouse_is_suppressed").sort("source", "external_id", "field")
+    changes = told.changes.filter(pl.col("field") != "mailhouse_is_suppressed").sort(
+        "source", "external_id", "field"
+    )
     assert changes.select("source", "external_id", "field", "old", "value", "rule").rows() == [
         ("north", "n1", "mailhouse_engagement_score", "", "7", "engagement"),
         ("north", "n1", "mailhouse_segments", "", "champions", "engagement"),
@@ -304,7 +317,9 @@ def test_all_sides_agree_on_the_warehouse(
     world = World(lambda _, before: CheckedStore(warehouse, crm_settings(settings), before))
 
     def losers(_: World) -> set[tuple[int, str, str, str]]:
-        found = warehouse.frame("select contact_id, toString(field) as field, losers from raw.field_decisions")
+        found = warehouse.frame(
+            "select contact_id, toString(field) as field, losers from raw.field_decisions"
+        )
         return {
             (contact_id, name, one["source"], one["value"])
             for contact_id, name, text in found.iter_rows()
@@ -312,8 +327,12 @@ def test_all_sides_agree_on_the_warehouse(
         }
 
     def stored(_: World) -> dict[tuple[str, str, datetime], datetime]:
-        found = warehouse.frame("select toString(source), external_id, updated_at, loaded_at from raw.crm_records")
-        return {(source, external_id, updated_at): at for source, external_id, updated_at, at in found.iter_rows()}
+        found = warehouse.frame(
+            "select toString(source), external_id, updated_at, loaded_at from raw.crm_records"
+        )
+        return {
+            (source, external_id, updated_at): at for source, external_id, updated_at, at in found.iter_rows()
+        }
 
     monkeypatch.setattr(convergence, "losers", losers)
     monkeypatch.setattr(convergence, "stored", stored)

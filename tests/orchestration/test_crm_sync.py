@@ -59,7 +59,8 @@ def told(warehouse: Warehouse) -> Callable[..., None]:
         rows = [
             {
                 "event_id": event_id, "type": type_, "source": "hubspot", "external_id": external_id,
-                "occurred_at": NOW + timedelta(seconds=seconds), "properties": f'{{"value":"{value}"}}' if value else "{}",
+                "occurred_at": NOW + timedelta(seconds=seconds),
+                "properties": f'{{"value":"{value}"}}' if value else "{}",
             }
             for event_id, type_, external_id, value, seconds in events
         ]  # fmt: skip
@@ -71,7 +72,10 @@ def told(warehouse: Warehouse) -> Callable[..., None]:
 
 @pytest.mark.slow
 def test_what_we_wrote_is_no_news(
-    warehouse: Warehouse, settings: MailhouseSettings, told: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    warehouse: Warehouse,
+    settings: MailhouseSettings,
+    told: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     start = NOW - timedelta(hours=1)
     store = WarehouseStore(warehouse, settings)  # pyright: ignore[reportArgumentType]
@@ -81,7 +85,11 @@ def test_what_we_wrote_is_no_news(
         "record_at": NOW, "run_id": "", "recorded_at": NOW,
     }  # fmt: skip
     store.add_pushes(pl.DataFrame([written], schema=dict(PUSH_ROWS)))
-    told(("a", "contact.updated", "1", "Bath", 3), ("b", "contact.updated", "1", "", 1), ("c", "opened", "1", "", 0))
+    told(
+        ("a", "contact.updated", "1", "Bath", 3),
+        ("b", "contact.updated", "1", "", 1),
+        ("c", "opened", "1", "", 0),
+    )
     kinds, through = news(warehouse, ["hubspot"], start)
     assert (kinds, through > start) == (set(), True)
     assert news(warehouse, ["salesforce"], start) == (set(), start)
