@@ -7,8 +7,8 @@
 An embedded engine over an empty folder holds a million contacts, each known to HubSpot and to a shop, with profiles;
 HubSpot is `benchmarks/lib/crm_server.py`, over HTTP in a process of its own, and answers at once. In the measured sync
 2,000 contacts have been edited in HubSpot, 1,000 in the shop (that goes to HubSpot), and what we know of 1,000 others
-has changed (that, too): read, identified, decided, written, stored. Beside it a sync in which nothing has changed since,
-but the profiles have been built again; and the loop one would write by hand: each changed contact looked up and pushed
+has changed (that, too): read, decided, written, stored. Beside it a sync in which nothing has changed since, but the
+profiles have been built again; and the loop one would write by hand: each changed contact looked up and pushed
 by itself, measured on a sample and scaled.
 
 Targets are of seconds of the processor, of sync and engine together: the clock also counts what the server takes, and
@@ -166,8 +166,8 @@ def increment(where: Place, console: Console) -> list[Figure]:
         )
         looked = cpu_seconds(where.engine) - engine + time.process_time() - own
         # all have been looked at, before they were edited
-        store.finish(Mark(warehouse.value("select now64(3, 'UTC')"), rules_version=RULES.version,
-                          records_through=warehouse.value("select now64(3, 'UTC')"), profiles_version="old"))  # fmt: skip
+        now = warehouse.value("select now64(3, 'UTC')")
+        store.finish(Mark(now, records_through=now, rules_version=RULES.version, profiles_version="old"))
         sync("after the first look")
         httpx.post(f"{where.url}/edit", json={"first": 1, "count": EDITED})
         now = datetime.now(UTC)

@@ -10,7 +10,8 @@ more records than a page holds changed in the same millisecond, as after an impo
 
 **Archived records** are no part of search, and cannot be listed since a time: all of them are, but the more there are
 the rarer. **Merged ones** are neither found nor archived: they are named by the record that is left, which may be a
-new one. A record whose person had it erased is nowhere; `look_up` finds that, after the webhook that tells of it.
+new one. A record whose person had it erased is nowhere: `look_up` finds that, after the webhook that tells of it or a
+full reading that it did not come with.
 
 **Writing** goes in batches of 100, by id, and by address where no id is known. HubSpot has no If-Match: a batch is
 read before it is written, and what changed since it was last seen is a conflict. Tasks carry their key in a property
@@ -544,7 +545,7 @@ class _Place:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CrmError(
                 f"The cursor of HubSpot is none: {text[:80]!r}.",
-                fix="Delete its row of raw.crm_cursors; all is read again, and nothing is stored twice.",
+                fix="Load all again (docs/crm.md); nothing is stored twice.",
             ) from None
 
 

@@ -467,7 +467,9 @@ def _add_options(hub: HubSpot, one: CustomField, existing: Property | None) -> N
 
 
 def _require_type(wanted: CustomField, existing: Property | None) -> None:
-    if existing is not None and existing.type != _TYPES[wanted.type][0]:
+    # a box to tick is told as either
+    alike = {"bool", "enumeration"} if wanted.type == "boolean" else {_TYPES[wanted.type][0]}
+    if existing is not None and existing.type not in alike:
         raise CrmRefusedError(
             f"HubSpot has a property {wanted.name} already, of type {existing.type} instead of "
             f"{_TYPES[wanted.type][0]}.",

@@ -7,7 +7,7 @@ dies in between repeats that batch, which loads nothing twice. Memory is that of
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _BEGUN: Final = ""
 """A cursor that says: nothing is known to be stored, and cursors are kept."""
+_LOOKED_UP: Final = 500  # ids
 _TIME: Final = pl.Datetime("us", "UTC")
 
 
@@ -35,6 +36,7 @@ def load(
     *,
     settings: CrmSettings,
     run_id: str = "",
+    is_full: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> LoadResult:
     """Load what changed in a CRM since the last load, all records the first time; one process at a time.
@@ -45,6 +47,8 @@ def load(
         kind: what to read.
         settings: for the home folder.
         run_id: who loads.
+        is_full: read everything again, which stores nothing twice, and look up the records that did not come: a CRM
+            need not tell of those it erased. If that is broken off, later loads read on, and look nothing up.
         on_progress: told how many records have been read.
 
     Raises:
@@ -59,15 +63,25 @@ def load(
         begun_at: datetime = warehouse.value("select now64(3, 'UTC')")
         cursors = _Cursors(warehouse, connector, kind)
         since = cursors.current
+        came: list[pl.Series] = []
+        if is_full:
+            cursors.store(_BEGUN)
+            since = _BEGUN
         if since is None:
             clear_quarantine(warehouse, source=connector.name, object=kind, file=place)
             since = cursors.begin()
         try:
             for pulled in connector.pull(kind, since or None):
                 total += _store(warehouse, connector.name, kind, pulled, place, run_id)
+                if is_full:
+                    came.append(_live_ids(pulled))
                 cursors.store(pulled.cursor)
                 if on_progress is not None:
                     on_progress(total.read)
+            if is_full and connector.capabilities.looks_up:
+                for ids in _missing(warehouse, connector.name, kind, came):
+                    found = connector.look_up(kind, ids)
+                    total += _store(warehouse, connector.name, kind, found, place, run_id, is_looked_up=True)
         finally:
             if total.quarantined:
                 _forget_repeated(warehouse, connector.name, kind, place, begun_at)
@@ -177,6 +191,27 @@ def _store(
     if not repeated.is_empty():
         total += load_crm_records(warehouse, _with_merged_into(repeated), run_id=run_id, by_content=True)
     return total
+
+
+def _live_ids(pulled: Pulled) -> pl.Series:
+    frame = pl.from_arrow(pulled.rows)
+    assert isinstance(frame, pl.DataFrame)
+    return frame.filter(~pl.col("is_deleted"))["external_id"]
+
+
+def _missing(warehouse: Warehouse, source: str, kind: Kind, came: list[pl.Series]) -> Iterator[list[str]]:
+    """Ids of records that are stored as live and did not come, some hundred at a time."""
+    stored = warehouse.frame(
+        """
+        select external_id from raw.crm_records where source = {source:String} and object = {object:String}
+        group by external_id having not argMax(is_deleted, tuple(updated_at, loaded_at))
+        """,
+        {"source": source, "object": kind},
+    )
+    seen = pl.concat(came) if came else pl.Series("external_id", [], pl.String)
+    missing = stored.join(seen.to_frame("external_id"), on="external_id", how="anti")["external_id"].sort()
+    for part in range(0, len(missing), _LOOKED_UP):
+        yield missing[part : part + _LOOKED_UP].to_list()
 
 
 def _with_merged_into(rows: pl.DataFrame) -> pl.DataFrame:

@@ -130,6 +130,9 @@ class HubSpotEvents(WebhookReader):
             "occurredAt",
         )
         stamp = event.get("occurredAt")
+        # a merge may leave a record that is new
+        left = text(event.get("newObjectId")) or text(event.get("primaryObjectId"))
+        merged = [text(event.get("primaryObjectId")), *map(text, _list(event.get("mergedObjectIds")))]
         return _row(
             self.name,
             type_,
@@ -142,6 +145,8 @@ class HubSpotEvents(WebhookReader):
                 "property": name,
                 "value": value,
                 "change_source": text(event.get("changeSource")),
+                "merged_into": left,
+                "merged": ";".join(number for number in merged if number and number != left),
             },
         )
 
@@ -259,6 +264,10 @@ def _row(
 
 def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _storable(value: str) -> str:

@@ -56,9 +56,6 @@ class Setup:
         assert found is not None
         return datetime.fromtimestamp(json.loads(found[0])["since"] / 1000, UTC)
 
-    def searches(self) -> int:
-        return sum(target.endswith("/search") for _, target, _ in self.fake.requests)
-
     def fill(
         self, count: int, *, at: datetime = START, step: timedelta = timedelta(seconds=1), first: int = 1
     ) -> None:
@@ -181,16 +178,31 @@ def test_a_clock_that_is_wrong_is_not_believed(hub: Setup) -> None:
     assert hub.since() == START + timedelta(seconds=9)
 
 
-def test_more_than_search_would_page_through(hub: Setup) -> None:
-    hub.fill(10_450, step=timedelta(seconds=1))
-    assert hub.load().loaded == 10_450
-    # the newest, a walk, what changed meanwhile; and archived ones
-    assert hub.searches() == 1 + 53 + 1
-    assert len(hub.fake.requests) == 56
-    hub.fake.requests.clear()
-    hub.fill(10_450, at=START + timedelta(days=1), step=timedelta(milliseconds=3))
-    assert hub.load().loaded == 10_450
-    assert hub.searches() <= 1.05 * 10_450 / 200 + 1
+def test_more_than_search_would_page_through(tmp_path: Path) -> None:
+    fake = FakeHubSpot()
+    records = 10_450
+
+    def fill(start: datetime, step: timedelta) -> None:
+        fake.requests.clear()
+        for number in range(1, records + 1):
+            fake.put("contacts", number, start + step * number, email=f"p{number}@example.com")
+
+    def pull(since: str | None) -> tuple[int, str]:
+        pulled = list(hubspot.pull("contact", since))
+        ids = {number.as_py() for one in pulled for number in one.rows.column("external_id")}
+        return len(ids), pulled[-1].cursor
+
+    settings = CrmSettings.model_validate({"hubspot_token": TOKEN})
+    with HubSpot(settings, transport=fake.transport()) as hubspot:
+        fill(START, timedelta(seconds=30))
+        found, cursor = pull(None)
+        assert found == records
+        # the newest, a walk, what changed meanwhile, archived ones
+        assert len(fake.requests) == 1 + 53 + 1 + 1
+        fill(START + timedelta(days=9), timedelta(milliseconds=3))
+        found, cursor = pull(cursor)
+        assert found == records
+        assert len(fake.requests) <= 1.05 * records / 200 + 1
 
 
 @pytest.mark.parametrize("count", [199, 200, 201, 700])
@@ -370,6 +382,26 @@ def test_processes_pace_themselves_by_the_settings(tmp_path: Path) -> None:
         assert sum(pulled.rows.num_rows for pulled in hubspot.pull("contact", None)) == 1_302
     assert fake.refused == 0
     assert len(fake.requests) == 2 * (1 + 5 + 2 + 1)
+
+
+def test_limits_that_others_use_up_are_waited_out_and_a_day_is_not() -> None:
+    now = [START]
+
+    def sleep(seconds: float) -> None:
+        now[0] += timedelta(seconds=seconds)
+
+    fake = FakeHubSpot(clock=lambda: now[0], calls_per_10_seconds=7, searches_per_second=2)
+    for number in range(1, 3_001):
+        fake.put("contacts", number, START + timedelta(seconds=number), email=f"p{number}@example.com")
+    with HubSpot(
+        CrmSettings.model_validate({"hubspot_token": TOKEN}), transport=fake.transport(), sleep=sleep
+    ) as hubspot:
+        ids = {one.as_py() for pulled in hubspot.pull("contact", None) for one in pulled.rows["external_id"]}
+        assert len(ids) == 3_000
+        assert fake.refused > 3
+        fake.calls_per_day = len(fake.requests) - fake.refused + 5
+        with pytest.raises(CrmUnavailableError, match="daily limit"):
+            list(hubspot.pull("contact", None))
 
 
 @pytest.mark.parametrize(

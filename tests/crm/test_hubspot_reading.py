@@ -118,7 +118,7 @@ class World:
         return {number: versions[max(versions)] for number, versions in self.stored.items()}
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     st.lists(acts, min_size=5, max_size=60),
     st.lists(st.one_of(st.just("read"), st.integers(0, 3), acts), max_size=20),
@@ -219,6 +219,32 @@ def test_single_records_are_looked_up_whatever_became_of_them(
     again = load_ids(warehouse, hubspot, "contact", ["2", "3", "4", "7"], settings=home)
     assert again.loaded == 0
     assert stored_cursor(warehouse, "hubspot", "contact") == before
+
+
+def test_a_full_load_finds_what_was_erased_without_a_word(
+    fake: FakeHubSpot, hubspot: HubSpot, warehouse: Warehouse, tmp_path: Path
+) -> None:
+    home = CrmSettings(home=tmp_path)
+    for number in range(1, 601):
+        fake.put("contacts", number, START + timedelta(seconds=number), email=f"p{number}@example.com")
+    load(warehouse, hubspot, "contact", settings=home)
+    for number in (7, 8):
+        fake.erase("contacts", number)
+    fake.archive("contacts", 9, START + timedelta(hours=1))
+    fake.put("contacts", 700, START + timedelta(hours=2), email="new@example.com")
+    assert load(warehouse, hubspot, "contact", settings=home).loaded == 2
+    fake.requests.clear()
+    assert load(warehouse, hubspot, "contact", settings=home, is_full=True).loaded == 2
+    gone = warehouse.frame(
+        """
+        select external_id from raw.crm_records group by external_id having argMax(is_deleted, updated_at)
+        order by external_id
+        """
+    )
+    assert gone["external_id"].to_list() == ["7", "8", "9"]
+    # newest, four pages of a walk, changes, archived; and two reads of those that were missing
+    assert len(fake.requests) == 1 + 3 + 1 + 1 + 2
+    assert load(warehouse, hubspot, "contact", settings=home, is_full=True).loaded == 0
 
 
 def test_tasks_are_read(fake: FakeHubSpot, hubspot: HubSpot, warehouse: Warehouse, tmp_path: Path) -> None:

@@ -98,6 +98,24 @@ def test_hubspots_words(change: dict[str, Any], type_: str) -> None:
     assert json.loads(row["esp_event"]) == raw
 
 
+@pytest.mark.parametrize(
+    ("ids", "left", "merged"),
+    [
+        ({"primaryObjectId": 123, "mergedObjectIds": [8, 9]}, "123", "8;9"),
+        ({"primaryObjectId": 123, "mergedObjectIds": [8], "newObjectId": 500}, "500", "123;8"),
+        ({"mergedObjectIds": "8"}, None, None),
+    ],
+)
+def test_a_merge_names_the_record_that_is_left(
+    ids: dict[str, Any], left: str | None, merged: str | None
+) -> None:
+    raw = {**CREATED, "subscriptionType": "contact.merge", **ids}
+    (row,) = HUBSPOT.parse_webhook(json.dumps([raw]).encode(), {}, now=NOW)
+    properties = json.loads(row["properties"])
+    assert (row["type"], properties["contact_id"]) == ("contact.merged", "123")
+    assert (properties.get("merged_into"), properties.get("merged")) == (left, merged)
+
+
 def test_hubspots_events_are_the_same_however_often_they_are_tried() -> None:
     def identity(**change: Any) -> str:
         return HUBSPOT.parse_webhook(json.dumps([{**CREATED, **change}]).encode(), {}, now=NOW)[0]["event_id"]
