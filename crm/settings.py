@@ -24,6 +24,7 @@ class CrmSettings(MailhouseSettings):
 
     Attributes:
         crm_skipped: what is not read though the CRM has it, with commas: `hubspot_tasks,hubspot_deals`.
+        crm_sync_seconds: how often CRMs are synced, in seconds; at least a minute, and whole minutes.
         hubspot_token: access token of a HubSpot service key or private app, with the scopes
             `crm.objects.*.read`, to push `.write`, too. Unset means that HubSpot is not used.
         hubspot_base_url: where HubSpot's API answers; https, but for this machine itself.
@@ -65,6 +66,7 @@ class CrmSettings(MailhouseSettings):
     """
 
     crm_skipped: Annotated[frozenset[str], NoDecode] = frozenset()
+    crm_sync_seconds: int = Field(default=300, ge=60, le=86_400)
     hubspot_token: SecretStr | None = None
     hubspot_base_url: str = "https://api.hubapi.com"
     hubspot_api_version: str = Field(default="2026-09", pattern=r"^(v3|20\d\d-(0[1-9]|1[0-2]))$")

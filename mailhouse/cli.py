@@ -17,6 +17,7 @@ import typer
 from mailhouse import consents, gateway
 from mailhouse.console import console, show_error
 from mailhouse.contacts import app as contacts
+from mailhouse.crm import app as crm
 from mailhouse.experiments import app as experiment
 from mailhouse.journeys import app as journey
 from mailhouse.triggers import trigger as trigger_commands
@@ -35,6 +36,7 @@ app.add_typer(segment, name="segment")
 app.add_typer(journey, name="journey")
 app.add_typer(experiment, name="experiment")
 app.add_typer(contacts, name="contacts")
+app.add_typer(crm, name="crm")
 
 
 assets = typer.Typer(help="Pictures that templates show.", no_args_is_help=True)

@@ -332,6 +332,78 @@ _IMPORTS = (
     """,
 )
 
+_CRM_SYNC = (
+    # looked up for some thousand contacts of a million: small granules
+    """
+    create table if not exists raw.crm_pushes (
+        push_id String,
+        object LowCardinality(String),
+        source LowCardinality(String),
+        external_id String,
+        contact_id Int64,
+        key String,
+        fields Map(LowCardinality(String), String),
+        is_new Bool,
+        known_at DateTime64(3, 'UTC'),
+        status LowCardinality(String),
+        reason String,
+        record_at Nullable(DateTime64(3, 'UTC')),
+        run_id String default '',
+        recorded_at DateTime64(3, 'UTC'),
+        index by_recorded_at recorded_at type minmax granularity 1
+    ) engine = MergeTree order by (object, source, external_id, push_id)
+    settings index_granularity = 1024
+    comment 'What we wrote to CRMs: a row before the write (status sent) and one with its outcome; push_id, status.'
+    """,
+    """
+    create table if not exists raw.field_decisions (
+        contact_id Int64,
+        field LowCardinality(String),
+        rule LowCardinality(String),
+        value String,
+        source LowCardinality(String),
+        external_id String,
+        value_at DateTime64(3, 'UTC'),
+        losers String,
+        why String,
+        content_hash UInt64,
+        rules_version LowCardinality(String),
+        run_id String default '',
+        decided_at DateTime64(3, 'UTC')
+    ) engine = MergeTree order by (contact_id, field, decided_at)
+    settings index_granularity = 1024
+    comment 'One decision whose value of a field of a contact counts: contact_id, field, decided_at. The latest counts.'
+    """,
+    """
+    create table if not exists raw.crm_shown (
+        source LowCardinality(String),
+        external_id String,
+        contact_id Int64,
+        fields Map(LowCardinality(String), String),
+        fields_hash UInt64,
+        shown_at DateTime64(3, 'UTC')
+    ) engine = ReplacingMergeTree(shown_at) order by (source, external_id)
+    settings index_granularity = 1024
+    comment 'What a CRM shows of what we know about a contact: source, external_id. The latest shown_at counts.'
+    """,
+    """
+    create table if not exists raw.crm_syncs (
+        started_at DateTime64(3, 'UTC'),
+        finished_at DateTime64(3, 'UTC'),
+        records_through DateTime64(3, 'UTC'),
+        identities_through DateTime64(3, 'UTC'),
+        consents_through DateTime64(3, 'UTC'),
+        rules_version String,
+        profiles_version String,
+        is_complete Bool,
+        counts Map(String, UInt64),
+        failures Map(String, String),
+        run_id String default ''
+    ) engine = MergeTree order by finished_at
+    comment 'One two-way sync that came to its end, and how far it came: finished_at.'
+    """,
+)
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "raw tables", _CREATE_RAW),
     Migration(2, "campaign files, static lists, indexes of load times", _INCREMENTS),
@@ -339,6 +411,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(4, "proof and texts of consents, what retention deleted", _CONSENT_PROOF),
     Migration(5, "merges and splits by hand, visitors by their ids", _IDENTITY_CHANGES),
     Migration(6, "imports of files of contacts", _IMPORTS),
+    Migration(7, "two-way sync with CRMs", _CRM_SYNC),
 )
 
 

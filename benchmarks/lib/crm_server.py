@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Sequence
@@ -67,7 +68,8 @@ class Account:
         before = self.edited.get(number)
         if before is not None:
             del self.order[bisect_left(self.order, (before[0], number))]
-        self.now += 1
+        # readers go by the wall clock once they have read all
+        self.now = max(self.now + 1, int(time.time() * 1_000))
         self.edited[number] = self.now, {**(before[1] if before else {}), **properties}
         insort(self.order, (self.now, number))
         return self.now

@@ -21,6 +21,7 @@ GROUP_NAMES = {
     "experiments",
     "journeys",
     "triggers",
+    "crm",
 }
 
 

@@ -216,6 +216,7 @@ def ingestion() -> dg.Definitions:
         for kind in kinds(connector, settings):
             assets.append(crm_asset(connector, kind))
             writers["crm_records"].append(dg.AssetKey(["sources", source_name(connector.name, kind)]))
+    writers["crm_records"].append(dg.AssetKey(["crm", "sync"]))
     writers["events"].append(bounces.key)
     # what models of `ml` write beside their own assets; nothing here makes them
     written_elsewhere = [

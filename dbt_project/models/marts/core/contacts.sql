@@ -4,6 +4,10 @@
     )
 }}
 
+{%- set fields = [
+    'email', 'first_name', 'last_name', 'country', 'city', 'timezone', 'locale', 'phone', 'mobile_phone'
+] %}
+
 with
 
 moved as (
@@ -103,6 +107,22 @@ hinted_contacts as (
 
 ),
 
+decided as (
+
+    -- few: those whose sources disagreed, and the two-way sync decided
+    select
+        contact_id as decided_contact_id,
+        {%- for field in fields %}
+        countIf(field = '{{ field }}') > 0 as is_{{ field }}_decided,
+        anyIf(value, field = '{{ field }}') as decided_{{ field }},
+        {%- endfor %}
+        anyIf(losers, field = 'phone') as phone_losers
+    from {{ ref('stg_crm__decisions') }}
+    where field in ('{{ fields | join("', '") }}')
+    group by contact_id
+
+),
+
 both as (
 
     -- merged: known to a CRM, and seen under an address that no CRM has
@@ -171,14 +191,28 @@ select
     contact_id,
 
     ---------- text
-    email::String as email,
-    first_name::Nullable(String) as first_name,
-    last_name::Nullable(String) as last_name,
-    country::Nullable(String) as country,
-    city::Nullable(String) as city,
-    timezone::Nullable(String) as timezone,
-    locale::Nullable(String) as locale,
-    phone::Nullable(String) as phone,
+    -- nobody loses an address by a decision
+    if(is_email_decided and decided_email != '', {{ normalised_email('decided_email') }}, email)::String as email,
+    {%- for field in fields if field not in ('email', 'phone', 'mobile_phone') %}
+    if(is_{{ field }}_decided, nullIf(decided_{{ field }}, ''), {{ field }})::Nullable(String) as {{ field }},
+    {%- endfor %}
+    multiIf(
+        is_mobile_phone_decided and decided_mobile_phone != '',
+        coalesce({{ e164('decided_mobile_phone') }}, decided_mobile_phone),
+        -- a landline does not outdo a mobile: only a number that has lost is replaced
+        is_phone_decided and (
+            phone is null
+            or has(
+                arrayMap(
+                    loser -> coalesce({{ e164("JSONExtractString(loser, 'value')") }}, JSONExtractString(loser, 'value')),
+                    JSONExtractArrayRaw(assumeNotNull(phone_losers))
+                ),
+                phone
+            )
+        ),
+        nullIf(coalesce({{ e164('decided_phone') }}, decided_phone), ''),
+        phone
+    )::Nullable(String) as phone,
     sources,
 
     ---------- booleans
@@ -188,3 +222,4 @@ select
     created_at::DateTime64(3, 'UTC') as created_at,
     updated_at
 from contacts
+left any join decided on decided.decided_contact_id = contacts.contact_id

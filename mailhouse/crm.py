@@ -1,0 +1,178 @@
+"""`mailhouse crm`: fields made in CRMs, a sync or its dry run, how syncs stand, why a field has its value."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from mailhouse.console import console
+
+if TYPE_CHECKING:
+    from crm.sync import Report
+
+app = typer.Typer(help="Sync contacts with CRMs, see how that stands and why.", no_args_is_help=True)
+
+
+@app.command()
+def setup() -> None:
+    """Make the fields that content/crm.yaml names in each CRM; what is there already stays."""
+    from crm.settings import CrmSettings
+    from crm.syncing import set_up_crms
+
+    done = set_up_crms(CrmSettings.load(), _segments())
+    if not done:
+        console.print("content/crm.yaml names no fields to make: see docs/crm-sync.md.")
+    for name, one in done.items():
+        made = f"made {', '.join(one.made)}" if one.made else "nothing to make"
+        console.print(f"{name}: {made}; {len(one.kept)} were there.", markup=False, soft_wrap=True)
+
+
+@app.command()
+def sync(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would be written, and write nothing anywhere.")
+    ] = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Rows of the dry run that are shown.")] = 50,
+) -> None:
+    """Read the CRMs, decide what differs, write it where it is missing."""
+    from crm.settings import CrmSettings
+    from crm.syncing import sync_crms
+    from mailhouse.engine import open_warehouse
+
+    settings = CrmSettings.load()
+    with open_warehouse(settings, "mailhouse crm sync") as warehouse:
+        report = sync_crms(
+            settings, warehouse, segments=_segments(), run_id="mailhouse crm sync", dry_run=dry_run
+        )
+    if dry_run:
+        _show_changes(report, limit)
+    else:
+        told = ", ".join(f"{number:,} {name}" for name, number in report.counts.items() if number)
+        console.print(told or "Nothing has changed.", markup=False, soft_wrap=True)
+    if waiting := report.counts["waiting"]:
+        console.print(
+            f"{waiting:,} records wait until the models have been built: then they belong to a contact."
+        )
+    _raise(report)
+
+
+@app.command()
+def status() -> None:
+    """Show how far each CRM has been read, what the last sync did, what waits and what failed."""
+    from crm.connectors import configured
+    from crm.pulling import stored_cursor
+    from crm.settings import CrmSettings
+    from crm.sync_store import WarehouseStore
+    from crm.syncing import rules_in_force
+    from mailhouse.engine import open_warehouse
+
+    settings = CrmSettings.load()
+    rules = rules_in_force(settings, _segments())
+    with open_warehouse(settings, "mailhouse crm status") as warehouse:
+        store = WarehouseStore(warehouse, settings)
+        table = Table(box=None)
+        for name in ("crm", "read until", "cursor", "pushes", "last write", "waits", "refused"):
+            table.add_column(name)
+        known = configured(settings)
+        outcomes = store.outcomes()
+        for connector in known:
+            cursor = stored_cursor(warehouse, connector.name, "contact")
+            one = outcomes.get(connector.name, {})
+            written = one.get("last_written_at")
+            table.add_row(
+                connector.name,
+                f"{cursor[1]:%Y-%m-%d %H:%M:%S}" if cursor else "never",
+                escape(cursor[0][:40]) if cursor else "",
+                "yes" if connector.name in rules.push else "no",
+                f"{written:%Y-%m-%d %H:%M:%S}" if written else "never",
+                str(one.get("pending", 0)),
+                str(one.get("refused", 0)),
+            )
+        if known:
+            console.print(table)
+        else:
+            console.print("No CRM is set up: see docs/sources.md.")
+        last = store.last()
+        reasons = store.refusals()
+    if last.started_at.year > 1970:
+        counts = (
+            ", ".join(f"{number:,} {name}" for name, number in last.counts.items() if number) or "nothing new"
+        )
+        console.print(
+            f"Last sync: {last.started_at:%Y-%m-%d %H:%M:%S} UTC, {counts}.", markup=False, soft_wrap=True
+        )
+    else:
+        console.print("Nothing has been synced yet.")
+    for name, message in last.failures.items():
+        console.print(f"{name}: {message}", markup=False, soft_wrap=True)
+    for source, external_id, reason, at in reasons:
+        console.print(f"{source} {external_id}: {reason} ({at:%Y-%m-%d %H:%M})", markup=False, soft_wrap=True)
+
+
+@app.command()
+def decisions(
+    contact: Annotated[int, typer.Option("--contact", help="The contact_id.")],
+    every: Annotated[bool, typer.Option("--all", help="Earlier decisions too.")] = False,
+) -> None:
+    """Show why a contact's fields have their values: who wrote what, which rule decided, and who lost."""
+    from crm.settings import CrmSettings
+    from crm.sync_store import WarehouseStore
+    from mailhouse.engine import open_warehouse
+
+    settings = CrmSettings.load()
+    with open_warehouse(settings, "mailhouse crm decisions") as warehouse:
+        found = WarehouseStore(warehouse, settings).decisions(contact, every=every)
+    if not found:
+        console.print(
+            f"Nothing was decided about contact {contact}: their sources agree, or there is one alone."
+        )
+    for one in found:
+        console.print(
+            f"{one['field']} = {one['value']!r}, of {one['source']} {one['external_id']}"
+            f" at {one['value_at']:%Y-%m-%d %H:%M:%S} UTC",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+        console.print(
+            f"  {one['rule']}: {one['why']} (decided {one['decided_at']:%Y-%m-%d %H:%M:%S} UTC)",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+        for loser in json.loads(one["losers"]):
+            console.print(
+                f"  lost: {loser['value']!r}, of {loser['source']} {loser['external_id']} at {loser['at']}",
+                markup=False, soft_wrap=True,
+            )  # fmt: skip
+
+
+def _show_changes(report: Report, limit: int) -> None:
+    table = Table(box=None)
+    for name in ("contact", "crm", "record", "field", "from", "to", "rule", "why"):
+        table.add_column(name, overflow="fold")
+    columns = ("contact_id", "source", "external_id", "field", "old", "value", "rule", "why")
+    for row in report.changes.head(limit).select(columns).iter_rows():
+        table.add_row(*(escape("" if cell is None else str(cell)) for cell in row))
+    if report.changes.height:
+        console.print(table)
+    for crm, task in report.tasks[:limit]:
+        console.print(f"{crm} task: {task.fields.get('subject', '')}", markup=False, soft_wrap=True)
+    console.print(f"{report.changes.height:,} fields and {len(report.tasks):,} tasks would be written.")
+
+
+def _raise(report: Report) -> None:
+    from crm.base import CrmError
+
+    if report.failures:
+        raise CrmError(
+            "; ".join(f"{name}: {message}" for name, message in report.failures.items()),
+            fix="Run again: it goes on where it stopped.",
+        )
+
+
+def _segments() -> list[str]:
+    from crm.rules import segment_names
+    from orchestration.lib.dbt_runs import PROJECT_DIR
+
+    return segment_names(PROJECT_DIR)

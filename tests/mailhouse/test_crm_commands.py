@@ -1,0 +1,76 @@
+"""`mailhouse crm`: setup, dry run, sync, status and decisions, against a HubSpot of our own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from mailhouse.cli import app
+from warehouse.client import Warehouse
+from warehouse.loads import load_crm_records
+from warehouse.settings import MailhouseSettings
+
+sys.path.append(str(Path(__file__).parent.parent / "crm"))
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+RULES = """
+fields: {first_name: newest}
+push: {hubspot: {engagement: [engagement_score]}}
+"""
+
+
+@pytest.mark.slow
+def test_a_person_sees_what_would_happen_lets_it_and_asks_why(
+    warehouse: Warehouse, warehouse_server: MailhouseSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hubspot_fake import TOKEN, FakeHubSpot, serve
+    from sync_world import identify, make_models, make_profiles
+
+    make_models(warehouse)
+    make_profiles(warehouse, "select 1::Int64 as contact_id, 7::Float64 as engagement_score")
+    (tmp_path / "crm.yaml").write_text(RULES)
+    fake = FakeHubSpot(clock=lambda: datetime.now(UTC))
+    fake.put("contacts", 1, START, email="p1@example.com", firstname="Ann")
+    record = {
+        "source": "shop", "object": "contact", "external_id": "s1", "updated_at": START + timedelta(days=1),
+        "properties": json.dumps({"email": "p1@example.com", "first_name": "Anna"}),
+    }  # fmt: skip
+    load_crm_records(
+        warehouse, pl.DataFrame([record]).with_columns(pl.col("updated_at").cast(pl.Datetime("ms", "UTC")))
+    )
+    runner = CliRunner()
+
+    def say(*words: str) -> str:
+        result = runner.invoke(app, ["crm", *words], env={"COLUMNS": "200"})
+        assert result.exit_code == 0, result.output + repr(result.exception)
+        return result.output
+
+    with serve(fake) as served, monkeypatch.context() as patch:
+        for name, value in {
+            "HOME": warehouse_server.home, "CONTENT_DIR": tmp_path, "WAREHOUSE_PORT": warehouse_server.warehouse_port,
+            "HUBSPOT_TOKEN": TOKEN, "HUBSPOT_BASE_URL": served.url,
+        }.items():  # fmt: skip
+            patch.setenv(f"MAILHOUSE_{name}", str(value))
+        assert "made mailhouse_engagement_score" in say("setup")
+        assert "nothing to make" in say("setup")
+        assert "wait until the models have been built" in say("sync")
+        identify(warehouse)
+        told = say("sync", "--dry-run")
+        assert "Anna" in told
+        assert "mailhouse_engagement_score" in told
+        assert "2 fields and 0 tasks would be written." in told
+        assert fake.records["contacts"][1].properties["firstname"] == "Ann"
+        assert "2 written" in say("sync")
+        assert fake.records["contacts"][1].properties["firstname"] == "Anna"
+        assert "hubspot" in say("status")
+        assert "Last sync" in say("status")
+        why = say("decisions", "--contact", "1")
+        assert "first_name = 'Anna', of shop s1" in why
+        assert "lost: 'Ann', of hubspot 1" in why
+        assert "Nothing was decided about contact 2" in say("decisions", "--contact", "2")
