@@ -38,21 +38,28 @@ class Warehouse:
         address: where ClickHouse answers.
         comment: who asks, e.g. `dagster run 1a2b`; put into `log_comment`, so that the query log tells.
         cluster: how tables that `define` makes are replicated.
+        settings: where the key of erasures is (`warehouse.erasures`); left out, those in force.
     """
 
     def __init__(
-        self, address: WarehouseAddress, *, comment: str = "", cluster: Cluster | None = None
+        self,
+        address: WarehouseAddress,
+        *,
+        comment: str = "",
+        cluster: Cluster | None = None,
+        settings: MailhouseSettings | None = None,
     ) -> None:
         self.address = address
         self.comment = comment
         self.cluster = cluster or Cluster()
+        self.settings = settings
         self._client: Any = None
 
     @classmethod
     def connect(cls, settings: MailhouseSettings | None = None, *, comment: str = "") -> Warehouse:
         """The warehouse of the settings in force."""
         settings = settings or MailhouseSettings.load()
-        return cls(settings.warehouse, comment=comment, cluster=settings.cluster)
+        return cls(settings.warehouse, comment=comment, cluster=settings.cluster, settings=settings)
 
     @property
     def client(self) -> Any:
