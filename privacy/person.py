@@ -31,7 +31,7 @@ from warehouse.errors import InputError
 
 IDENTITIES: Final = "intermediate.int_contacts__identified"
 KEY_SCHEMA: Final = {"kind": pl.String(), "value": pl.String(), "number": pl.Int64()}
-_SHORTEST_PHONE = 7
+_SHORTEST_PHONE, _LONG_PHONE = 7, 9
 _ROUNDS = 20
 
 
@@ -78,7 +78,7 @@ class Person:
         Ids of a few characters and names of people are in everybody's rows, and are looked for in their columns alone.
         """
         wide = {*self.emails, *self.push_tokens, *self.message_ids, *self.spellings}
-        wide |= {one for one in self.phones if len(one) >= _SHORTEST_PHONE}
+        wide |= {one for one in self.phones if len(one) >= _LONG_PHONE}
         wide |= {str(one) for one in self.contact_ids}
         wide |= {one for _, one in (*self.records, *self.visitors) if len(one) >= 12 and not one.isdigit()}
         return sorted(one for one in wide if len(one) >= 6)

@@ -82,10 +82,16 @@ class Warehouse:
                 )
         return self._client
 
-    def execute(self, sql: str, parameters: Mapping[str, Any] | None = None) -> None:
+    def execute(
+        self,
+        sql: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         """Run a statement that returns no rows. Parameters are `{name:Type}` in the text."""
         with self._errors():
-            self.client.command(sql, parameters=dict(parameters or {}))
+            self.client.command(sql, parameters=dict(parameters or {}), settings=dict(settings or {}))
 
     def define(self, sql: str) -> None:
         """Run a statement that makes, changes or drops a table or database, on the whole cluster if there is one."""
