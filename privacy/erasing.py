@@ -49,7 +49,7 @@ from senders.settings import SenderSettings
 from senders.tables import message_changes, messages, plans, stream_events, trigger_firings
 from warehouse.client import Warehouse
 from warehouse.erasures import REFRESH_SECONDS, erased_people, key_fingerprint, keyed_hash, record_key
-from warehouse.errors import InputError
+from warehouse.errors import InputError, WarehouseError
 from warehouse.loads import EVENT_COLUMNS, MAIL_EVENT_TYPES
 
 FOLDER: Final = "erasures"
@@ -734,8 +734,13 @@ def _purge(warehouse: Warehouse, names: Iterable[str]) -> None:
         warehouse.define(f"alter table {name} modify setting old_parts_lifetime = 1")
     try:
         until = time.monotonic() + _PURGE_SECONDS
-        while _inactive(warehouse, lingering) and time.monotonic() < until:
-            time.sleep(0.3)
+        while (left := _inactive(warehouse, lingering)) and time.monotonic() < until:
+            time.sleep(1.1)
+            for name in left:
+                # there is no such partition: what a table does after dropping one is to delete old parts, and else it
+                # may sleep for minutes; where that is not allowed, it is waited for
+                with contextlib.suppress(WarehouseError):
+                    warehouse.execute(f"alter table {quoted(name)} drop partition id 'nobody'")
     finally:
         for name in lingering:
             warehouse.define(f"alter table {name} reset setting old_parts_lifetime")
@@ -745,7 +750,7 @@ def _inactive(warehouse: Warehouse, names: Sequence[str]) -> list[str]:
     rows = warehouse.frame(
         """
         select distinct concat(database, '.', table) as name from system.parts
-        where not active and concat(database, '.', table) in {names:Array(String)} order by name
+        where not active and rows > 0 and concat(database, '.', table) in {names:Array(String)} order by name
         """,
         {"names": list(names)},
     )
@@ -788,6 +793,17 @@ def _files(place: Place, plan: Plan) -> list[str]:
         f"Delete {external_id} in {source}, and with it what {source} itself holds."
         for source, external_id in sorted(plan.person.records)
         if (source, external_id) not in done
+    ]
+    waiting = place.warehouse.value("select count() from system.parts where not active and database != 'system'")
+    dropped = place.warehouse.value("select count() from system.dropped_tables where database != 'system'")
+    if waiting or dropped:
+        notes.append(
+            f"The server still has {waiting} parts that were replaced and {dropped} tables that were dropped, for all"
+            " reasons, on its disk; it deletes them by itself within minutes."
+        )
+    notes += [
+        f"{path} lies outside of the home folder and has rows of the person: take them out where it comes from."
+        for path in place.files.outside(plan.person)
     ]
     return notes
 

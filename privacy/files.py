@@ -19,8 +19,8 @@ import mmap
 import os
 import sqlite3
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -99,13 +99,11 @@ class Finder:
     """Finds files of a person under a home folder, and takes the person out of them.
 
     Attributes:
-        sources: files of sources, of `source_columns`.
-        outside: files of sources that lie elsewhere are looked at, and reported, but never changed.
+        sources: gives the files of sources (`source_columns`).
     """
 
     home: Path
     sources: Callable[[], Mapping[Path, SourceColumns]] = dict
-    extra: Sequence[Path] = field(default_factory=tuple)
 
     def find(self, person: Person) -> list[Found]:
         """Every file with something of the person."""
@@ -117,10 +115,16 @@ class Finder:
             one = self._judge(path, search, packed, person, sources.get(path.resolve()))
             if one is not None:
                 found.append(one)
-        for path, columns in sources.items():
-            if not path.is_relative_to(self.home.resolve()) and self._has_rows(path, columns, person, search):
-                found.append(Found(path, "unknown", "rows of the person, outside of the home folder: remove them there"))
         return found
+
+    def outside(self, person: Person) -> list[Path]:
+        """Files of sources that lie elsewhere and have rows of the person: they are others' to change."""
+        search, home = Search.of(person), self.home.resolve()
+        return [
+            path
+            for path, columns in self.sources().items()
+            if not path.is_relative_to(home) and self._has_rows(path, columns, person, search)
+        ]
 
     def erase(self, found: Found, person: Person) -> None:
         """Take the person out of a file; what cannot be done stays for `find` to report."""
@@ -149,7 +153,6 @@ class Finder:
                 if path.is_symlink() or (here == self.home and name in _SKIPPED_FILES):
                     continue
                 yield path
-        yield from self.extra
 
     def _judge(
         self, path: Path, search: Search, packed: list[bytes], person: Person, columns: SourceColumns | None
