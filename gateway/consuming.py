@@ -27,8 +27,8 @@ from gateway.leading import Lead
 from gateway.metrics import Metrics
 from gateway.streams import Batch, EventStream
 from warehouse.client import Warehouse
-from warehouse.errors import MailhouseError
 from warehouse.erasures import without_erased
+from warehouse.errors import MailhouseError
 from warehouse.loads import append_events, quarantine
 
 MOST_EVENTS = 1_000

@@ -254,6 +254,9 @@ class Performer:
                 outcomes[one.row_id] = Outcome("unless", off[one.row_id])
             elif person.get("is_deleted"):
                 outcomes[one.row_id] = Outcome("deleted")
+            elif spec.send is None and person.get("restriction"):
+                # messages say so in the ledger
+                outcomes[one.row_id] = Outcome("restricted")
             elif spec.quiet_hours and (until := spec.quiet_hours.quiet_until(now, person.get("timezone"))):
                 again = until if spec.quiet_hours.then == "wait" else None
                 outcomes[one.row_id] = Outcome("quiet_hours", f"until {until:%Y-%m-%d %H:%M} UTC", again)

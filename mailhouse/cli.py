@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from mailhouse import gateway
+from mailhouse import gateway, gdpr
 from mailhouse.console import console, show_error
 from mailhouse.experiments import app as experiment
 from mailhouse.journeys import app as journey
@@ -38,6 +38,7 @@ app.add_typer(experiment, name="experiment")
 assets = typer.Typer(help="Pictures that templates show.", no_args_is_help=True)
 app.add_typer(assets, name="assets")
 app.add_typer(gateway.app, name="gateway")
+app.add_typer(gdpr.app, name="gdpr")
 app.add_typer(trigger_commands, name="trigger")
 
 

@@ -65,7 +65,9 @@ def subject_of(settings: MailhouseSettings, person: Person) -> str:
     return " ".join(_subject(key, one) for one in names)
 
 
-def subject_for(settings: MailhouseSettings, *, contact_id: int = 0, email: str = "", record: str = "") -> str:
+def subject_for(
+    settings: MailhouseSettings, *, contact_id: int = 0, email: str = "", record: str = ""
+) -> str:
     """What `subject_of` has for one name; empty for none."""
     name = (
         f"contact:{contact_id}"
@@ -178,7 +180,10 @@ def problems(warehouse: Warehouse, settings: MailhouseSettings) -> list[str]:
 
 def _hash(key: bytes, values: Mapping[str, Any], previous: str) -> str:
     moment = values["occurred_at"].astimezone(UTC)
-    said = [*(values[name] for name in _FIELDS if name != "occurred_at"), moment.isoformat(timespec="milliseconds")]
+    said = [
+        *(values[name] for name in _FIELDS if name != "occurred_at"),
+        moment.isoformat(timespec="milliseconds"),
+    ]
     return keyed_hash(key, "audit", json.dumps([*said, previous], ensure_ascii=False))
 
 

@@ -1,9 +1,9 @@
 # ruff: noqa: S608  (queries are put together from names of this package and the warehouse's own catalogue)
 """Erasing a person: a plan that is kept until all is done, in steps that may be repeated.
 
-1. restrict: nobody writes to them any more; 2. refuse: hashes keep what is loaded from now on out; 3. find once more what
-came meanwhile; 4. ledger, 5. streams, 6. what stays for accounting goes under a pseudonym, 7. rows go from every table,
-8. old parts and logs are purged, 9. files; 10. the search for residue.
+1. restrict: nobody writes to them any more; 2. refuse: hashes keep out what is loaded from now on; 3. find once more
+what came meanwhile; 4. ledger; 5. streams; 6. what stays for accounting goes under a pseudonym; 7. rows go from every
+table, and parts that held them; 8. logs of queries; 9. files; 10. free pages of databases; then the search for residue.
 
 The plan, in `erasures/` of the home folder, holds whom it is about and a secret from which new ids follow, and is the
 last thing that goes: a process that dies at any point is taken up by the next `gdpr erase`, of anybody. What stays
@@ -13,7 +13,6 @@ cannot be led back to the person once that secret is gone.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import hmac
 import json
 import os
@@ -48,8 +47,15 @@ from senders.ledger import Ledger
 from senders.settings import SenderSettings
 from senders.tables import message_changes, messages, plans, stream_events, trigger_firings
 from warehouse.client import Warehouse
-from warehouse.erasures import REFRESH_SECONDS, erased_people, key_fingerprint, keyed_hash, record_key
-from warehouse.errors import InputError, WarehouseError
+from warehouse.erasures import (
+    REFRESH_SECONDS,
+    erased_people,
+    key_fingerprint,
+    keyed_hash,
+    normalised_email,
+    record_key,
+)
+from warehouse.errors import InputError, MailhouseError, WarehouseError
 from warehouse.loads import EVENT_COLUMNS, MAIL_EVENT_TYPES
 
 FOLDER: Final = "erasures"
@@ -89,7 +95,13 @@ class Plan:
     def new(cls, person: Person, *, actor: str = "", reason: str = "", subject: str = "") -> Plan:
         """A plan for somebody who was found."""
         return cls(
-            str(uuid.uuid4()), f"erased-{secrets.token_hex(12)}", secrets.token_hex(32), person, actor, reason, subject
+            str(uuid.uuid4()),
+            f"erased-{secrets.token_hex(12)}",
+            secrets.token_hex(32),
+            person,
+            actor,
+            reason,
+            subject,
         )
 
     @property
@@ -104,6 +116,10 @@ class Plan:
     def token(self, kind: str, text: str) -> str:
         """What stands in place of any other text."""
         return f"erased-{self._digest(kind, text).hex()[:24]}"
+
+    def digest(self, kind: str, text: str) -> str:
+        """The same as 64 hexadecimal digits."""
+        return self._digest(kind, text).hex()
 
     def _digest(self, kind: str, text: str) -> bytes:
         return hmac.digest(bytes.fromhex(self.secret), f"{kind}\0{text}".encode(), "sha256")
@@ -148,7 +164,7 @@ def unfinished(home: Path) -> list[Plan]:
     for path in sorted((home / FOLDER).glob("*.json"), key=lambda one: one.stat().st_mtime):
         try:
             said = json.loads(path.read_bytes())
-            person = {
+            person: dict[str, Any] = {
                 name: {tuple(one) if isinstance(one, list) else one for one in values}
                 for name, values in said.pop("person").items()
             }
@@ -168,6 +184,22 @@ class Erased:
     counts: dict[str, int]
     residue: list[Residue]
     notes: list[str]
+
+
+class ResidueError(MailhouseError):
+    """Something of the person is left after an erasure.
+
+    Args:
+        residue: what, and where.
+    """
+
+    def __init__(self, residue: Sequence[Residue]) -> None:
+        shown = "\n".join(f"  {one}" for one in residue)
+        super().__init__(
+            f"The person is erased, but for {len(residue)} places where something of them is left:\n{shown}",
+            fix="Take it out there, or delete the file, then `mailhouse gdpr erase --resume`; nobody writes to them.",
+        )
+        self.residue = residue
 
 
 @dataclass
@@ -202,7 +234,7 @@ class Place:
 
 def planned(place: Place, person: Person) -> dict[str, int]:
     """What an erasure would take away or change: rows and files by store. Changes nothing."""
-    require_registered(place.warehouse, place.ledger)
+    require_registered(place.warehouse)
     counts = dict(counted(place.warehouse, place.tables(), person))
     counts |= ledger_counts(place.ledger, person)
     counts |= streams.counts(place.settings, place.ledger, person)
@@ -217,7 +249,7 @@ def erase(place: Place, plan: Plan, on_progress: Progress = lambda _: None) -> E
         MailhouseError: a store does not answer or a message to the person is on its way; begin again later.
     """
     home = place.settings.home
-    require_registered(place.warehouse, place.ledger)
+    require_registered(place.warehouse)
     plan.save(home)
     notes: list[str] = []
     steps: list[tuple[str, Callable[[], None]]] = [
@@ -258,9 +290,13 @@ def erase(place: Place, plan: Plan, on_progress: Progress = lambda _: None) -> E
 
 def residue(place: Place, person: Person) -> list[Residue]:
     """Everything that is left of a person, in every store."""
-    tables = [one for one in place.tables() if one.name not in ("raw.restrictions", "raw.erasures", "raw.audit_log")]
+    tables = [
+        one for one in place.tables() if one.name not in ("raw.restrictions", "raw.erasures", "raw.audit_log")
+    ]
     left = list(in_warehouse(place.warehouse, tables, person))
-    left += [Residue(name, "rows", rows) for name, rows in ledger_counts(place.ledger, person).items() if rows]
+    left += [
+        Residue(name, "rows", rows) for name, rows in ledger_counts(place.ledger, person).items() if rows
+    ]
     left += list(_in_ledger_text(place.ledger, person))
     left += [
         Residue(name, "events", rows)
@@ -291,7 +327,11 @@ def _restrict(place: Place, plan: Plan) -> None:
 
 def hashed_names(person: Person) -> Iterator[tuple[str, str]]:
     """All names by which somebody is recognised when they come again: kind and normalised text."""
-    for kind, values in (("email", person.emails), ("phone", person.phones), ("push_token", person.push_tokens)):
+    for kind, values in (
+        ("email", person.emails),
+        ("phone", person.phones),
+        ("push_token", person.push_tokens),
+    ):
         for value in sorted(values):
             yield kind, value
     for source, external_id in sorted(person.records):
@@ -306,7 +346,6 @@ def hashed_names(person: Person) -> Iterator[tuple[str, str]]:
 
 def note_hashes(
     warehouse: Warehouse, key: bytes, names: Iterable[tuple[str, str]], *, erasure_id: str, pseudonym: str,
-    is_readmitted: bool = False,
 ) -> int:  # fmt: skip
     """Write hashes of names to `raw.erasures`; returns how many."""
     frame = pl.DataFrame(
@@ -320,7 +359,7 @@ def note_hashes(
             erasure_id=pl.lit(erasure_id),
             pseudonym=pl.lit(pseudonym),
             key_id=pl.lit(key_fingerprint(key)),
-            is_readmitted=pl.lit(is_readmitted),
+            is_readmitted=pl.lit(False),
         ),
     )
 
@@ -352,16 +391,18 @@ def _find_again(place: Place, plan: Plan) -> None:
 # the ledger
 
 
-def _theirs(person: Person) -> Iterator[sa.ColumnElement[bool]]:
-    for part in _parts(sorted(person.contact_ids)):
+def theirs(person: Person) -> Iterator[sa.ColumnElement[bool]]:
+    """Conditions that find the person's rows of `messages`, one after another."""
+    for part in parts_of(sorted(person.contact_ids)):
         yield messages.c.contact_id.in_(part)
-    for part in _parts(sorted({*person.emails, *(one.lower() for one in person.spellings)})):
+    for part in parts_of(sorted({*person.emails, *(one.lower() for one in person.spellings)})):
         yield sa.func.lower(messages.c.email).in_(part)
-    for part in _parts(sorted(person.message_ids)):
+    for part in parts_of(sorted(person.message_ids)):
         yield messages.c.message_id.in_(part)
 
 
-def _parts(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+def parts_of(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """As many values at a time as a query may list."""
     for start in range(0, len(values), _CHUNK):
         yield values[start : start + _CHUNK]
 
@@ -369,14 +410,18 @@ def _parts(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
 def ledger_counts(ledger: Ledger, person: Person) -> dict[str, int]:
     """Rows about the person in the ledger's tables."""
     with ledger.engine.connect().execution_options(is_reading=True) as connection:
-        rows = {row.id for where in _theirs(person) for row in connection.execute(sa.select(messages.c.id).where(where))}
+        rows = {
+            row.id
+            for where in theirs(person)
+            for row in connection.execute(sa.select(messages.c.id).where(where))
+        }
         changes = sum(
             connection.execute(
                 sa.select(sa.func.count()).where(message_changes.c.message_row.in_(part))
             ).scalar_one()
-            for part in _parts(sorted(rows))
+            for part in parts_of(sorted(rows))
         )
-        firings = len(_firings(connection, person))
+        firings = len(firings_of(connection, person))
     return {
         name: number
         for name, number in (
@@ -386,13 +431,14 @@ def ledger_counts(ledger: Ledger, person: Person) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _firings(connection: sa.Connection, person: Person) -> set[int]:
+def firings_of(connection: sa.Connection, person: Person) -> set[int]:
+    """Ids of rows of `trigger_firings` about the person."""
     table = trigger_firings
     found: set[int] = set()
-    for part in _parts(sorted(person.contact_ids)):
+    for part in parts_of(sorted(person.contact_ids)):
         found |= set(connection.execute(sa.select(table.c.id).where(table.c.contact_id.in_(part))).scalars())
     for column, values in ((table.c.event_id, person.event_ids), (table.c.firing_id, person.message_ids)):
-        for part in _parts(sorted(values)):
+        for part in parts_of(sorted(values)):
             found |= set(connection.execute(sa.select(table.c.id).where(column.in_(part))).scalars())
     for email in sorted(person.emails):
         found |= set(
@@ -418,9 +464,11 @@ def _ledger(place: Place, plan: Plan) -> None:
     with ledger._writing(lock="claims") as connection:
         rows = {
             row.id: (row.message_id, row.plan_id, row.details)
-            for where in _theirs(person)
+            for where in theirs(person)
             for row in connection.execute(
-                sa.select(messages.c.id, messages.c.message_id, messages.c.plan_id, messages.c.details).where(where)
+                sa.select(messages.c.id, messages.c.message_id, messages.c.plan_id, messages.c.details).where(
+                    where
+                )
             )
         }
         for row_id, (message_id, _, details) in rows.items():
@@ -432,13 +480,13 @@ def _ledger(place: Place, plan: Plan) -> None:
                     details=json.dumps(_kept_details(details)),
                 )
             )  # fmt: skip
-        for part in _parts(sorted(rows)):
+        for part in parts_of(sorted(rows)):
             connection.execute(
                 message_changes.update()
                 .where(message_changes.c.message_row.in_(part))
                 .values(subject="", provider_message_id="", provider_reply="")
             )
-        for part in _parts(sorted({plan_id for _, plan_id, _ in rows.values()})):
+        for part in parts_of(sorted({plan_id for _, plan_id, _ in rows.values()})):
             for row in connection.execute(sa.select(plans).where(plans.c.plan_id.in_(part))).mappings():
                 if row["occurrence"] in person.event_ids:
                     token = plan.token("occurrence", row["occurrence"])
@@ -446,9 +494,9 @@ def _ledger(place: Place, plan: Plan) -> None:
                         plans.update()
                         .where(plans.c.plan_id == row["plan_id"])
                         # nothing is claimed under it again
-                        .values(occurrence=token, digest=hashlib.sha256(f"{plan.secret}{row['plan_id']}".encode()).hexdigest())
+                        .values(occurrence=token, digest=plan.digest("plan", str(row["plan_id"])))
                     )  # fmt: skip
-        for part in _parts(sorted(_firings(connection, person))):
+        for part in parts_of(sorted(firings_of(connection, person))):
             connection.execute(trigger_firings.delete().where(trigger_firings.c.id.in_(part)))
     _count(plan, counts)
 
@@ -469,7 +517,7 @@ def open_messages(ledger: Ledger, person: Person) -> int:
         return len(
             {
                 row.id
-                for where in _theirs(person)
+                for where in theirs(person)
                 for row in connection.execute(
                     sa.select(messages.c.id, messages.c.run_id).where(where, messages.c.is_open)
                 )
@@ -488,7 +536,7 @@ def _in_ledger_text(ledger: Ledger, person: Person) -> Iterator[Residue]:
     with ledger.engine.connect().execution_options(is_reading=True) as connection:
         for table, column in texts:
             rows = 0
-            for part in _parts(needles):
+            for part in parts_of(needles):
                 condition = sa.or_(
                     *(sa.func.lower(column).contains(one.lower(), autoescape=True) for one in part[:_CHUNK])
                 )
@@ -538,7 +586,8 @@ def _copy_messages(warehouse: Warehouse, plan: Plan, table: StoreTable, keys: pl
                        "provider_reply")
     ]  # fmt: skip
     listed = ", ".join(
-        f"`{one}`::String as `{one}`" if "LowCardinality" in table.columns[one] else f"`{one}`" for one in names
+        f"`{one}`::String as `{one}`" if "LowCardinality" in table.columns[one] else f"`{one}`"
+        for one in names
     )
     found = rows_of(
         warehouse, table, keys, f"{listed}, ifNull(details.from_email::Nullable(String), '') as from_email"
@@ -622,7 +671,7 @@ def _order_properties(said: Any) -> dict[str, Any]:
     """What of an order's properties says nothing of who ordered: numbers, products, ids of the invoice, the country."""
     if not isinstance(said, dict):
         return {}
-    kept = {
+    kept: dict[str, Any] = {
         name: value
         for name, value in said.items()
         if isinstance(value, bool | int | float) or (name in _ORDER_TEXTS and isinstance(value, str))
@@ -640,7 +689,9 @@ def _order_properties(said: Any) -> dict[str, Any]:
             if isinstance(one, dict)
         ]
     # amounts are written as text where digits must not be lost
-    kept |= {name: value for name, value in said.items() if isinstance(value, str) and _is_amount(name, value)}
+    kept |= {
+        name: value for name, value in said.items() if isinstance(value, str) and _is_amount(name, value)
+    }
     return kept
 
 
@@ -653,7 +704,15 @@ def _is_number(text: str) -> bool:
 
 
 def _is_amount(name: str, value: str) -> bool:
-    return _is_number(value) and name in ("total", "revenue", "tax", "shipping", "discount", "subtotal", "amount")
+    return _is_number(value) and name in (
+        "total",
+        "revenue",
+        "tax",
+        "shipping",
+        "discount",
+        "subtotal",
+        "amount",
+    )
 
 
 def _mail_properties(said: Any) -> dict[str, Any]:
@@ -673,7 +732,10 @@ def _rows(place: Place, plan: Plan) -> None:
         # what others are made of goes last: a crash leaves enough to find the rest by
         order = sorted(
             (one for one in tables if one.name in counts),
-            key=lambda one: (one.name == "intermediate.int_contacts__identified", one.name.startswith("raw.")),
+            key=lambda one: (
+                one.name == "intermediate.int_contacts__identified",
+                one.name.startswith("raw."),
+            ),
         )
         for table in order:
             _mutate(warehouse, table, name, "delete where")
@@ -726,9 +788,7 @@ def _purge(warehouse: Warehouse, names: Iterable[str]) -> None:
         {"names": names},
     )
     for name in masked["name"].to_list():
-        warehouse.execute(
-            f"alter table {quoted(name)} apply deleted mask", settings={"mutations_sync": "2"}
-        )
+        warehouse.execute(f"alter table {quoted(name)} apply deleted mask", settings={"mutations_sync": "2"})
     lingering = _inactive(warehouse, names)
     for name in lingering:
         warehouse.define(f"alter table {name} modify setting old_parts_lifetime = 1")
@@ -794,7 +854,9 @@ def _files(place: Place, plan: Plan) -> list[str]:
         for source, external_id in sorted(plan.person.records)
         if (source, external_id) not in done
     ]
-    waiting = place.warehouse.value("select count() from system.parts where not active and database != 'system'")
+    waiting = place.warehouse.value(
+        "select count() from system.parts where not active and database != 'system'"
+    )
     dropped = place.warehouse.value("select count() from system.dropped_tables where database != 'system'")
     if waiting or dropped:
         notes.append(
@@ -808,20 +870,30 @@ def _files(place: Place, plan: Plan) -> list[str]:
     return notes
 
 
-def readmit(
-    place: Place, names: Sequence[tuple[str, str]]
-) -> int:
-    """Let names of somebody who was erased be loaded again; returns how many of them had been refused.
+def readmit(place: Place, *, email: str = "", record: str = "") -> int:
+    """Let somebody who was erased be loaded again, under all names that were erased with this one; returns how many.
 
     Args:
-        names: kinds and normalised texts, as `hashed_names` has them.
+        record: `source:external_id`.
     """
-    erased = erased_people(place.warehouse, max_age=0)
-    known = [(kind, value) for kind, value in names if erased.has(kind, value)]
-    if known:
-        note_hashes(
-            place.warehouse, place.settings.erasure_secret(), known,
-            erasure_id="", pseudonym="", is_readmitted=True,
-        )  # fmt: skip
-        erased_people(place.warehouse, max_age=0)
-    return len(known)
+    key = place.settings.erasure_secret()
+    erased_people(place.warehouse, max_age=0)
+    hashes = []
+    if email:
+        hashes.append(keyed_hash(key, "email", normalised_email(email)))
+    if record:
+        source, _, external_id = record.partition(":")
+        hashes.append(keyed_hash(key, "record", record_key(source, external_id)))
+    rows = place.warehouse.frame(
+        """
+        select kind::String as kind, hash, any(erasure_id) as erasure_id, any(pseudonym) as pseudonym,
+            any(key_id::String) as key_id
+        from raw.erasures
+        where erasure_id in (select erasure_id from raw.erasures where hash in {hashes:Array(String)})
+        group by kind, hash having not argMax(is_readmitted, recorded_at)
+        """,
+        {"hashes": hashes},
+    )
+    place.warehouse.insert("raw.erasures", rows.with_columns(is_readmitted=pl.lit(True)))
+    erased_people(place.warehouse, max_age=0)
+    return rows.height

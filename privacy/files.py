@@ -1,9 +1,9 @@
 """Files of the home folder in which something of a person may stand, and how it goes from each.
 
-Everything under the home folder is looked at, whatever it is, byte by byte and uncompressed, but for the warehouse's own
-data, which the engine itself is asked for, keys, locks and the plans of erasures. What is done follows from what a file
-is: mail and previews are deleted whole, rows go from files of sources, databases lose what stands in their rows, logs
-and all other text have it crossed out in place, so that whoever writes them goes on. A file that none of this fits is
+Everything under the home folder is looked at, whatever it is, byte by byte and uncompressed, but for the warehouse's
+own data, which the engine itself is asked for, keys, locks and the plans of erasures. What is done follows from what a
+file is: mail and previews are deleted whole, rows go from files of sources, databases lose what stands in their rows,
+logs and all other text have it crossed out in place, so that whoever writes them goes on. A file that none of this fits is
 reported, never passed over.
 """
 
@@ -86,7 +86,11 @@ def source_columns(content_dir: Path, home: Path) -> dict[Path, SourceColumns]:
             fields = mapping.mapped()
             names = {name: tuple(fields[name].columns) if name in fields else () for name in names}
         columns = SourceColumns(
-            source.source, names["email"], names["external_id"], source.delimiter or ",", source.encoding or "utf-8"
+            source.source,
+            names["email"],
+            names["external_id"],
+            source.delimiter or ",",
+            source.encoding or "utf-8",
         )
         with contextlib.suppress(InputError):
             for path in find_files(source, home):
@@ -164,11 +168,22 @@ class Finder:
                     return None
                 head = bytes(data[:16])
                 if head == _SQLITE:
-                    return Found(path, "database", "rows or free pages name the person") if search.is_in(data) else None
-                if path.name.endswith(("-wal", "-journal")) and path.with_name(path.name.rsplit("-", 1)[0]).exists():
+                    return (
+                        Found(path, "database", "rows or free pages name the person")
+                        if search.is_in(data)
+                        else None
+                    )
+                if (
+                    path.name.endswith(("-wal", "-journal"))
+                    and path.with_name(path.name.rsplit("-", 1)[0]).exists()
+                ):
                     # part of a database, which is compacted as a whole
                     return (
-                        Found(path.with_name(path.name.rsplit("-", 1)[0]), "database", "its log names the person")
+                        Found(
+                            path.with_name(path.name.rsplit("-", 1)[0]),
+                            "database",
+                            "its log names the person",
+                        )
                         if search.is_in(data)
                         else None
                     )
@@ -281,14 +296,20 @@ def _their_rows(path: Path, columns: SourceColumns, person: Person, search: Sear
     form = _format(path)
     if form == ".parquet":
         frame = pl.read_parquet(path)
-        yield from (place for place, theirs in enumerate(_theirs_of(frame, columns, person, search)) if theirs)
+        yield from (
+            place for place, theirs in enumerate(_theirs_of(frame, columns, person, search)) if theirs
+        )
         return
     content = _read(path)
     header: list[str] = []
-    for place, record in enumerate(_records(content) if form in (".csv", ".tsv", ".txt") else content.splitlines()):
+    for place, record in enumerate(
+        _records(content) if form in (".csv", ".tsv", ".txt") else content.splitlines()
+    ):
         if form in (".csv", ".tsv", ".txt"):
             text = record.decode(columns.encoding, "replace")
-            fields = next(csv.reader(io.StringIO(text), delimiter="\t" if form == ".tsv" else columns.delimiter), [])
+            fields = next(
+                csv.reader(io.StringIO(text), delimiter="\t" if form == ".tsv" else columns.delimiter), []
+            )
             if place == 0:
                 header = [one.lstrip("\ufeff").strip() for one in fields]
                 continue
@@ -305,9 +326,9 @@ def _their_rows(path: Path, columns: SourceColumns, person: Person, search: Sear
 
 def _is_named(values: Mapping[str, object], columns: SourceColumns, person: Person) -> bool:
     source = str(values.get("source") or columns.source)
-    return any(normalised_email(str(values.get(name) or "")) in person.emails for name in columns.emails) or any(
-        (source, str(values.get(name) or "").strip()) in person.records for name in columns.external_ids
-    )
+    return any(
+        normalised_email(str(values.get(name) or "")) in person.emails for name in columns.emails
+    ) or any((source, str(values.get(name) or "").strip()) in person.records for name in columns.external_ids)
 
 
 def _theirs_of(frame: pl.DataFrame, columns: SourceColumns, person: Person, search: Search) -> list[bool]:
@@ -400,7 +421,9 @@ def vacuum(path: Path) -> None:
         InputError: another process has it open and does not let go.
     """
     try:
-        with contextlib.closing(sqlite3.connect(path, timeout=_LOCK_SECONDS, isolation_level=None)) as connection:
+        with contextlib.closing(
+            sqlite3.connect(path, timeout=_LOCK_SECONDS, isolation_level=None)
+        ) as connection:
             connection.execute("pragma secure_delete = on")
             connection.execute("vacuum")
             connection.execute("pragma wal_checkpoint(truncate)")
@@ -416,6 +439,9 @@ def compact(home: Path, ledger: Ledger) -> None:
     if ledger.engine.dialect.name == "postgresql":
         return
     database = ledger.engine.url.database
-    for path in {*home.glob("*.db"), *([Path(database)] if database and not database.startswith("file:") else [])}:
+    for path in {
+        *home.glob("*.db"),
+        *([Path(database)] if database and not database.startswith("file:") else []),
+    }:
         if path.exists():
             vacuum(path)

@@ -116,7 +116,7 @@ def find_person(
     if not (contact_id or email or phone or record):
         raise InputError("Nobody was named.", fix="Give --contact, --email, --phone or --record.")
     complete(warehouse, ledger, person)
-    if not is_held(warehouse, ledger, person):
+    if not is_held(warehouse, person):
         raise InputError(
             "Nothing is held of anybody by that name.",
             fix="Try another: --contact ID, --email ADDRESS, --phone NUMBER or --record SOURCE:ID.",
@@ -154,7 +154,7 @@ def complete(warehouse: Warehouse, ledger: Ledger, person: Person) -> None:
     _identity_ids(warehouse, person, has_identities=has_identities)
 
 
-def is_held(warehouse: Warehouse, ledger: Ledger, person: Person) -> bool:
+def is_held(warehouse: Warehouse, person: Person) -> bool:
     """Whether anything is held of a person, rather than their name being made up."""
     found = _asked(
         warehouse,
@@ -326,12 +326,16 @@ def _by_ledger(warehouse: Warehouse, ledger: Ledger, person: Person, *, has_iden
             (sa.func.lower(messages.c.email), person.emails),
         ):
             for part in _parts(sorted(values)):  # pyright: ignore[reportArgumentType]
-                found += [tuple(row) for row in connection.execute(sa.select(*columns).where(column.in_(part)))]
+                found += [
+                    tuple(row) for row in connection.execute(sa.select(*columns).where(column.in_(part)))
+                ]
     strange = {contact_id for _, contact_id, _ in found if contact_id > 0} - person.contact_ids
     if strange and has_identities:
         known = warehouse.frame(
             f"select distinct contact_id from {IDENTITIES} where contact_id in (select contact_id from asked)",
-            external={"asked": pl.DataFrame({"contact_id": sorted(strange)}, schema={"contact_id": pl.Int64()})},
+            external={
+                "asked": pl.DataFrame({"contact_id": sorted(strange)}, schema={"contact_id": pl.Int64()})
+            },
         )
         strange -= set(known["contact_id"].to_list())
     person.contact_ids |= strange

@@ -1,5 +1,5 @@
 # ruff: noqa: S608  (queries are put together from the warehouse's own catalogue)
-"""Searching for what is left of a person: every text column of every table, the ledger, streams, and files byte by byte.
+"""Searching for what is left of a person: every text column of every table, ledger, streams, files byte by byte.
 
 Two things are looked for: rows that a person key leads to (`privacy.stores`), and texts that name the person wherever
 they stand (`Person.needles`), without regard to case.
@@ -85,7 +85,7 @@ def in_warehouse(warehouse: Warehouse, tables: Iterable[StoreTable], person: Per
 def _columns_with(
     warehouse: Warehouse, table: StoreTable, columns: Sequence[str], needles: Sequence[str]
 ) -> dict[str, int]:
-    """Columns in which a needle stands, with the number of rows; one pass over the table for each part of the needles."""
+    """Columns in which a needle stands, with the number of rows; one pass over the table a part of the needles."""
     found: dict[str, int] = {}
     types = dict(table.columns)
     for start in range(0, len(needles), NEEDLES_A_QUERY):

@@ -73,7 +73,9 @@ def parsed_changes(given: list[str]) -> dict[str, str]:
     for one in given:
         name, sign, value = one.partition("=")
         if not sign:
-            raise InputError(f"{one!r} is no correction.", fix="Write field=value, like --set first_name=Ann.")
+            raise InputError(
+                f"{one!r} is no correction.", fix="Write field=value, like --set first_name=Ann."
+            )
         if name not in FIELDS:
             raise InputError(
                 f"{name!r} is no field that can be put right.",
@@ -118,7 +120,10 @@ def rectify(warehouse: Warehouse, person: Person, changes: Mapping[str, str], no
     made: list[dict[str, object]] = []
     for row in rows.iter_rows(named=True):
         properties = {**json.loads(row["properties"] or "{}"), **changes}
-        properties["rectification"] = {"fields": sorted(changes), "at": now.isoformat(timespec="milliseconds")}
+        properties["rectification"] = {
+            "fields": sorted(changes),
+            "at": now.isoformat(timespec="milliseconds"),
+        }
         made.append(
             {
                 "source": row["source"], "object": "contact", "external_id": row["external_id"],

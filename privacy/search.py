@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from mmap import mmap
 
 from privacy.person import Person
 
@@ -44,7 +45,7 @@ class Search:
         ]
         return re.compile(b"|".join(texts), re.IGNORECASE) if texts else None
 
-    def is_in(self, data: bytes) -> bool:
+    def is_in(self, data: bytes | mmap) -> bool:
         """Whether the bytes name the person."""
         if self._texts is not None and self._texts.search(data):
             return True

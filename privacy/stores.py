@@ -25,7 +25,6 @@ from privacy.person import (
     property_emails,
     property_phones,
 )
-from senders.ledger import Ledger
 from senders.tables import metadata
 from warehouse.client import Warehouse
 from warehouse.errors import InputError
@@ -84,7 +83,9 @@ TABLES: Final[Mapping[str, Rule]] = {
     "raw.consents": Rule("delete", "What you agreed to and took back: the proof", HINT_SQL),
     "raw.consent_texts": Rule("none", "The words that people agreed to"),
     "raw.list_members": Rule(
-        "delete", "Lists that you were put on", f"({email_sql('email')} in (select value from keys where kind = 'email')"
+        "delete",
+        "Lists that you were put on",
+        f"({email_sql('email')} in (select value from keys where kind = 'email')"
         " or (external_id != '' and concat(source::String, '\\x1f', external_id) in"
         " (select value from keys where kind = 'record')))",
     ),
@@ -151,7 +152,18 @@ LEDGER: Final[Mapping[str, Rule]] = {
 DBT_ORDERS: Final = "int_orders__combined"
 """The dbt table whose rows stay for accounting: orders, of whom nobody can be told."""
 
-_PREFIXES = ("", "first_", "last_", "known_", "ledger_", "message_", "previous_", "owner_", "record_", "told_")
+_PREFIXES = (
+    "",
+    "first_",
+    "last_",
+    "known_",
+    "ledger_",
+    "message_",
+    "previous_",
+    "owner_",
+    "record_",
+    "told_",
+)
 PERSON_KEYS: Final = frozenset(
     ("contact", "identity", "email", "phone", "token", "message", "message_hash", "event", "address")
 )
@@ -202,7 +214,7 @@ def registered_problems(tables: Collection[str], ledger_tables: Collection[str])
     return missing + [f"ledger {one}" for one in sorted(ledger_tables) if one not in LEDGER]
 
 
-def require_registered(warehouse: Warehouse, ledger: Ledger) -> None:
+def require_registered(warehouse: Warehouse) -> None:
     """Refuse to speak of everything while there is a table that nobody has said what to do with.
 
     Raises:
@@ -219,7 +231,7 @@ def require_registered(warehouse: Warehouse, ledger: Ledger) -> None:
     if problems:
         raise InputError(
             f"Nobody has said what of a person stands in {', '.join(problems)}.",
-            fix="List it in TABLES or LEDGER of privacy/stores.py: what it is for, and what becomes of rows of a person.",
+            fix="List it in TABLES or LEDGER of privacy/stores.py: what it is for, what becomes of a person's rows.",
         )
 
 
@@ -323,7 +335,12 @@ def _kind_of(name: str) -> str:
     if name in _COLUMNS:
         return _COLUMNS[name]
     if name in ("emails", "message_ids", "identity_ids", "contact_ids"):
-        return {"emails": "email", "message_ids": "message", "identity_ids": "identity", "contact_ids": "contact"}[name]
+        return {
+            "emails": "email",
+            "message_ids": "message",
+            "identity_ids": "identity",
+            "contact_ids": "contact",
+        }[name]
     for prefix in _PREFIXES:
         if name.startswith(prefix) and name.removeprefix(prefix) in _COLUMNS:
             return _COLUMNS[name.removeprefix(prefix)]

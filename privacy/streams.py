@@ -1,6 +1,6 @@
 """Events on their way into the warehouse: in a SQLite file beside the ledger, in a table of it, or in Redis Streams.
 
-What waits in Kafka (`gateway.kafka`) cannot be taken out of it: its retention lets it go, and loads refuse it until then.
+What waits in Kafka (`gateway.kafka`) cannot be taken out of it: its retention lets it go.
 """
 
 from __future__ import annotations

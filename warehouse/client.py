@@ -125,15 +125,21 @@ class Warehouse:
         return _frame(pl.from_arrow(table))
 
     def batches(
-        self, sql: str, parameters: Mapping[str, Any] | None = None, *, rows: int = 10_000
+        self,
+        sql: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        rows: int = 10_000,
+        external: Mapping[str, pl.DataFrame] | None = None,
     ) -> Iterator[pl.DataFrame]:
-        """Run a query; frames of up to `rows` rows as they arrive, in bounded memory."""
+        """Run a query; frames of up to `rows` rows as they arrive, in bounded memory. `external` as for `frame`."""
         with (
             self._errors(),
             self.client.query_arrow_stream(
                 sql,
                 parameters=dict(parameters or {}),
                 settings={"output_format_arrow_string_as_string": "1", "max_block_size": str(rows)},
+                external_data=_external_data(external, {}) if external else None,
             ) as stream,
         ):
             for table in _unbroken(stream):

@@ -158,10 +158,8 @@ def _read(warehouse: Warehouse) -> Erased:
             "folder), so nobody could tell who must not come back. Nothing is loaded.",
             fix="Put the key back with which they were erased: copy the file, or set MAILHOUSE_ERASURE_KEY.",
         )
-    return Erased(
-        {str(kind): frozenset(part["hash"].to_list()) for (kind,), part in rows.partition_by("kind", as_dict=True).items()},
-        key,
-    )  # fmt: skip
+    parts = rows.partition_by("kind", as_dict=True)
+    return Erased({str(kind): frozenset(part["hash"].to_list()) for (kind,), part in parts.items()}, key)
 
 
 def without_erased(warehouse: Warehouse, rows: pl.DataFrame) -> pl.DataFrame:
@@ -188,7 +186,9 @@ def _is_erased(erased: Erased, rows: pl.DataFrame) -> pl.Series:
         external = rows["external_id"].fill_null("")
         if erased.hashes.get("record"):
             keys = rows.select(
-                pl.concat_str(pl.col("source").fill_null(""), pl.lit("\x1f"), pl.col("external_id").fill_null(""))
+                pl.concat_str(
+                    pl.col("source").fill_null(""), pl.lit("\x1f"), pl.col("external_id").fill_null("")
+                )
             ).to_series()
             is_person = external != ""
             if "object" in columns:

@@ -248,7 +248,7 @@ _PRIVACY = (
         changed_at DateTime64(3, 'UTC'),
         recorded_at DateTime64(6, 'UTC') default now64(6)
     ) engine = MergeTree order by (contact_id, email, recorded_at)
-    comment 'Whether data of one contact (0: none), or of one normalised address, may be processed; the newest row counts.'
+    comment 'Whether data of one contact (0: none) or one address may be processed: contact_id, email (the newest).'
     """,
     """
     create table if not exists raw.audit_log (

@@ -105,7 +105,7 @@ class MailhouseSettings(BaseSettings):
         )
 
     def erasure_secret(self) -> bytes:
-        """The key of the hashes of people who were erased; made once, readable by its owner only, if no setting gives it.
+        """The key of the hashes of people who were erased; made once, if no setting gives it.
 
         Raises:
             SettingsError: the key is too short to be a secret, or its file cannot be made or read.
