@@ -68,7 +68,9 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.1, 10.0
 _LOOK_AROUND = 0.1  # seconds between looks whether something is to be asked in the background
 _ALWAYS = ("email", "timezone", "is_deleted")  # columns of a profile that every firing needs
 _FIRES = frozenset(("fired", "unknown", "failed"))  # outcomes that a cooldown counts
-_SKIPPED = frozenset(("no_consent", "suppressed", "invalid", "deleted", "frequency_cap", "quiet_hours"))
+_SKIPPED = frozenset(
+    ("no_consent", "suppressed", "invalid", "deleted", "restricted", "frequency_cap", "quiet_hours")
+)
 
 JourneyMoves = Callable[[Warehouse, pl.DataFrame], int]
 """`campaigns.journey_requests.request_moves`."""

@@ -111,7 +111,7 @@ class Plan:
 
     def message_id(self, message_id: str) -> str:
         """The new id of a message."""
-        return str(uuid.UUID(bytes=self._digest("message", message_id)[:16], version=8))
+        return str(uuid.UUID(bytes=self._digest("message", message_id)[:16], version=4))
 
     def token(self, kind: str, text: str) -> str:
         """What stands in place of any other text."""
@@ -264,20 +264,21 @@ def erase(place: Place, plan: Plan, on_progress: Progress = lambda _: None) -> E
         ("files", lambda: notes.extend(_files(place, plan))),
         ("databases", lambda: stored_files.compact(home, place.ledger)),
     ]
-    for name, step in steps:
-        on_progress(name)
-        if name not in plan.done:
-            step()
-            plan.done.append(name)
-            plan.save(home)
-    on_progress("residue")
-    left = residue(place, plan.person)
-    if left:
-        # what was on its way while we were at it
-        for name, step in steps[2:]:
-            on_progress(f"{name}, again")
-            step()
+    with _no_export(place):
+        for name, step in steps:
+            on_progress(name)
+            if name not in plan.done:
+                step()
+                plan.done.append(name)
+                plan.save(home)
+        on_progress("residue")
         left = residue(place, plan.person)
+        if left:
+            # what was on its way while we were at it
+            for name, step in steps[2:]:
+                on_progress(f"{name}, again")
+                step()
+            left = residue(place, plan.person)
     if not left:
         restricting.forget(place.warehouse, plan.person)
         _purge(place.warehouse, ["raw.restrictions"])
@@ -305,6 +306,24 @@ def residue(place: Place, person: Person) -> list[Residue]:
     ]
     left += [Residue(str(one.path), one.reason) for one in place.files.find(person)]
     return left
+
+
+@contextlib.contextmanager
+def _no_export(place: Place) -> Iterator[None]:
+    """Keep others from copying the ledger into the warehouse meanwhile: they would copy what was there before."""
+    run = place.ledger.begin_run("export", "raw.messages", "", place.settings.now())
+    try:
+        until = time.monotonic() + _WAIT_SECONDS
+        while not place.ledger.is_first(run):
+            if time.monotonic() > until:
+                raise InputError(
+                    "The ledger is being copied into the warehouse.",
+                    fix="Give the same command again in a moment.",
+                )
+            time.sleep(0.2)
+        yield
+    finally:
+        place.ledger.end_run(run, "finished", place.settings.now())
 
 
 def _count(plan: Plan, counts: dict[str, int]) -> None:
@@ -886,10 +905,10 @@ def readmit(place: Place, *, email: str = "", record: str = "") -> int:
         hashes.append(keyed_hash(key, "record", record_key(source, external_id)))
     rows = place.warehouse.frame(
         """
-        select kind::String as kind, hash, any(erasure_id) as erasure_id, any(pseudonym) as pseudonym,
-            any(key_id::String) as key_id
-        from raw.erasures
-        where erasure_id in (select erasure_id from raw.erasures where hash in {hashes:Array(String)})
+        select kind::String as kind, hash, any(made.erasure_id) as erasure_id, any(made.pseudonym) as pseudonym,
+            any(made.key_id::String) as key_id
+        from raw.erasures as made
+        where made.erasure_id in (select erasure_id from raw.erasures where hash in {hashes:Array(String)})
         group by kind, hash having not argMax(is_readmitted, recorded_at)
         """,
         {"hashes": hashes},

@@ -118,7 +118,8 @@ def _warehouse_rows(place: Place, table: StoreTable, person: Person) -> Iterator
         if name not in _INTERNAL and "AggregateFunction(" not in kind.replace("SimpleAggregateFunction(", "")
     ]
     # frames of strings alone: what a column is made of is of no interest to the person
-    sql = f"select {', '.join(columns)} from {quoted(table.name)} where {table.condition}"
+    # names of what is selected must not stand for columns in the condition
+    sql = f"select {', '.join(columns)} from (select * from {quoted(table.name)} where {table.condition})"
     for frame in place.warehouse.batches(sql, rows=_ROWS, external={"keys": person.keys()}):
         yield from frame.iter_rows(named=True)
 

@@ -3,8 +3,8 @@
 Everything under the home folder is looked at, whatever it is, byte by byte and uncompressed, but for the warehouse's
 own data, which the engine itself is asked for, keys, locks and the plans of erasures. What is done follows from what a
 file is: mail and previews are deleted whole, rows go from files of sources, databases lose what stands in their rows,
-logs and all other text have it crossed out in place, so that whoever writes them goes on. A file that none of this fits is
-reported, never passed over.
+logs and all other text have it crossed out in place, so that whoever writes them goes on. A file that none of this fits
+is reported, never passed over.
 """
 
 from __future__ import annotations

@@ -398,7 +398,8 @@ def counted(warehouse: Warehouse, tables: Iterable[StoreTable], person: Person) 
 def rows_of(warehouse: Warehouse, table: StoreTable, keys: pl.DataFrame, select: str) -> pl.DataFrame:
     """What a query says of the person's rows in a table."""
     return warehouse.frame(
-        f"select {select} from {quoted(table.name)} where {table.condition}",
+        # names of what is selected must not stand for columns in the condition
+        f"select {select} from (select * from {quoted(table.name)} where {table.condition})",
         external={"keys": keys},
         settings={"join_use_nulls": "0", "transform_null_in": "0"},
     )
