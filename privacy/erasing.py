@@ -45,7 +45,7 @@ from privacy.stores import (
 )
 from senders.ledger import Ledger
 from senders.settings import SenderSettings
-from senders.tables import message_changes, messages, plans, stream_events, trigger_firings
+from senders.tables import message_changes, messages, plans, runs, stream_events, trigger_firings
 from warehouse.client import Warehouse
 from warehouse.erasures import (
     REFRESH_SECONDS,
@@ -286,7 +286,7 @@ def erase(place: Place, plan: Plan, on_progress: Progress = lambda _: None) -> E
     else:
         plan.done = ["restrict", "refuse"]
         plan.save(home)
-    return Erased(dict(plan.counts), left, notes)
+    return Erased(dict(plan.counts), left, list(dict.fromkeys(notes)))
 
 
 def residue(place: Place, person: Person) -> list[Residue]:
@@ -515,6 +515,15 @@ def _ledger(place: Place, plan: Plan) -> None:
                         # nothing is claimed under it again
                         .values(occurrence=token, digest=plan.digest("plan", str(row["plan_id"])))
                     )  # fmt: skip
+        for part in parts_of(sorted(person.event_ids)):
+            for row in connection.execute(
+                sa.select(runs.c.run_id, runs.c.occurrence).where(runs.c.occurrence.in_(part))
+            ).all():
+                connection.execute(
+                    runs.update()
+                    .where(runs.c.run_id == row.run_id)
+                    .values(occurrence=plan.token("occurrence", row.occurrence))
+                )
         for part in parts_of(sorted(firings_of(connection, person))):
             connection.execute(trigger_firings.delete().where(trigger_firings.c.id.in_(part)))
     _count(plan, counts)

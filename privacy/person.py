@@ -41,6 +41,7 @@ class Person:
 
     Attributes:
         records: (source, external_id). visitors: (source, anonymous_id).
+        event_ids: of events about the person. order_ids: those of them that are orders, which stay under a pseudonym.
         identity_ids: what dbt calls the person in tables between raw and marts.
         spellings: addresses and numbers as they stand in raw rows, where that is not how they are normalised.
     """
@@ -53,6 +54,7 @@ class Person:
     visitors: set[tuple[str, str]] = field(default_factory=set)
     message_ids: set[str] = field(default_factory=set)
     event_ids: set[str] = field(default_factory=set)
+    order_ids: set[str] = field(default_factory=set)
     identity_ids: set[int] = field(default_factory=set)
     spellings: set[str] = field(default_factory=set)
 
@@ -67,7 +69,7 @@ class Person:
         rows += [("visitor", record_key(*one), 0) for one in sorted(self.visitors)]
         for kind, values in (
             ("email", self.emails), ("phone", self.phones), ("token", self.push_tokens),
-            ("message", self.message_ids), ("event", self.event_ids),
+            ("message", self.message_ids), ("event", self.event_ids - self.order_ids), ("order", self.order_ids),
         ):  # fmt: skip
             rows += [(kind, one, 0) for one in sorted(values)]
         return pl.DataFrame(rows, schema=KEY_SCHEMA, orient="row")
@@ -201,6 +203,21 @@ HINT_SQL: Final = f"""(
 )"""
 """Whether a row with email, source and external_id is about the person; needs the table `keys`."""
 RECORD_SQL: Final = f"(object = 'contact' and {_RECORD_KEY} in {_of('record')})"
+
+
+_SAID = " or ".join(
+    [f"{one} in {_of('email')}" for one in property_emails()]
+    + [f"{one} in {_of('phone')}" for one in property_phones()]
+)
+EVENT_SQL: Final = f"""(
+    {HINT_SQL} or message_id in {_of("message")}
+    or (email = '' and external_id = '' and (
+        (anonymous_id != '' and concat(source::String, '\\x1f', anonymous_id) in {_of("visitor")})
+        or ((type in ('unsubscribed', 'subscribed', 'inbound', 'bounced', 'complained') or startsWith(type, 'contact.'))
+            and ({_SAID}))
+    ))
+)"""
+"""Whether a row of `raw.events` is about the person; telephones and the like stand in properties."""
 
 
 def _asked(warehouse: Warehouse, person: Person, sql: str) -> pl.DataFrame:
@@ -382,13 +399,11 @@ def _hints(warehouse: Warehouse, person: Person) -> None:
         warehouse,
         person,
         f"""
-        select distinct event_id from raw.events
-        where {HINT_SQL} or message_id in {_of("message")}
-            or (email = '' and external_id = '' and anonymous_id != ''
-                and concat(source::String, '\\x1f', anonymous_id) in {_of("visitor")})
+        select event_id, startsWith(any(type), 'order.') as is_order from raw.events where {EVENT_SQL} group by event_id
         """,
     )
     person.event_ids |= set(found["event_id"].to_list())
+    person.order_ids |= set(found.filter(pl.col("is_order") == 1)["event_id"].to_list())
 
 
 def _identity_ids(warehouse: Warehouse, person: Person, *, has_identities: bool) -> None:

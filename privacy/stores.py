@@ -17,13 +17,13 @@ from typing import Final, Literal
 import polars as pl
 
 from privacy.person import (
+    EVENT_SQL,
     HINT_SQL,
     RECORD_SQL,
     Person,
     email_sql,
     phone_sql,
     property_emails,
-    property_phones,
 )
 from senders.tables import metadata
 from warehouse.client import Warehouse
@@ -59,8 +59,6 @@ def _any(kind: str, expressions: Iterable[str]) -> str:
     return " or ".join(f"{one} in (select value from keys where kind = '{kind}')" for one in expressions)
 
 
-_IN_PROPERTIES: Final = f"({_any('email', property_emails())} or {_any('phone', property_phones())})"
-
 TABLES: Final[Mapping[str, Rule]] = {
     # raw
     "raw.crm_records": Rule(
@@ -72,8 +70,7 @@ TABLES: Final[Mapping[str, Rule]] = {
     "raw.events": Rule(
         "pseudonymise",
         "What you did (visits, orders) and what became of messages to you",
-        f"{HINT_SQL} or {_MESSAGE} or {_VISITOR} or ((type in ('unsubscribed', 'subscribed', 'inbound', 'bounced',"
-        f" 'complained') or startsWith(type, 'contact.')) and email = '' and external_id = '' and {_IN_PROPERTIES})",
+        EVENT_SQL,
     ),
     "raw.messages": Rule(
         "pseudonymise",
@@ -128,7 +125,7 @@ TABLES: Final[Mapping[str, Rule]] = {
     "live.events": Rule(
         "delete",
         "Your events of the last 35 days, with your contact",
-        f"{_CONTACT} or (contact_id = 0 and event_id in (select value from keys where kind = 'event')) or {_MESSAGE}",
+        f"{_CONTACT} or (contact_id = 0 and event_id in (select value from keys where kind in ('event', 'order'))) or {_MESSAGE}",
     ),
 }
 """Tables of `raw`, `campaigns` and `live`; those that are not there yet are passed over."""
@@ -139,7 +136,7 @@ LEDGER: Final[Mapping[str, Rule]] = {
     "trigger_firings": Rule("delete", "What triggers were about to do, with your event"),
     "stream_events": Rule("delete", "Events on their way into the warehouse"),
     "plans": Rule("pseudonymise", "What messages have in common; the event that fired one is in it"),
-    "runs": Rule("none", "Senders at work"),
+    "runs": Rule("pseudonymise", "Senders at work; an event may be named"),
     "allowances": Rule("none", "Messages a day"),
     "pauses": Rule("none", "What people have paused"),
     "locks": Rule("none", "Locks"),
@@ -177,6 +174,7 @@ _COLUMNS: Final[Mapping[str, str]] = {
     "push_token": "token",
     "message_id": "message",
     "message_hash": "message_hash",
+    "event_id": "event",
     "address": "address",
 }
 _TEXT = re.compile(r"String")

@@ -111,6 +111,7 @@ def plant_ledger(location: Location, contact_id: int) -> str:
             run, Claim(plan, [message_id], [contact_id], [EMAIL], [""], [f'{{"address": "{EMAIL}", "from_email": "shop@example.com"}}']), NOW,
         )  # fmt: skip
         row = claimed.rows[0]
+        ledger.dispatch(run, [row], NOW)
         ledger.record(
             run, [Outcome(row, Status.SENT, "", EMAIL, f"250 ok {EMAIL}", "Hello Resplendent")], NOW
         )
