@@ -125,7 +125,8 @@ TABLES: Final[Mapping[str, Rule]] = {
     "live.events": Rule(
         "delete",
         "Your events of the last 35 days, with your contact",
-        f"{_CONTACT} or (contact_id = 0 and event_id in (select value from keys where kind in ('event', 'order'))) or {_MESSAGE}",
+        f"{_CONTACT} or {_MESSAGE}"
+        " or (contact_id = 0 and event_id in (select value from keys where kind in ('event', 'order')))",
     ),
 }
 """Tables of `raw`, `campaigns` and `live`; those that are not there yet are passed over."""

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,13 +17,13 @@ from campaigns.deciding import STATES, TABLE
 from campaigns.journey_state import define_tables as define_journeys
 from campaigns.live import TABLES as LIVE_TABLES
 from campaigns.siphash import contact_of, identity_of
-from gateway.streams import open_stream
 from gateway.settings import GatewaySettings
+from gateway.streams import open_stream
 from privacy import exporting
 from privacy.erasing import Place, Plan, erase, planned, residue, unfinished
 from privacy.files import Finder, source_columns
 from privacy.person import Person, find_person
-from privacy.stores import StoreTable, all_tables, counted, quoted
+from privacy.stores import StoreTable, counted, quoted
 from senders.export import export_messages
 from senders.firings import Firing, Firings
 from senders.ledger import Claim, Ledger, Outcome
@@ -59,12 +54,22 @@ def record(email: str, at: datetime, **more: object) -> pl.DataFrame:
 
 
 def happened() -> pl.DataFrame:
+    item = {"product_id": "85123A", "quantity": 2, "unit_price": "3.50", "engraving": "Pharomachrus"}
+    order = {
+        "order_id": "Q-1",
+        "currency": "EUR",
+        "country": "Guatemala",
+        "note": "for Resplendent",
+        "items": [item],
+    }
+    visitor = "visitor-quetzal"
     rows = [
-        {"event_id": "quetzal-visit", "type": "page.viewed", "anonymous_id": "visitor-quetzal", "properties": '{"url": "/x?u=quetzal"}'},
-        {"event_id": "quetzal-join", "type": "product.viewed", "email": EMAIL.upper(), "anonymous_id": "visitor-quetzal"},
-        {"event_id": "order-1", "type": "order.placed", "external_id": "quetzal-0815", "properties": json.dumps(
-            {"order_id": "Q-1", "currency": "EUR", "country": "Guatemala", "note": "for Resplendent", "items": [
-                {"product_id": "85123A", "quantity": 2, "unit_price": "3.50", "engraving": "Pharomachrus"}]})},
+        {"event_id": "quetzal-visit", "type": "page.viewed", "anonymous_id": visitor, "properties": '{"u": "quetzal"}'},
+        {"event_id": "quetzal-join", "type": "product.viewed", "email": EMAIL.upper(), "anonymous_id": visitor},
+        {
+            "event_id": "order-1", "type": "order.placed", "external_id": "quetzal-0815",
+            "properties": json.dumps(order),
+        },
         {"event_id": "stop-1", "type": "unsubscribed", "properties": '{"phone": "+491700009123"}'},
     ]  # fmt: skip
     columns = ("email", "external_id", "anonymous_id", "message_id")
@@ -105,11 +110,12 @@ def plant_ledger(location: Location, contact_id: int) -> str:
         ("kind", "name", "version", "occurrence", "channel", "provider", "category", "template", "template_version",
          "segment", "segment_version", "experiment"), "x",
     ) | {"kind": "trigger", "occurrence": "quetzal-join", "channel": "email"}  # fmt: skip
+    details = {"address": EMAIL, "from_email": "shop@example.com"}
     with Ledger.open(location.settings) as ledger:
         run = ledger.begin_run("trigger", "x", "quetzal-join", NOW)
         claimed = ledger.claim(
-            run, Claim(plan, [message_id], [contact_id], [EMAIL], [""], [f'{{"address": "{EMAIL}", "from_email": "shop@example.com"}}']), NOW,
-        )  # fmt: skip
+            run, Claim(plan, [message_id], [contact_id], [EMAIL], [""], [json.dumps(details)]), NOW
+        )
         row = claimed.rows[0]
         ledger.dispatch(run, [row], NOW)
         ledger.record(
@@ -198,7 +204,7 @@ def texts_left(warehouse: Warehouse) -> list[str]:
 
 
 def bytes_left(location: Location) -> list[str]:
-    """Files, the engine's own included, in which a word of the canary stands; tables that dbt dropped go by themselves."""
+    """Files, the engine's own included, with a word of the canary; tables that dbt dropped go by themselves."""
     home = location.settings.home
     dropped = set(
         location.warehouse.frame("select toString(uuid) as uuid from system.dropped_tables")["uuid"].to_list()
@@ -257,7 +263,7 @@ def test_the_canary_is_gone_from_everywhere_and_stays_away(location: Location, t
         done = erase(place, Plan.new(person))
         assert done.residue == []
         assert any("quetzal-0815" in note for note in done.notes)
-        assert [row for row in stream.read(10, 0.1).payloads] == [b'{"email": "b@example.com"}']
+        assert list(stream.read(10, 0.1).payloads) == [b'{"email": "b@example.com"}']
         stream.close()
         assert not unfinished(home)
         assert texts_left(warehouse) == []

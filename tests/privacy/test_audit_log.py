@@ -58,8 +58,8 @@ def test_tampering_shows(log: Warehouse, settings: MailhouseSettings, tampering:
 
 def test_a_row_slipped_in_without_the_key_shows(log: Warehouse, settings: MailhouseSettings):
     log.execute(
-        "insert into raw.audit_log select 4, now64(3), 'dpo', 'erase', 'x', 'done', '', '{}', hash, hex(SHA256('guess')),"
-        " now64(6) from raw.audit_log where sequence = 3"
+        "insert into raw.audit_log select 4, now64(3), 'dpo', 'erase', 'x', 'done', '', '{}', hash,"
+        " hex(SHA256('guess')), now64(6) from raw.audit_log where sequence = 3"
     )
     assert any("row 4 was changed" in one for one in audit.problems(log, settings))
 
