@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 import polars as pl
@@ -103,9 +103,10 @@ def rectify(warehouse: Warehouse, person: Person, changes: Mapping[str, str], no
     rows = warehouse.frame(
         """
         select source::String as source, external_id,
-            argMax(toJSONString(properties), tuple(updated_at, loaded_at)) as properties,
-            argMax(is_deleted, tuple(updated_at, loaded_at)) as is_deleted, max(updated_at) as updated_at
-        from raw.crm_records
+            argMax(toJSONString(made.properties), tuple(made.updated_at, made.loaded_at)) as properties,
+            argMax(made.is_deleted, tuple(made.updated_at, made.loaded_at)) as is_deleted,
+            max(made.updated_at) as updated_at
+        from raw.crm_records as made
         where object = 'contact'
             and concat(source::String, '\\x1f', external_id) in (select value from keys where kind = 'record')
         group by source, external_id order by source, external_id
@@ -127,7 +128,7 @@ def rectify(warehouse: Warehouse, person: Person, changes: Mapping[str, str], no
         made.append(
             {
                 "source": row["source"], "object": "contact", "external_id": row["external_id"],
-                "updated_at": max(now, row["updated_at"]), "is_deleted": row["is_deleted"],
+                "updated_at": max(now, row["updated_at"] + timedelta(milliseconds=1)), "is_deleted": row["is_deleted"],
                 "properties": json.dumps(properties),
             }
         )  # fmt: skip
