@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
 import pytest
+from pydantic import SecretStr
 
 from privacy.erasing import Place, Plan, erase, residue, unfinished
 from privacy.person import find_person
@@ -128,6 +130,26 @@ def test_an_erasure_that_is_killed_at_every_step_ends_all_the_same(
     assert warehouse.frame(kept).row(0) == (100, 100, 50)
     assert warehouse.value("select count() from raw.crm_records") == 1
     assert [path.name for path in (tmp_path / "maildir/new").iterdir()] == ["bob"]
+
+
+@pytest.mark.slow
+@pytest.mark.service
+def test_a_ledger_on_postgresql_loses_the_person_too(
+    warehouse: Warehouse, settings: MailhouseSettings, tmp_path: Path, new_postgres_ledger: Callable[[], str]
+):
+    url = SecretStr(new_postgres_ledger())
+    sender = SenderSettings(home=tmp_path, warehouse_port=settings.warehouse_port, ledger_url=url)
+    warehouse.settings = sender
+    world(warehouse, sender)
+    with Ledger.open(sender) as ledger:
+        place = Place(sender, warehouse, ledger, wait=0.0)
+        person = find_person(warehouse, ledger, record="crm:ann-of-the-crm")
+        assert erase(place, Plan.new(person)).residue == []
+        with ledger.engine.connect() as connection:
+            emails = connection.exec_driver_sql(
+                "select email, count(*) from messages group by email order by email"
+            )
+            assert [tuple(row) for row in emails] == [("", 50), ("bob@people.example", 50)]
 
 
 def main() -> None:
