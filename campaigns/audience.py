@@ -25,7 +25,7 @@ from zoneinfo import available_timezones
 import polars as pl
 
 from campaigns.identity import occurrence_key
-from campaigns.permissions import CHANNELS, reach_parameters, reach_sql, unconsented_sql
+from campaigns.permissions import CHANNELS, reach_parameters, reach_sql, restricted_sql, unconsented_sql
 from campaigns.predicates import Predicate, check_types, parse_predicate
 from campaigns.specs import CampaignSpec, QuietHours, SendSpec, predicate_place
 from warehouse.client import Warehouse
@@ -43,7 +43,7 @@ AUDIENCE_COLUMNS = (
 )
 """Columns of every batch, beside all others of `marts.contact_profiles`."""
 
-SKIP_REASONS = ("deleted", "invalid", "suppressed", "no_consent", "quiet_hours")
+SKIP_REASONS = ("deleted", "restricted", "invalid", "suppressed", "no_consent", "quiet_hours")
 """Why a contact gets nothing, in the order in which they are judged; '' is a contact who does."""
 
 _TABLES = (
@@ -474,7 +474,8 @@ class Audience(Recipients):
         condition = f"and {predicate.sql}" if predicate else ""
         return f"""
             select contact_id from marts.contact_profiles
-            where contact_id in (select contact_id from segments.`{self.spec.audience.segment}`) {condition}
+            where contact_id in (select contact_id from segments.`{self.spec.audience.segment}`)
+                and not {restricted_sql("contact_id", "email", category=self.spec.send.category)} {condition}
         """
 
     def _check_segment(self) -> None:

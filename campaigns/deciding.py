@@ -43,6 +43,7 @@ OUTCOMES: Final = {
     "suppressed": "the address is suppressed (unsubscribed, complained or bounced)",
     "invalid": "the contact has no address that can be written to",
     "deleted": "the contact has been deleted",
+    "restricted": "processing of the contact's data is restricted",
     "put_off": "the provider or the other system put it off; it is tried again",
     "paused": "the trigger is paused",
     "failed": "it failed",

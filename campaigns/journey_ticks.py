@@ -46,6 +46,7 @@ from campaigns.journey_state import (
     write_moves,
 )
 from campaigns.journeys import END, KIND, JourneySpec, Node
+from campaigns.permissions import restricted_sql
 from campaigns.predicates import Predicate, check_types
 from campaigns.reasons import RETRYABLE, listed
 from warehouse.client import Warehouse
@@ -704,7 +705,7 @@ class JourneyTick:
             from ({self._qualified(candidates)}) as candidate
             inner join (
                 select contact_id as profile__contact, {self.zone_column()} as profile__zone {listed}
-                from marts.contact_profiles where true {deleted}
+                from marts.contact_profiles where true {deleted} and not {restricted_sql("contact_id", "email")}
             ) as profile on profile.profile__contact = candidate__contact
             where {f"ifNull({predicate.sql}, false)" if predicate else "true"}
             settings join_use_nulls = 0

@@ -36,7 +36,18 @@ import polars as pl
 
 from campaigns.evaluating import Rows, judged
 from campaigns.predicates import EventCall, Predicate, property_sql
-from campaigns.recent import FLIGHT, GIVEN, HAPPENED, NOT_LOADED, STOPS, UTC_MS, Flight, News, Told
+from campaigns.recent import (
+    FLIGHT,
+    GIVEN,
+    HAPPENED,
+    NOT_LOADED,
+    STOPS,
+    UTC_MS,
+    Flight,
+    News,
+    Told,
+    restrictions_in_force,
+)
 from campaigns.resolving import Guess, Resolver, keyed_frame, loads_of
 from campaigns.siphash import normalised_email
 from warehouse.client import INSERT_SETTINGS, Warehouse
@@ -431,7 +442,7 @@ class Live:
         Returns:
             `row`, `contact_id`, a Boolean for each condition, the columns that are needed, `email`, `is_known` (marts
             have the contact), a column for each call and each property (`event.PATH`, as text), and with permissions
-            `consent_id`, `suppression_event_id`, `is_live_bounced`. In the order of `row`.
+            `consent_id`, `suppression_event_id`, `is_live_bounced`, `restriction`. In the order of `row`.
 
         Raises:
             WarehouseError: the marts have not been built, or the warehouse does not answer.
@@ -557,6 +568,7 @@ class Live:
         recorded = started(
             recorded_types, self._recorded, contacts, recorded_types, None if past else (since, longest)
         )
+        restricted = started(has_permission and told is None, self._restricted)
         proofs = started(told is not None and needs.has_proof and said, self._consents, frozenset(said))
         profiles = self._people(ids, names, ahead)
         through, messages_through = self._watermarks(profiles, told)
@@ -618,9 +630,16 @@ class Live:
             state = _with_sends(state, _up_to(frame, messages.rename({"sent_at": "occurred_at"})))
         if has_permission:
             state = _with_permissions(state, history, given, through)
+            restrictions = (
+                told.restrictions if told is not None else restricted.result() if restricted else None
+            )
+            state = _with_restrictions(state, self._restricted() if restrictions is None else restrictions)
         for call in sorted(needs.calls):
             state = _with_call(state, near, call)
         return state.drop("as_of", "event_email", "event_occurred_at")
+
+    def _restricted(self) -> pl.DataFrame:
+        return restrictions_in_force(self.warehouse)
 
     def _profile_columns(self, needs: Needs) -> frozenset[str]:
         """Columns of the mart that the state is made of."""
@@ -1186,6 +1205,29 @@ def _with_permissions(
         "address", "a_stopped", "c_stopped", "a_bounced", "c_bounced", "a_event", "c_event", "consent_changed_at",
         "consent_loaded_at", "is_consent_granted",
     )  # fmt: skip
+
+
+def _with_restrictions(state: pl.DataFrame, restrictions: pl.DataFrame) -> pl.DataFrame:
+    """Whose data may not be processed, by contact or by address; the stricter counts."""
+    if restrictions.is_empty():
+        return state.with_columns(pl.lit("").alias("restriction"))
+    contacts = restrictions.filter(pl.col("contact_id") != 0).select("contact_id", by_contact="restriction")
+    addresses = restrictions.filter(pl.col("email") != "").select(address="email", by_address="restriction")
+    joined = (
+        state.with_columns(_normalised("email").alias("address"))
+        .join(contacts, on="contact_id", how="left", maintain_order="left")
+        .join(addresses, on="address", how="left", maintain_order="left")
+    )
+    said = [pl.col("by_contact").fill_null(""), pl.col("by_address").fill_null("")]
+    # "all" sorts before "marketing", and what is empty before both
+    stricter = (
+        pl.when(said[0] == "")
+        .then(said[1])
+        .when(said[1] == "")
+        .then(said[0])
+        .otherwise(pl.min_horizontal(said))
+    )
+    return joined.with_columns(stricter.alias("restriction")).drop("address", "by_contact", "by_address")
 
 
 def _stopped(stops: pl.DataFrame, key: str, prefix: str) -> pl.DataFrame:

@@ -15,6 +15,10 @@ A stop by mail silences no other channel unless the person said so (`is_global` 
 operational needs no consent, and only what cannot arrive stands against it: a dead mailbox, a number that does not
 exist or replied STOP, after which the provider refuses everything.
 
+Whose data may not be processed (`raw.restrictions`, `mailhouse gdpr restrict`), gets nothing on any channel; what is
+operational only if the restriction allows it. It counts as soon as it is written, by contact and by address: what a
+restriction says stands in no mart.
+
 `reach_sql` judges a query of contacts by the warehouse; `refusal` judges one person who has been looked up.
 """
 
@@ -111,12 +115,15 @@ def refusal(
     """Why a person may get nothing on a channel; empty if they may.
 
     Args:
-        person: columns of the profile: `is_deleted` if there is one, and those that `Reach` names.
+        person: columns of the profile: `is_deleted` if there is one, and those that `Reach` names; and `restriction`,
+            as `is_restricted` takes it.
         is_dead: whether nothing can arrive at the address; asked for what needs no consent alone.
     """
     reach = CHANNELS[channel]
     if person.get("is_deleted"):
         return "deleted"
+    if is_restricted(category, person.get("restriction") or ""):
+        return "restricted"
     if not reach.is_address(person.get(reach.address)):
         return "invalid"
     if category != "marketing":
@@ -124,6 +131,46 @@ def refusal(
     if person[reach.suppressed]:
         return "suppressed"
     return "" if person[reach.consented] else "no_consent"
+
+
+MARKETING_RESTRICTED, ALL_RESTRICTED = "marketing", "all"
+"""What a restriction forbids: `all` means what is operational, too."""
+
+_NEWEST = "tuple(recorded_at, is_restricted)"
+
+
+def is_restricted(category: str, restriction: str) -> bool:
+    """Whether a restriction forbids messages of a category.
+
+    Args:
+        restriction: empty, `MARKETING_RESTRICTED` or `ALL_RESTRICTED`.
+    """
+    return restriction == ALL_RESTRICTED or (restriction != "" and category == "marketing")
+
+
+def restrictions_sql() -> str:
+    """A query of all restrictions in force: `contact_id` (0 for an address), `email` (normalised) and `restriction`."""
+    return f"""
+        select contact_id, email,
+            if(argMax(allows_transactional, {_NEWEST}), '{MARKETING_RESTRICTED}', '{ALL_RESTRICTED}') as restriction
+        from raw.restrictions
+        group by contact_id, email
+        having argMax(is_restricted, {_NEWEST})
+    """
+
+
+def restricted_sql(contact_id: str, email: str = "", *, category: str = "marketing") -> str:
+    """SQL: whether a contact, or an address of theirs, is restricted for a category; for anybody else than a message's
+    receiver (audiences, journeys, training) the category is marketing.
+    """
+    only = "" if category == "marketing" else f"where restriction = '{ALL_RESTRICTED}'"
+    by_contact = f"{contact_id} in (select contact_id from ({restrictions_sql()}) {only})"
+    if not email:
+        return f"({contact_id} != 0 and {by_contact})"
+    return (
+        f"(({contact_id} != 0 and {by_contact}) or"
+        f" ({_key(email)} != '' and {_key(email)} in (select email from ({restrictions_sql()}) {only})))"
+    )
 
 
 def reach_sql(channel: str, category: str, members: str, *, has_deleted: bool) -> tuple[str, str, str]:
@@ -179,6 +226,7 @@ def reach_sql(channel: str, category: str, members: str, *, has_deleted: bool) -
         unconsented = "not consent.is_granted"
     cases = f"""
         {deleted}, 'deleted',
+        {restricted_sql("member.contact_id", "profile.email", category=category)}, 'restricted',
         {invalid}, 'invalid',
         {stop} != '', 'suppressed',
         {unconsented}, 'no_consent',

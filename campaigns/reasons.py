@@ -13,6 +13,7 @@ class Reason(StrEnum):
     SUPPRESSED = "suppressed"
     NO_CONSENT = "no_consent"
     DELETED = "deleted"
+    RESTRICTED = "restricted"
     INVALID = "invalid"
     HOLDOUT = "holdout"
     QUIET_HOURS = "quiet_hours"

@@ -17,6 +17,7 @@ from typing import Final
 
 import polars as pl
 
+from campaigns.permissions import restrictions_sql
 from warehouse.client import Warehouse
 
 UTC_MS: Final = pl.Datetime("ms", "UTC")
@@ -49,6 +50,13 @@ GIVEN: Final[dict[str, pl.DataType]] = {
 """What addresses decided: stops, and consents, which have the type `consent`."""
 FLIGHT: Final = {**HAPPENED, "address": pl.String(), "is_stop": pl.Boolean()}
 """Events in flight: besides, the normalised address, and whether it stops mail to it (a hard bounce does)."""
+
+RESTRICTED: Final[dict[str, pl.DataType]] = {
+    "contact_id": pl.Int64(),
+    "email": pl.String(),
+    "restriction": pl.String(),
+}
+"""Whose data may not be processed: a contact, or with contact 0 a normalised address; see `campaigns.permissions`."""
 
 NOT_LOADED: Final = datetime(2200, 1, 1, tzinfo=UTC)
 """`loaded_at` of what is in flight: later than all that a mart has taken in."""
@@ -107,6 +115,7 @@ class Told:
     Attributes:
         through, messages_through: up to when the mart had taken in events and messages.
         given: `GIVEN`, by address. own: stops, `HAPPENED`, by contact.
+        restrictions: `RESTRICTED`, all that are in force.
         asked_at: on the monotonic clock.
     """
 
@@ -114,6 +123,7 @@ class Told:
     messages_through: datetime
     given: pl.DataFrame
     own: pl.DataFrame
+    restrictions: pl.DataFrame
     asked_at: float
 
 
@@ -186,6 +196,7 @@ class News:
             # a mart that nobody builds: addresses are asked for one by one again
             self._told = None
             return
+        restrictions = restrictions_in_force(self._warehouse)
         own = found.filter(pl.col("contact_id") != 0)
         self._told = Told(
             through,
@@ -195,8 +206,14 @@ class News:
                 pl.lit(_EMPTY[name], dtype).alias(name) if name in _EMPTY else pl.col(name).cast(dtype)
                 for name, dtype in HAPPENED.items()
             ),
+            restrictions,
             now,
         )
+
+
+def restrictions_in_force(warehouse: Warehouse) -> pl.DataFrame:
+    """All restrictions, columns of `RESTRICTED`."""
+    return _cast(warehouse.frame(restrictions_sql()), RESTRICTED)
 
 
 _EMPTY: Final = {

@@ -27,6 +27,7 @@ from gateway.leading import Lead
 from gateway.metrics import Metrics
 from gateway.streams import Batch, EventStream
 from warehouse.client import Warehouse
+from warehouse.erasures import without_erased
 from warehouse.errors import MailhouseError
 from warehouse.loads import append_events, quarantine
 
@@ -227,7 +228,9 @@ class Consumer:
             self._change.notify_all()
 
     def _unique(self, batch: Batch) -> tuple[pl.DataFrame, int]:
-        """The events of a batch, each id once: the first counts; and how many are none, which are in quarantine."""
+        """The events of a batch, each id once: the first counts; and how many are none, which are in quarantine, or are
+        about people who were erased.
+        """
         events: dict[str, Event] = {}
         strange: list[bytes] = []
         for payload in batch.payloads:
@@ -248,7 +251,10 @@ class Consumer:
             )
             self._metrics.quarantined.inc(len(strange))
             _log.error("%d entries of the stream are no events; see raw.quarantined_rows", len(strange))
-        return frame_of(list(events.values())), len(strange)
+        frame = frame_of(list(events.values()))
+        kept = without_erased(self._warehouse, frame)
+        # nobody who was erased is judged, written to or loaded
+        return kept, len(strange) + frame.height - kept.height
 
     # loading
 
@@ -361,10 +367,11 @@ class Consumer:
             # what a mart has taken in is told by when it was loaded first
             before = loads_of(self._warehouse, frame)
             loads = loads.update(before, on="event_id", how="left")
-        if not result.quarantined:
+        if not result.quarantined and not result.refused:
             return loads
-        self._metrics.quarantined.inc(result.quarantined)
-        _log.warning("%d events are in raw.quarantined_rows", result.quarantined)
+        if result.quarantined:
+            self._metrics.quarantined.inc(result.quarantined)
+            _log.warning("%d events are in raw.quarantined_rows", result.quarantined)
         stored = self._warehouse.frame(
             "select event_id from raw.events where event_id in (select event_id from given)",
             external={"given": frame.select("event_id")},

@@ -24,6 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.settings import GatewaySettings
 from senders.ledger import Ledger
+from senders.settings import SenderSettings
 from senders.tables import stream_events
 from warehouse.errors import MailhouseError
 
@@ -106,12 +107,17 @@ def open_stream(settings: GatewaySettings, ledger: Ledger) -> EventStream:
         from gateway.redis_stream import RedisStream
 
         return RedisStream.open(settings)
-    engine = ledger.engine
-    if engine.dialect.name == "postgresql":
-        return PostgresStream(engine)
-    database = engine.url.database or ""
+    path = stream_path(settings, ledger)
+    return PostgresStream(ledger.engine) if path is None else SqliteStream(path)
+
+
+def stream_path(settings: SenderSettings, ledger: Ledger) -> Path | None:
+    """The SQLite file that keeps the stream, beside the ledger; None where it is in the ledger's database."""
+    if ledger.engine.dialect.name == "postgresql":
+        return None
+    database = ledger.engine.url.database or ""
     path = Path(database) if database and not database.startswith("file:") else settings.home / "ledger.db"
-    return SqliteStream(path.with_name(path.name.removesuffix(".db") + "-stream.db"))
+    return path.with_name(path.name.removesuffix(".db") + "-stream.db")
 
 
 class _Growth:

@@ -70,7 +70,9 @@ _LOOK_AROUND = 0.1  # seconds between looks whether something is to be asked in 
 _SCRIBE_PACE = 0.25  # seconds between two writings of what became of firings: each is a part and a commit
 _ALWAYS = ("email", "timezone", "is_deleted")  # columns of a profile that every firing needs
 _FIRES = frozenset(("fired", "unknown", "failed"))  # outcomes that a cooldown counts
-_SKIPPED = frozenset(("no_consent", "suppressed", "invalid", "deleted", "frequency_cap", "quiet_hours"))
+_SKIPPED = frozenset(
+    ("no_consent", "suppressed", "invalid", "deleted", "restricted", "frequency_cap", "quiet_hours")
+)
 
 JourneyMoves = Callable[[Warehouse, pl.DataFrame], int]
 """`campaigns.journey_requests.request_moves`."""
@@ -256,6 +258,9 @@ class Performer:
                 outcomes[one.row_id] = Outcome("unless", off[one.row_id])
             elif person.get("is_deleted"):
                 outcomes[one.row_id] = Outcome("deleted")
+            elif spec.send is None and person.get("restriction"):
+                # messages say so in the ledger
+                outcomes[one.row_id] = Outcome("restricted")
             elif spec.quiet_hours and (until := spec.quiet_hours.quiet_until(now, person.get("timezone"))):
                 again = until if spec.quiet_hours.then == "wait" else None
                 outcomes[one.row_id] = Outcome("quiet_hours", f"until {until:%Y-%m-%d %H:%M} UTC", again)

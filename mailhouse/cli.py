@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from mailhouse import consents, gateway
+from mailhouse import consents, gateway, gdpr
 from mailhouse.console import console, show_error
 from mailhouse.contacts import app as contacts
 from mailhouse.crm import app as crm
@@ -43,6 +43,7 @@ assets = typer.Typer(help="Pictures that templates show.", no_args_is_help=True)
 app.add_typer(assets, name="assets")
 app.add_typer(gateway.app, name="gateway")
 app.add_typer(consents.app, name="consent")
+app.add_typer(gdpr.app, name="gdpr")
 app.add_typer(trigger_commands, name="trigger")
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -12,9 +10,8 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr, field_validator
 
 from warehouse.errors import SettingsError
-from warehouse.settings import MailhouseSettings
+from warehouse.settings import MailhouseSettings, secret_of
 
-_SECRET_BYTES = 32
 _WORTH_WORKERS = 5_000  # messages; a worker takes a second to start, in which one process sends as many
 
 
@@ -192,46 +189,13 @@ class SenderSettings(MailhouseSettings):
         Raises:
             SettingsError: the key is too short to be a secret, or its file cannot be made or read.
         """
-        if self.secret_key is not None:
-            key = self.secret_key.get_secret_value().encode()
-            if len(key) < 16:
-                raise SettingsError(
-                    "MAILHOUSE_SECRET_KEY is shorter than 16 bytes.",
-                    fix="Make one with: python -c 'import secrets; print(secrets.token_hex(32))'",
-                )
-            return key
-        path = self.home / "secret_key"
-        try:
-            self.home.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                _write_once(path, secrets.token_hex(_SECRET_BYTES).encode())
-            key = path.read_bytes().strip()
-        except OSError as error:
-            raise SettingsError(
-                f"The key of signed links at {path} cannot be made or read: {error.strerror}.",
-                fix="Make its folder writable, or set MAILHOUSE_SECRET_KEY.",
-            ) from error
-        if len(key) < 16:
-            raise SettingsError(
-                f"{path} holds no key: it is shorter than 16 bytes.",
-                fix="Put the key back from a backup; links in mail already sent need it. If none was sent, delete it.",
-            )
-        return key
-
-
-def _write_once(path: Path, content: bytes) -> None:
-    """Create a file with mode 0600 whole or not at all; the first of several processes wins."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return secret_of(
+            self.secret_key,
+            self.home / "secret_key",
+            setting="MAILHOUSE_SECRET_KEY",
+            purpose="of signed links",
+            lost="links in mail already sent need it. If none was sent, delete it.",
+        )
 
 
 def require_identity(settings: SenderSettings, *, category: str, from_email: str = "") -> None:

@@ -24,6 +24,7 @@ _SKIPPED = {
     Reason.SUPPRESSED: "the address is suppressed (unsubscribed, complained or bounced)",
     Reason.NO_CONSENT: "there is no consent to marketing by {channel}",
     Reason.DELETED: "the contact has been deleted",
+    Reason.RESTRICTED: "processing of the contact's data is restricted",
     Reason.INVALID: "the address is not one",
     Reason.HOLDOUT: "the contact is in the group that gets nothing, for comparison",
     Reason.QUIET_HOURS: "it was night where the contact lives",

@@ -38,21 +38,28 @@ class Warehouse:
         address: where ClickHouse answers.
         comment: who asks, e.g. `dagster run 1a2b`; put into `log_comment`, so that the query log tells.
         cluster: how tables that `define` makes are replicated.
+        settings: where the key of erasures is (`warehouse.erasures`); left out, those in force.
     """
 
     def __init__(
-        self, address: WarehouseAddress, *, comment: str = "", cluster: Cluster | None = None
+        self,
+        address: WarehouseAddress,
+        *,
+        comment: str = "",
+        cluster: Cluster | None = None,
+        settings: MailhouseSettings | None = None,
     ) -> None:
         self.address = address
         self.comment = comment
         self.cluster = cluster or Cluster()
+        self.settings = settings
         self._client: Any = None
 
     @classmethod
     def connect(cls, settings: MailhouseSettings | None = None, *, comment: str = "") -> Warehouse:
         """The warehouse of the settings in force."""
         settings = settings or MailhouseSettings.load()
-        return cls(settings.warehouse, comment=comment, cluster=settings.cluster)
+        return cls(settings.warehouse, comment=comment, cluster=settings.cluster, settings=settings)
 
     @property
     def client(self) -> Any:
@@ -75,10 +82,16 @@ class Warehouse:
                 )
         return self._client
 
-    def execute(self, sql: str, parameters: Mapping[str, Any] | None = None) -> None:
+    def execute(
+        self,
+        sql: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         """Run a statement that returns no rows. Parameters are `{name:Type}` in the text."""
         with self._errors():
-            self.client.command(sql, parameters=dict(parameters or {}))
+            self.client.command(sql, parameters=dict(parameters or {}), settings=dict(settings or {}))
 
     def define(self, sql: str) -> None:
         """Run a statement that makes, changes or drops a table or database, on the whole cluster if there is one."""
@@ -112,15 +125,21 @@ class Warehouse:
         return _frame(pl.from_arrow(table))
 
     def batches(
-        self, sql: str, parameters: Mapping[str, Any] | None = None, *, rows: int = 10_000
+        self,
+        sql: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        rows: int = 10_000,
+        external: Mapping[str, pl.DataFrame] | None = None,
     ) -> Iterator[pl.DataFrame]:
-        """Run a query; frames of up to `rows` rows as they arrive, in bounded memory."""
+        """Run a query; frames of up to `rows` rows as they arrive, in bounded memory. `external` as for `frame`."""
         with (
             self._errors(),
             self.client.query_arrow_stream(
                 sql,
                 parameters=dict(parameters or {}),
                 settings={"output_format_arrow_string_as_string": "1", "max_block_size": str(rows)},
+                external_data=_external_data(external, {}) if external else None,
             ) as stream,
         ):
             for table in _unbroken(stream):

@@ -9,6 +9,8 @@ batches behind; loading the same rows again adds the rest.
 Two processes that load the same rows at the same moment both see them missing: whoever may load rows that
 another process may load, too, must see to it that they take turns (`crm.locks` does for sources).
 
+Rows about somebody who was erased are dropped and counted, and nothing of them is kept (`warehouse.erasures`).
+
 Rows without a key, or with properties that ClickHouse cannot store, go to `raw.quarantined_rows` with the
 reason; the others are loaded. Memory is that of the frame given plus one batch.
 """
@@ -23,6 +25,7 @@ from typing import Final
 import polars as pl
 
 from warehouse.client import INSERT_SETTINGS, Warehouse
+from warehouse.erasures import mentions_erased, without_erased
 from warehouse.errors import WarehouseError, WarehouseUnavailable
 
 BATCH_ROWS: Final = 100_000
@@ -71,12 +74,13 @@ _LATEST = pl.datetime(2299, 12, 30, time_zone="UTC", time_unit="ms")
 
 @dataclass(frozen=True)
 class LoadResult:
-    """Rows of one load: `read == loaded + duplicates + quarantined`."""
+    """Rows of one load: `read == loaded + duplicates + quarantined + refused`; people who were erased are refused."""
 
     read: int = 0
     loaded: int = 0
     duplicates: int = 0
     quarantined: int = 0
+    refused: int = 0
 
     def __add__(self, other: LoadResult) -> LoadResult:
         return LoadResult(
@@ -84,6 +88,7 @@ class LoadResult:
             self.loaded + other.loaded,
             self.duplicates + other.duplicates,
             self.quarantined + other.quarantined,
+            self.refused + other.refused,
         )
 
 
@@ -234,8 +239,11 @@ def append_events(
     Raises:
         WarehouseError: ClickHouse refused; nothing was loaded, or it was and the answer did not come.
     """
+    read = frame.height
+    frame = without_erased(warehouse, frame)
+    refused = read - frame.height
     if frame.is_empty():
-        return LoadResult()
+        return LoadResult(read, refused=refused)
     columns = ", ".join(EVENT_COLUMNS)
     newest = frame["received_at"].max()
     # by the clock of whoever received them, which may be shifted, and before which they may have waited for long
@@ -280,8 +288,8 @@ def append_events(
         if error.code not in _ROW_ERRORS:
             raise
         # a row is at fault: it goes to quarantine, the others go on
-        return load_events(warehouse, frame, run_id=run_id)
-    return LoadResult(frame.height, loaded, frame.height - loaded)
+        return load_events(warehouse, frame, run_id=run_id) + LoadResult(refused, refused=refused)
+    return LoadResult(read, loaded, frame.height - loaded, refused=refused)
 
 
 def load_crm_records(
@@ -418,6 +426,11 @@ def quarantine(
         pl.lit(run_id).alias("run_id"),
     )
     for batch in frame.iter_slices(BATCH_ROWS):
+        is_erased = mentions_erased(warehouse, batch["content"].to_list())
+        if any(is_erased):
+            batch = batch.with_columns(
+                pl.when(pl.Series(is_erased)).then(pl.lit("")).otherwise("content").alias("content")
+            )
         warehouse.insert("raw.quarantined_rows", batch)
     return frame.height
 
@@ -442,6 +455,9 @@ def _load(
 ) -> LoadResult:
     read = frame.height
     rows = _prepared(frame, raw)
+    if raw is not _PRODUCTS:
+        rows = without_erased(warehouse, rows)
+    refused = read - rows.height
     rows, quarantined = _without_bad(warehouse, rows, raw, run_id, kind)
     valid = rows.height
     rows = rows.unique(raw.key, keep="first", maintain_order=True)
@@ -455,7 +471,7 @@ def _load(
             quarantined += bad
             valid -= bad
             loaded += batch.height - bad
-    return LoadResult(read, loaded, valid - loaded, quarantined)
+    return LoadResult(read, loaded, valid - loaded, quarantined, refused)
 
 
 def _prepared(frame: pl.DataFrame, raw: _Raw) -> pl.DataFrame:

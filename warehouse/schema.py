@@ -404,6 +404,50 @@ _CRM_SYNC = (
     """,
 )
 
+_PRIVACY = (
+    """
+    create table if not exists raw.erasures (
+        erasure_id String,
+        pseudonym String,
+        kind LowCardinality(String),
+        hash String,
+        key_id LowCardinality(String),
+        is_readmitted Bool,
+        recorded_at DateTime64(6, 'UTC') default now64(6)
+    ) engine = MergeTree order by (kind, hash, recorded_at)
+    comment 'Keyed hash of one name of one person who was erased, and must not be loaded again: kind, hash (newest).'
+    """,
+    """
+    create table if not exists raw.restrictions (
+        contact_id Int64,
+        email String,
+        is_restricted Bool,
+        allows_transactional Bool,
+        reason String,
+        actor String,
+        changed_at DateTime64(3, 'UTC'),
+        recorded_at DateTime64(6, 'UTC') default now64(6)
+    ) engine = MergeTree order by (contact_id, email, recorded_at)
+    comment 'Whether data of one contact (0: none) or one address may be processed: contact_id, email (the newest).'
+    """,
+    """
+    create table if not exists raw.audit_log (
+        sequence UInt64,
+        occurred_at DateTime64(3, 'UTC'),
+        actor String,
+        verb LowCardinality(String),
+        subject String,
+        outcome LowCardinality(String),
+        reason String,
+        counts String,
+        previous_hash String,
+        hash String,
+        recorded_at DateTime64(6, 'UTC') default now64(6)
+    ) engine = MergeTree order by (sequence, recorded_at)
+    comment 'One step that was taken for the rights of one person, chained to the one before it by its hash: sequence.'
+    """,
+)
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "raw tables", _CREATE_RAW),
     Migration(2, "campaign files, static lists, indexes of load times", _INCREMENTS),
@@ -412,6 +456,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(5, "merges and splits by hand, visitors by their ids", _IDENTITY_CHANGES),
     Migration(6, "imports of files of contacts", _IMPORTS),
     Migration(7, "two-way sync with CRMs", _CRM_SYNC),
+    Migration(8, "erasures, restrictions and the audit log", _PRIVACY),
 )
 
 

@@ -7,8 +7,10 @@ directory. Rooms that need more subclass `MailhouseSettings`; a `MAILHOUSE_` var
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
+import secrets
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -48,6 +50,8 @@ class MailhouseSettings(BaseSettings):
             each sending process keeps its own, and CRMs' limits are shared by the processes of one home.
         clock_offset: seconds added to the wall clock, for rehearsals on past data (the demo lives in June 2011).
             Every room and every dbt model takes the time through it.
+        erasure_key: key of the hashes by which people who were erased are recognised (`warehouse.erasures`); unset
+            means a file in the home folder, made once. All processes of a warehouse must have the same.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore")
@@ -65,6 +69,7 @@ class MailhouseSettings(BaseSettings):
     warehouse_replica_name: str = "{replica}"
     redis_url: SecretStr | None = None
     clock_offset: float = 0.0
+    erasure_key: SecretStr | None = None
 
     @classmethod
     def load(cls):
@@ -121,10 +126,80 @@ class MailhouseSettings(BaseSettings):
             self.warehouse_replica_name,
         )
 
+    def erasure_secret(self) -> bytes:
+        """The key of the hashes of people who were erased; made once, if no setting gives it.
+
+        Raises:
+            SettingsError: the key is too short to be a secret, or its file cannot be made or read.
+        """
+        return secret_of(
+            self.erasure_key,
+            self.home / "erasure_key",
+            setting="MAILHOUSE_ERASURE_KEY",
+            purpose="of people who were erased",
+            lost="without it they would come back. If nobody was ever erased, delete it.",
+        )
+
     def now(self) -> datetime:
         """The time, UTC, milliseconds, through `clock_offset`."""
         moment = datetime.now(UTC) + timedelta(seconds=self.clock_offset)
         return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+_SECRET_BYTES = 32
+_SHORTEST_SECRET = 16
+
+
+def secret_of(given: SecretStr | None, path: Path, *, setting: str, purpose: str, lost: str) -> bytes:
+    """A key from a setting, else from a file that is made once, whole, readable by its owner only.
+
+    Args:
+        setting: the variable's name, for errors.
+        purpose: what the key is of, for errors.
+        lost: what follows if the file is gone, for errors.
+
+    Raises:
+        SettingsError: the key is too short to be a secret, or its file cannot be made or read.
+    """
+    if given is not None:
+        key = given.get_secret_value().encode()
+        if len(key) < _SHORTEST_SECRET:
+            raise SettingsError(
+                f"{setting} is shorter than {_SHORTEST_SECRET} bytes.",
+                fix="Make one with: python -c 'import secrets; print(secrets.token_hex(32))'",
+            )
+        return key
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _write_once(path, secrets.token_hex(_SECRET_BYTES).encode())
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise SettingsError(
+            f"The key {purpose} at {path} cannot be made or read: {error.strerror}.",
+            fix=f"Make its folder writable, or set {setting}.",
+        ) from error
+    if len(key) < _SHORTEST_SECRET:
+        raise SettingsError(
+            f"{path} holds no key: it is shorter than {_SHORTEST_SECRET} bytes.",
+            fix=f"Put the key back from a backup; {lost}",
+        )
+    return key
+
+
+def _write_once(path: Path, content: bytes) -> None:
+    """Create a file with mode 0600 whole or not at all; the first of several processes wins."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class WarehouseAddress:

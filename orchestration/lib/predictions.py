@@ -16,6 +16,7 @@ from datetime import UTC, date, datetime, time, timedelta
 
 import polars as pl
 
+from campaigns.permissions import restricted_sql
 from ml.predictions.base import NotEnoughData
 from ml.predictions.cards import model_card
 from ml.predictions.predictors import (
@@ -125,6 +126,7 @@ class _Data:
             f"""
             select * from features.contact_features
             where as_of in ({_dates(missing)}) and contact_id % {{modulus:UInt32}} = 0
+                and not {restricted_sql("contact_id")}
             """,  # noqa: S608 - dates
             {"modulus": self.modulus},
         )
@@ -157,13 +159,13 @@ class _Data:
         )
 
     def everybody(self) -> pl.DataFrame:
-        """Features of everybody who is not deleted, as of today."""
+        """Features of everybody who is neither deleted nor restricted, as of today."""
         frame = self.warehouse.frame(
-            """
+            f"""
             select * from features.contact_features
-            where as_of = {today:Date} and contact_id in (select contact_id from marts.contacts where not
-            is_deleted)
-            """,
+            where as_of = {{today:Date}} and contact_id in (select contact_id from marts.contacts where not
+            is_deleted) and not {restricted_sql("contact_id")}
+            """,  # noqa: S608 - of our own making
             {"today": self.today.isoformat()},
         )
         _unique(frame)

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 import orjson
 import polars as pl
 
+from campaigns.permissions import restricted_sql
 from ml.dataset import InteractionMatrix
 from ml.recommend import Rules
 from ml.recommend.card import model_card, parameters
@@ -76,12 +77,13 @@ def refresh_recommendations(
     settings = settings or OrchestrationSettings.load()
     version = now.strftime("%Y%m%dT%H%M%SZ")
     interactions = warehouse.frame(
-        """
+        f"""
         select assumeNotNull(contact_id) as contact_id, product_id, ordered_at, quantity
         from marts.order_items
         where contact_id is not null and status = 'placed' and quantity > 0 and unit_price > 0
             and product_id not in (select product_id from marts.products where is_service)
-        """
+            and not {restricted_sql("contact_id")}
+        """  # noqa: S608 - of our own making
     )
     products = warehouse.frame(
         """
@@ -90,7 +92,11 @@ def refresh_recommendations(
         """
     )
     catalogue = products.drop("is_available")
-    people = warehouse.frame("select contact_id, country from marts.contacts order by contact_id")
+    people = warehouse.frame(
+        f"""
+        select contact_id, country from marts.contacts where not {restricted_sql("contact_id")} order by contact_id
+        """  # noqa: S608 - of our own making
+    )
     groups = people.select("contact_id", pl.col("country").cast(pl.String).alias("group"))
     groups = groups.filter(pl.col("group") != "")
     available = products.filter(pl.col("is_available"))["product_id"].to_list()

@@ -8,6 +8,8 @@ import pytest
 
 from campaigns.audience import AUDIENCE_COLUMNS, Audience, Shard
 from campaigns.checks import check_drift, run_checks
+from privacy.person import Person
+from privacy.restricting import change
 from warehouse.client import Warehouse
 from warehouse.errors import InputError
 
@@ -391,3 +393,31 @@ def test_texts_in_conditions_reach_the_engine_as_written(marts, write_spec):
         spec = write_spec(audience__where=f"city = {literal} and last_order_at < now()")
         assert Audience(marts.warehouse, spec, MONDAY, is_dry_run=True).count() == 1, text
         assert len(rows(Audience(marts.warehouse, spec, MONDAY, is_dry_run=True))) == 1, text
+
+
+def test_nobody_whose_data_are_restricted_is_chosen_or_written_to(marts, write_spec):
+    marts.contacts(1, 5)
+    warehouse = marts.warehouse
+
+    def restrict(person: Person, *, is_restricted: bool = True, allows: bool = False) -> None:
+        change(
+            warehouse,
+            person,
+            is_restricted=is_restricted,
+            allows_transactional=allows,
+            reason="",
+            actor="",
+            now=MONDAY,
+        )
+
+    restrict(Person(contact_ids={1}))
+    restrict(Person(emails={"c2@example.com"}), allows=True)
+    restrict(Person(contact_ids={3}))
+    restrict(Person(contact_ids={3}), is_restricted=False)
+    assert reasons(Audience(warehouse, write_spec(), MONDAY)) == {3: "", 4: "", 5: ""}
+    orders = Audience(warehouse, write_spec(send__category="transactional"), LAST_MONDAY)
+    assert reasons(orders) == {2: "", 3: "", 4: "", 5: ""}
+    # after the audience was settled
+    restrict(Person(contact_ids={4}, emails={"c4@example.com"}))
+    assert reasons(Audience(warehouse, write_spec(), MONDAY)) == {3: "", 4: "restricted", 5: ""}
+    assert Audience(warehouse, write_spec(), MONDAY).summary().skipped == {"restricted": 1}

@@ -19,6 +19,8 @@ from campaigns.journey_ticks import Departure, JourneyTick, TickSummary
 from campaigns.journeys import JourneySpec, load_journey
 from orchestration.lib.experiment_analysis import decide_by_hand, look, review, write_report
 from orchestration.lib.experiment_runs import Running, due_tasks
+from privacy.person import Person
+from privacy.restricting import change
 from senders.settings import SenderSettings
 from warehouse.client import Warehouse
 from warehouse.errors import InputError
@@ -207,6 +209,25 @@ def test_people_come_in_get_mail_wait_and_leave(bench: Bench) -> None:
     assert bench.path(3)[2:] == [("waited", "kind"), ("else", "again"), ("sent", "#finished")]
     assert bench.sent == [("hello", 1, "1"), ("hello", 3, "1"), ("again", 3, "1")]
     assert bench.tick(day(4)).moves == 0
+
+
+def test_nobody_whose_data_are_restricted_is_let_in(bench: Bench) -> None:
+    bench.write(**SIMPLE)
+    bench.people(1, 2, 3)
+    for person in (Person(contact_ids={1}), Person(emails={"c2@example.com"})):
+        change(
+            bench.warehouse,
+            person,
+            is_restricted=True,
+            allows_transactional=True,
+            reason="",
+            actor="",
+            now=START,
+        )
+    bench.tick(day(0))
+    bench.enter(day(0.5), 1, 2, 3)
+    assert bench.tick(day(1)).entered == 1
+    assert [bench.steps(contact) for contact in (1, 2, 3)] == [[], [], ["hello", "pause"]]
 
 
 def test_an_event_ends_a_wait_and_a_wait_ends_by_itself(bench: Bench) -> None:

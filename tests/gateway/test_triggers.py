@@ -36,6 +36,8 @@ from trigger_world import (
 
 from campaigns.deciding import clock_events, note_states
 from gateway.triggers import TriggerHandler, retry_wait
+from privacy.person import Person
+from privacy.restricting import change
 from senders.ledger import Ledger
 from senders.providers.webhook import WebhookProvider
 from warehouse.client import Warehouse
@@ -567,3 +569,42 @@ def test_a_withdrawal_elsewhere_counts_within_a_second(shop: Shop) -> None:
     handler.live.changed_permissions()
     feed(handler, events({"id": "f", "person": 3, "at": 3}), shop.at(3))
     assert shop.outcomes("left", 3)[-1] == "suppressed"
+
+
+def test_a_restriction_counts_within_a_second_and_when_it_is_lifted_too(shop: Shop) -> None:
+    people(shop.warehouse, 5)
+    handler = shop.start(
+        left="event: cart.updated\ncooldown: none\n" + MARKETING,
+        told="event: cart.updated\ncooldown: none\n" + SEND,
+        moved="event: cart.updated\ncooldown: none\nenter_journey: j\n",
+    )
+    one, two, three = (Person(contact_ids={contact_of(shop.warehouse, number)}) for number in (1, 2, 3))
+    by_address = Person(emails={"p4@example.com"})
+
+    def restrict(person: Person, *, is_restricted: bool = True, allows: bool = False) -> None:
+        change(
+            shop.warehouse, person, is_restricted=is_restricted, allows_transactional=allows, reason="", actor="",
+            now=shop.now,
+        )  # fmt: skip
+
+    def outcomes(trigger: str) -> list[str]:
+        return [shop.outcomes(trigger, number)[-1] for number in range(1, 6)]
+
+    restrict(one)
+    restrict(two, allows=True)
+    restrict(three)
+    restrict(three, is_restricted=False)
+    restrict(by_address)
+    for name, is_told in (("a", False), ("b", True)):
+        if is_told:
+            # in the background, as a gateway does
+            handler.live.follow()
+            assert handler.live.news is not None
+            handler.live.news.fresh()
+            handler.live.refresh()
+            assert handler.live.news.fresh() is not None
+        feed(handler, events(*({"id": f"{name}{n}", "person": n, "at": 1} for n in range(1, 6))), shop.at(2))
+        assert outcomes("left") == ["restricted", "restricted", "fired", "restricted", "fired"]
+        assert outcomes("told") == ["restricted", "fired", "fired", "restricted", "fired"]
+        assert outcomes("moved") == ["restricted", "restricted", "fired", "restricted", "fired"]
+    assert set(received(shop.settings)) == {"p2@example.com", "p3@example.com", "p5@example.com"}
