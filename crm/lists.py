@@ -21,6 +21,7 @@ from crm.locks import one_at_a_time
 from crm.readers import Want, read_chunks
 from crm.specs import Value
 from warehouse.client import Warehouse
+from warehouse.erasures import without_erased
 from warehouse.errors import InputError
 from warehouse.loads import UTC_MS, clear_quarantine, quarantine
 from warehouse.yaml_specs import nearest, shown_path
@@ -199,7 +200,8 @@ def _lines(reader: Iterator[list[str]]) -> Iterator[list[str]]:
 
 
 def _apply(warehouse: Warehouse, name: str, rows: pl.DataFrame, now: datetime) -> tuple[int, int]:
-    """Note who entered and who left; returns how many."""
+    """Note who entered and who left; returns how many. Who was erased is on no list."""
+    rows = without_erased(warehouse, rows)
     stored = warehouse.frame(
         """
         select source::String as source, external_id, lower(trim(email)) as email,

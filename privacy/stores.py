@@ -105,7 +105,17 @@ TABLES: Final[Mapping[str, Rule]] = {
     "raw.crm_syncs": Rule("none", "Syncs with CRMs: counts"),
     "raw.retention_runs": Rule("none", "What retention deleted: counts"),
     "raw.field_decisions": Rule("delete", "Which of several sources was believed about you"),
-    "raw.identity_changes": Rule("delete", "By hand: who is one person with whom"),
+    "raw.identity_changes": Rule(
+        "delete",
+        "By hand: who is one person with whom",
+        " or ".join(
+            f"{side}contact_id in (select number from keys where kind = 'contact')"
+            f" or {email_sql(side + 'email')} in (select value from keys where kind = 'email')"
+            f" or ({side}external_id != '' and concat({side}source::String, '\\x1f', {side}external_id) in"
+            " (select value from keys where kind = 'record'))"
+            for side in ("", "into_")
+        ),
+    ),
     "raw.imports": Rule("none", "Files that were imported: names and counts"),
     "raw.erasures": Rule("own", "Keyed hashes of those who must not come back"),
     "raw.restrictions": Rule("own", "Whether your data may be processed"),
