@@ -239,6 +239,7 @@ class Salesforce(HttpConnector):
         tells_deletes=True,
         tells_merges=True,
         has_webhooks=True,
+        looks_up=True,
         most_per_push=COLLECTION,
     )
 
