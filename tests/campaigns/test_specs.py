@@ -69,7 +69,7 @@ MISTAKES = [
     (
         ("  template: win_back", "  templat: win_back"),
         f"{PLACE}:9: send.templat is no key here.",
-        "Did you mean template? Allowed: channel, template, category, subject, preheader, provider,"
+        "Did you mean template? Allowed: channel, template, category, purpose, subject, preheader, provider,"
         " from_name, from_email, reply_to, track, utm, attachments, recommendations, provider_tracking, hold,"
         " cancellable.",
     ),

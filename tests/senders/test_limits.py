@@ -55,8 +55,7 @@ def test_tokens_read_back_for_their_purpose_only(message: uuid.UUID, purpose: st
     token = make_token(KEY, str(message), purpose)
     assert verify_token(KEY, token, purpose) == str(message)
     assert len(token) == 43
-    other = PURPOSES[1 - PURPOSES.index(purpose)]
-    assert verify_token(KEY, token, other) is None
+    assert all(verify_token(KEY, token, other) is None for other in PURPOSES if other != purpose)
     assert verify_token(KEY + b"x", token, purpose) is None
 
 

@@ -20,6 +20,8 @@ NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 TABLES = (
     "crm_records", "events", "messages", "campaigns", "products", "list_members", "consents", "consent_texts",
     "recommendations", "predictions", "model_evaluations", "quarantined_rows", "retention_runs",
+    "crm_cursors", "crm_pushes", "crm_shown", "crm_syncs", "field_decisions", "identity_changes", "imports",
+    "erasures", "restrictions", "audit_log",
 )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ RAW_TABLES = {
 }
 WRITTEN_ELSEWHERE = {
     "model_evaluations": "How good each model version was on what came later.",
+    "identity_changes": "Who is one person with whom, as people have said: merges, splits, and what took them back.",
 }
 # what a source's object is -> the raw tables it writes; exhaustive
 TABLES_OF: Mapping[str, tuple[str, ...]] = {
@@ -218,7 +219,7 @@ def ingestion() -> dg.Definitions:
             writers["crm_records"].append(dg.AssetKey(["sources", source_name(connector.name, kind)]))
     writers["crm_records"].append(dg.AssetKey(["crm", "sync"]))
     writers["events"].append(bounces.key)
-    # what models of `ml` write beside their own assets; nothing here makes them
+    # what models of `ml` write beside their own assets, and what people decide by commands; nothing here makes them
     written_elsewhere = [
         dg.AssetSpec(["raw", name], group_name=GROUP, description=description, kinds={"clickhouse"})
         for name, description in WRITTEN_ELSEWHERE.items()
