@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from empty_raw import empty_raw
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from xdist.remote import Producer
@@ -24,7 +25,6 @@ from xdist.scheduler import LoadScopeScheduling
 
 from warehouse.client import Warehouse
 from warehouse.embedded import launcher
-from warehouse.schema import migrate
 from warehouse.settings import MailhouseSettings
 
 # A busy machine is slow, and that is no finding. The suite tries the same examples each time, so that a change is
@@ -87,8 +87,7 @@ def settings(warehouse_server: MailhouseSettings, tmp_path: Path) -> MailhouseSe
 def warehouse(warehouse_server: MailhouseSettings) -> Iterator[Warehouse]:
     """The shared engine with empty raw tables."""
     with Warehouse.connect(warehouse_server, comment="test") as connection:
-        connection.execute("drop database if exists raw")
-        migrate(connection)
+        empty_raw(connection)
         yield connection
 
 

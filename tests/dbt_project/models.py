@@ -12,11 +12,11 @@ from typing import Any
 
 import polars as pl
 import pytest
+from empty_raw import empty_raw
 
 from orchestration.lib.dbt_runs import PROJECT_DIR, dbt_environment
 from warehouse.client import Warehouse
 from warehouse.loads import load_consents, load_crm_records, load_events
-from warehouse.schema import migrate
 from warehouse.settings import MailhouseSettings
 
 PREFIX = "dbt_test_"
@@ -139,8 +139,7 @@ class Models:
         """Empty raw tables, no models."""
         for name in DATABASES:
             self.warehouse.execute(f"drop database if exists {PREFIX}{name}")
-        self.warehouse.execute("drop database if exists raw")
-        migrate(self.warehouse)
+        empty_raw(self.warehouse)
 
 
 def moment(at: str | datetime) -> datetime:
