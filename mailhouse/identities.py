@@ -197,6 +197,15 @@ class Identities:
                 email for one, emails in addresses.iter_rows() if one != key.identity_id for email in emails
             }
             gone |= {identity_of("", "", email) for email in mine - others}
+        else:
+            # and accounts go where the address goes that was first told with them
+            accounts = self._marts(
+                "select record_identity_id, argMin(email_identity_id, tuple(first_seen_at, email)) as first_email"
+                " from {intermediate}.int_contacts__hinted where record_identity_id in {ids:Array(Int64)}"
+                " group by record_identity_id",
+                {"ids": owned.filter(pl.col("kind") == "account")["identity_id"].to_list()},
+            )
+            gone |= {account for account, email in accounts.iter_rows() if email == key.identity_id}
         if not set(owned["identity_id"]) - gone:
             raise InputError(
                 f"{key} is all that contact {whole} is.",

@@ -248,7 +248,7 @@
 
 {#-
     For models that keep one row a key and may take in a day twice: load days not taken in yet, and the stamp up to which
-    they are. None on a full refresh: everything.
+    they are; of old days only partitions that ClickHouse has written since are looked at. None on a full refresh: everything.
 
     What was taken in is noted by `note_taken`, after the rows are written: a run that is killed in between does the same
     again.
@@ -265,7 +265,18 @@
             {% if given -%}
             {{ is_recorded_on(given) }}
             {%- else -%}
-            {{ is_recorded_since("(toDate('" ~ taken_by(name or this.identifier).on ~ "') - " ~ var('load_overlap_days') ~ ")") }}
+            (
+                {{ is_recorded_since("(toDate('" ~ taken_by(name or this.identifier).on ~ "') - " ~ var('load_overlap_days') ~ ")") }}
+                -- days of long ago, too, if a visitor of theirs was named late: their parts are young
+                or slot in (
+                    select toDate(partition) from system.parts
+                    where
+                        active
+                        and database = '{{ ref('int_events__recorded').schema }}'
+                        and table = '{{ ref('int_events__recorded').identifier }}'
+                        and modification_time >= {{ last_taken(name) }} - toIntervalMinute(1)
+                )
+            )
             and recorded_at > {{ last_taken(name) }}
             {%- endif %}
         group by loaded_on

@@ -25,6 +25,7 @@ UPSTREAM = (
     "+events",
     "stg_consents__changes",
     "reputation_thresholds",
+    "int_contacts__merged",
     "+campaign_conversions",
 )
 ORDERS = ("converted_count", "orders_count", "goal_reached_count")

@@ -258,7 +258,11 @@ def test_raw_tables_are_kept_by_all_replicas(warehouse: Warehouse) -> None:
     for statement in statements:
         assert f'on cluster "{CLUSTER}"' in statement
         if "create table" in statement:
-            assert "engine = ReplicatedMergeTree('/tables/{uuid}/mail', '{replica}')" in statement
+            # those that keep the latest row name its time, too
+            assert re.search(
+                r"engine = Replicated(Replacing)?MergeTree\('/tables/\{uuid\}/mail', '\{replica\}'[,)]",
+                statement,
+            )
         warehouse.value("select formatQuery({sql:String})", {"sql": statement})
 
 

@@ -173,7 +173,7 @@ def test_messages_and_campaigns(history: Models) -> None:
     history.contact("1", "ann@example.com", "01-01")
     history.contact("2", "bob@example.com", "01-01")
     history.contact("3", "eve@example.com", "01-01")
-    history.build("--exclude-resource-type", "unit_test", "test", "--select", EVENTS, "contacts")
+    history.build("--exclude-resource-type", "unit_test", "test", "--select", EVENTS, "+contacts")
     people = dict(history.rows("select email, contact_id from marts.contacts"))
     rows = []
     for number, (email, status, reason) in enumerate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -106,7 +107,7 @@ def live_contacts(models: Models, live: Live) -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 4])
 def test_who_is_who_is_the_same_however_it_was_found_out(history: Models, seed: int) -> None:
     told = History(seed)
     for day in range(3):
@@ -141,27 +142,34 @@ def test_who_is_who_is_the_same_however_it_was_found_out(history: Models, seed: 
         assert known.contact(named) == contact
 
     # a merge and a split by hand, and what undoes them, leave no trace
-    decide = Identities(history.warehouse, prefix=PREFIX, clock=lambda: moment("06-27"))
+    minutes = itertools.count()
+    decide = Identities(
+        history.warehouse, prefix=PREFIX, clock=lambda: moment("06-27") + timedelta(minutes=next(minutes))
+    )
     people = increments["marts.contacts"]["contact_id"].to_list()
     one, other, third = told.dice.sample(people, 3)
     whys = {"reason": "the same street", "actor": "test"}
     made = [decide.merge(str(one), str(other), **whys), decide.merge(str(other), str(third), **whys)]
-    rows = identified.filter(pl.col("kind") == "email").sort("identifier")
-    for contact, email in rows.select("contact_id", "identifier").iter_rows():
-        if decide._identities_of(contact).height > 2:
-            made.append(decide.split(str(contact), email, **whys))
-            break
     before = live_contacts(history, live)
     identify(history, minutes=7)
-    after = tables(history)
-    assert after["marts.contacts"].height == len(people) - 2 + (len(made) - 2)
     assert before == contacts_of(history), "the gateway knew before it was built"
+    rows = identified.filter(pl.col("kind") == "email").sort("identifier")
+    for contact, email in rows.select("contact_id", "identifier").iter_rows():
+        # some are all that their contact is
+        with contextlib.suppress(InputError):
+            made.append(decide.split(str(contact), email, **whys))
+            break
+    identify(history, minutes=8)
+    after = tables(history)
+    owners = set(after["intermediate.int_contacts__identified"]["contact_id"])
+    assert owners <= set(after["marts.contacts"]["contact_id"]), "whom anything leads to is a contact"
+    assert len(made) == 3
+    assert after["marts.contacts"].height == len(people) - 2 + 1
     for change in made:
         decide.undo(change.change_id, **whys)
-    gone = live_contacts(history, live)
-    identify(history, minutes=8)
+    identify(history, minutes=9)
     assert unlike(increments, tables(history)) == {}
-    assert gone == contacts_of(history)
+    assert live_contacts(history, live) == contacts_of(history)
 
 
 @pytest.mark.slow

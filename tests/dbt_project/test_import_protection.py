@@ -14,7 +14,8 @@ from crm.importing import ConsentBasis, ImportOptions, ImportReport, plan_import
 from warehouse.client import Warehouse
 
 SELECTED = (
-    "--exclude-resource-type", "unit_test", "test", "--select", "+int_contacts__identified", "suppressions",
+    "--exclude-resource-type", "unit_test", "test", "--select", "+int_contacts__identified", "int_contacts__merged",
+    "suppressions",
 )  # fmt: skip
 
 

@@ -243,10 +243,11 @@ compared as (
 
     union all
 
-    select funnel, contact_id, entry_month, 0 as steps_passed, steps_passed as steps_known
-    from {{ this }} final
+    -- the column's own name, or ClickHouse would take the 0 beside it for it
+    select funnel, contact_id, entry_month, 0 as steps_passed, known.steps_passed as steps_known
+    from {{ this }} as known final
     where
-        steps_passed > 0
+        known.steps_passed > 0
         {%- if not are_all_due %}
         and entry_month >= toYYYYMM(changed_from)
         and contact_id in (select arrayJoin(due_contacts))

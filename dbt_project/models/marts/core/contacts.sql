@@ -19,11 +19,33 @@ moved as (
 
 ),
 
+split_emails as (
+
+    -- addresses that were taken out of a contact by hand
+    select identifier as split_email, contact_id as split_contact_id
+    from {{ ref('int_contacts__identified') }}
+    where kind = 'email' and named_contact_id != own_contact_id
+
+),
+
 records as (
 
+    -- whose address is somebody else's now, is not written to there
     select
-        loaded.* except (contact_id),
-        coalesce(moved.moved_contact_id, loaded.contact_id) as contact_id
+        loaded.* except (contact_id, email, last_email),
+        coalesce(moved.moved_contact_id, loaded.contact_id) as contact_id,
+        if(
+            loaded.email in (select split_email from split_emails)
+                and (loaded.email, contact_id) not in (select split_email, split_contact_id from split_emails),
+            '',
+            loaded.email
+        ) as email,
+        if(
+            loaded.last_email in (select split_email from split_emails)
+                and (loaded.last_email, contact_id) not in (select split_email, split_contact_id from split_emails),
+            '',
+            loaded.last_email
+        ) as last_email
     from {{ newest(ref('int_records__combined'), 'loaded') }}
     left any join moved on moved.moved_identity_id = loaded.identity_id
 
@@ -87,15 +109,14 @@ combined_contacts as (
 
 ),
 
-hinted_contacts as (
+seen_emails as (
 
-    -- of several addresses that were merged the one that was seen last
     select
         identifiers.contact_id as contact_id,
-        argMax(identifiers.identifier, tuple(hints.last_seen_at, identifiers.identifier)) as email,
-        arraySort(groupUniqArrayArray(hints.sources)) as sources,
-        min(hints.first_seen_at) as created_at,
-        max(hints.last_seen_at) as updated_at
+        identifiers.identifier as email,
+        hints.sources as sources,
+        hints.first_seen_at as first_seen_at,
+        hints.last_seen_at as last_seen_at
     from {{ ref('int_contacts__hinted') }} as hints
     inner join {{ ref('int_contacts__identified') }} as identifiers
         on identifiers.identity_id = hints.email_identity_id
@@ -103,7 +124,36 @@ hinted_contacts as (
         identifiers.kind = 'email'
         and not identifiers.is_known_to_crm
         and hints.message_contact_id = 0
-    group by identifiers.contact_id
+
+    union all
+
+    -- a record has it, but it was given to a contact of its own
+    select
+        split_emails.split_contact_id as contact_id,
+        split_emails.split_email as email,
+        [holders.source] as sources,
+        holders.created_at as first_seen_at,
+        holders.updated_at as last_seen_at
+    from (
+        select source::String as source, arrayJoin(emails) as email, created_at, updated_at
+        from {{ newest(ref('int_records__combined')) }}
+        where hasAny(emails, (select groupArray(split_email) from split_emails))
+    ) as holders
+    inner join split_emails on split_emails.split_email = holders.email
+
+),
+
+hinted_contacts as (
+
+    -- of several addresses that were merged the one that was seen last
+    select
+        seen_emails.contact_id as contact_id,
+        argMax(seen_emails.email, tuple(seen_emails.last_seen_at, seen_emails.email)) as email,
+        arraySort(groupUniqArrayArray(seen_emails.sources)) as sources,
+        min(seen_emails.first_seen_at) as created_at,
+        max(seen_emails.last_seen_at) as updated_at
+    from seen_emails
+    group by seen_emails.contact_id
 
 ),
 
