@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mailhouse.cli import app
+from mailhouse.console import console
 from warehouse.client import Warehouse
 from warehouse.loads import load_crm_records
 from warehouse.settings import MailhouseSettings
@@ -47,11 +48,12 @@ def test_a_person_sees_what_would_happen_lets_it_and_asks_why(
     runner = CliRunner()
 
     def say(*words: str) -> str:
-        result = runner.invoke(app, ["crm", *words], env={"COLUMNS": "200"})
+        result = runner.invoke(app, ["crm", *words])
         assert result.exit_code == 0, result.output + repr(result.exception)
         return result.output
 
     with serve(fake) as served, monkeypatch.context() as patch:
+        patch.setattr(console, "width", 200)
         for name, value in {
             "HOME": warehouse_server.home, "CONTENT_DIR": tmp_path, "WAREHOUSE_PORT": warehouse_server.warehouse_port,
             "HUBSPOT_TOKEN": TOKEN, "HUBSPOT_BASE_URL": served.url,
