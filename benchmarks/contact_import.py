@@ -22,13 +22,11 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import multiprocessing
 import random
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.lib.dbt_process import cpu_seconds
+from benchmarks.lib.fresh_process import in_process
 from warehouse.client import Warehouse
 from warehouse.embedded import launcher
 from warehouse.embedded.launcher import free_port
@@ -177,12 +176,6 @@ def looped(path: Path) -> dict[str, Any]:
             taken.append(is_good)
             seen.add(address)
     return {"seconds": time.process_time() - before, "taken": taken}
-
-
-def in_process(call: Callable[..., Any], *arguments: Any) -> Any:
-    """Run in a fresh process, so that its peak memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(call, arguments)
 
 
 def main() -> None:

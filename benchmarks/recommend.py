@@ -20,12 +20,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import multiprocessing
 import os
 import resource
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from benchmarks.lib.fresh_process import in_process
 from ml.dataset import InteractionMatrix, validated_interactions
 from ml.evaluate import judge_on_split
 from ml.recommend import (
@@ -152,12 +151,6 @@ def made_up(n_contacts: int, seed: int = 0) -> tuple[pl.DataFrame, np.ndarray]:
         }
     )
     return frame, upcoming
-
-
-def in_process(call: Callable[..., Any], *arguments: Any) -> Any:
-    """Run in a fresh process, so that its peak memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(call, arguments)
 
 
 def peak_gigabytes() -> float:

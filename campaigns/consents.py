@@ -6,7 +6,6 @@ rows before it stay, with the words that were shown (`raw.consent_texts`).
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import ipaddress
 from collections.abc import Collection, Iterable, Mapping
@@ -20,6 +19,7 @@ import polars as pl
 from campaigns.permissions import CHANNELS, MARKETING_CHANNELS, reach_parameters
 from campaigns.purposes import ConsentText
 from campaigns.siphash import normalised_email
+from warehouse.actor import own_name
 from warehouse.client import Warehouse
 from warehouse.errors import InputError, WarehouseError
 from warehouse.loads import CONSENT_COLUMNS, load_consents
@@ -252,7 +252,7 @@ def record_consent(
             raise InputError(
                 f"{proof.ip!r} is no IP address.", fix="Write it like 192.0.2.7, or leave it out."
             ) from None
-    proof = proof or Proof(recorded_by=user_name())
+    proof = proof or Proof(recorded_by=own_name())
     parts = (source, address, channel, purpose, str(is_granted), basis, moment.isoformat(), proof.page)
     consent_id = f"{source}:{hashlib.sha256(chr(31).join(parts).encode()).hexdigest()[:32]}"
     if proof.text is not None:
@@ -273,14 +273,6 @@ def record_consent(
     if result.quarantined:
         raise WarehouseError("The warehouse could not store the consent.", fix="See raw.quarantined_rows.")
     return consent_id
-
-
-def user_name() -> str:
-    """Who is at the keyboard, for `recorded_by`."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return "unknown user"
 
 
 def _check(address: str, channel: str, purpose: str, purposes: Collection[str]) -> None:

@@ -46,6 +46,7 @@ from campaigns.recent import (
     Flight,
     News,
     Told,
+    cast,
     restrictions_in_force,
 )
 from campaigns.resolving import Guess, Resolver, keyed_frame, loads_of
@@ -341,7 +342,7 @@ class Live:
             pl.col("order_id").fill_null(""), pl.col("order_revenue", "order_items").fill_null(0),
             pl.col("is_sale").fill_null(False),
         )  # fmt: skip
-        self.flight.add(_cast(flying, FLIGHT))
+        self.flight.add(cast(flying, FLIGHT))
         if flying["is_stop"].any():
             # what was handed on before does not know of it
             self.changed_at = time.monotonic()
@@ -415,7 +416,7 @@ class Live:
             external={"orders": orders.unique("event_id")},
             settings=INSERT_SETTINGS,
         )
-        return _cast(found, {"event_id": pl.String(), **{name: FLIGHT[name] for name in _SOLD}})
+        return cast(found, {"event_id": pl.String(), **{name: FLIGHT[name] for name in _SOLD}})
 
     # what is so of them
 
@@ -592,19 +593,19 @@ class Live:
                 }
                 given = self._told(told, addresses, strange, through, needs, said if proofs else frozenset())
                 if proofs:
-                    given = pl.concat([given, _cast(proofs.result(), GIVEN)])
-            given = _cast(given, GIVEN)
+                    given = pl.concat([given, cast(proofs.result(), GIVEN)])
+            given = cast(given, GIVEN)
             if flying.height:
                 given = pl.concat([given, _stops_of(flying, addresses)])
             if given.height:
                 given = given.unique(
                     ("address", "type", "consent_id", "event_id"), keep="first", maintain_order=True
                 )
-        happened = [_cast(one.result(), HAPPENED) for one in (live, stops, recorded) if one is not None]
+        happened = [cast(one.result(), HAPPENED) for one in (live, stops, recorded) if one is not None]
         if told is not None:
             happened.append(told.own.filter(pl.col("contact_id").is_in(contacts["contact_id"].implode())))
         if flying.height:
-            happened.append(_cast(flying.filter(pl.col("type").is_in((*types, *STOPS))), HAPPENED))
+            happened.append(cast(flying.filter(pl.col("type").is_in((*types, *STOPS))), HAPPENED))
         messages = sends.result() if sends else None
         happened = [one for one in happened if one.height]
         history = (
@@ -707,7 +708,7 @@ class Live:
         matters = {*strange, *news.filter(is_consent)["address"]} & set(addresses)
         wanted = (set(addresses) if needs.has_proof else matters) - set(asked)
         if wanted:
-            news = pl.concat([news, _cast(self._consents(frozenset(wanted)), GIVEN)])
+            news = pl.concat([news, cast(self._consents(frozenset(wanted)), GIVEN)])
         return news
 
     def _consents(self, addresses: frozenset[str]) -> pl.DataFrame:
@@ -926,7 +927,7 @@ class Live:
         flying = self.flight.all().filter(pl.col("type").is_in(list(types)))
         live = self._pool.submit(self._live, frozenset(contacts["contact_id"].to_list()), types)
         recorded = self._recorded(contacts, types, (since, 0))
-        happened = [_cast(one, HAPPENED) for one in (live.result(), recorded, flying)]
+        happened = [cast(one, HAPPENED) for one in (live.result(), recorded, flying)]
         found = pl.concat(happened).unique(("contact_id", "event_id"), keep="first")
         return (
             rows.select("row", pl.col("contact_id").cast(pl.Int64), "since", "until")
@@ -976,10 +977,6 @@ _KNOWN_ORDERS: Final[dict[str, pl.DataType]] = {
     "ordered_at": UTC_MS,
     "cancelled_at": UTC_MS,
 }
-
-
-def _cast(frame: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    return frame.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
 
 
 def _columns(types: Collection[str]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -201,7 +201,7 @@ class News:
         self._told = Told(
             through,
             messages_through,
-            _cast(found.filter(pl.col("contact_id") == 0), GIVEN),
+            cast(found.filter(pl.col("contact_id") == 0), GIVEN),
             own.select(
                 pl.lit(_EMPTY[name], dtype).alias(name) if name in _EMPTY else pl.col(name).cast(dtype)
                 for name, dtype in HAPPENED.items()
@@ -213,7 +213,7 @@ class News:
 
 def restrictions_in_force(warehouse: Warehouse) -> pl.DataFrame:
     """All restrictions, columns of `RESTRICTED`."""
-    return _cast(warehouse.frame(restrictions_sql()), RESTRICTED)
+    return cast(warehouse.frame(restrictions_sql()), RESTRICTED)
 
 
 _EMPTY: Final = {
@@ -222,7 +222,8 @@ _EMPTY: Final = {
 }  # fmt: skip
 
 
-def _cast(frame: pl.DataFrame, schema: dict[str, pl.DataType]) -> pl.DataFrame:
+def cast(frame: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    """The columns of a schema, in its order and types."""
     return frame.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
 
 

@@ -14,8 +14,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, ClassVar, Final, Literal, Self
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, NamedTuple, Self
 
 import pyarrow as pa
 
@@ -50,6 +50,38 @@ PULLED: Final = pa.schema(
     ]
 )
 """Columns of a batch. `merged_into` is stored in the properties, as `merged_into`."""
+
+
+class Row(NamedTuple):
+    """A row of `PULLED`."""
+
+    external_id: str
+    updated_at: datetime
+    is_deleted: bool
+    merged_into: str
+    properties: str
+
+
+def table_of(rows: Sequence[Row]) -> pa.Table:
+    """Rows as a table with the columns of `PULLED`."""
+    columns = zip(*rows, strict=True) if rows else [()] * len(PULLED)
+    return pa.table(
+        [pa.array(list(values), column.type) for values, column in zip(columns, PULLED, strict=True)],
+        schema=PULLED,
+    )
+
+
+def utc_time(value: object) -> datetime | None:
+    """An ISO 8601 time in UTC and whole milliseconds, one without a zone being of UTC; None if it is none."""
+    if not isinstance(value, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
 
 FIELDS: Final = (
     "email",

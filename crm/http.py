@@ -204,6 +204,16 @@ class HttpConnector(Connector):
         self._sleep(wait)
 
 
+def is_header_text(text: str) -> bool:
+    """Whether a text can be a token in a header; what cannot would come back in the library's error, token and all."""
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
+
+
+def objects_of(value: Any) -> list[dict[str, Any]]:
+    """The objects of a list in an answer, however broken; none if it is no list."""
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
 def seconds(text: str | None) -> float | None:
     """A number of seconds from a header such as Retry-After; None if it says none."""
     try:

@@ -48,8 +48,9 @@ from crm.base import (
     Pushed,
     SetUp,
     require,
+    utc_time,
 )
-from crm.http import RETRIED, Again, HttpConnector, Pace, seconds
+from crm.http import RETRIED, Again, HttpConnector, Pace, is_header_text, seconds
 from crm.hubspot_contract import (
     CHANGED,
     READ,
@@ -58,7 +59,6 @@ from crm.hubspot_contract import (
     changed_at,
     merged_ids,
     milliseconds,
-    parsed_time,
     zone_of,
 )
 from crm.hubspot_writing import Definitions, push_contacts, push_tasks, set_up_fields
@@ -119,8 +119,7 @@ class HubSpot(HttpConnector):
         clock: Callable[[], float] = time.time,
     ) -> None:
         token = settings.hubspot_token.get_secret_value().strip() if settings.hubspot_token else ""
-        # what cannot stand in a header would come back in the library's error, token and all
-        if not token or not token.isascii() or not token.isprintable() or " " in token:
+        if not is_header_text(token):
             raise SettingsError(
                 "HubSpot has no token." if not token else "The token of HubSpot holds what no token holds.",
                 fix="Set MAILHOUSE_HUBSPOT_TOKEN to the access token of a service key (or private app).",
@@ -618,7 +617,7 @@ def _row(record: dict[str, Any], kind: Kind, is_deleted: bool) -> tuple[int, str
     if is_deleted:
         # archiving need not touch the record's own time; as a version it comes after all it had before, also where
         # the clock that told of the last one was ahead
-        archived = parsed_time(record.get("archivedAt")) or changed
+        archived = utc_time(record.get("archivedAt")) or changed
         changed = max(changed + timedelta(milliseconds=1), archived)
     properties = record.get("properties")
     if not isinstance(properties, dict):

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Final
 
-from crm.base import CrmRefusedError, Kind
+from crm.base import CrmRefusedError, Kind, utc_time
 
 CHANGED: Final[Mapping[Kind, str]] = {
     "contact": "lastmodifieddate",
@@ -101,18 +101,6 @@ class HubSpotRefusalError(CrmRefusedError):
         return self.status == 404 and self.said.get("category") != "OBJECT_NOT_FOUND"
 
 
-def parsed_time(value: object) -> datetime | None:
-    """A time as HubSpot writes it, in UTC and whole milliseconds; None if it is none."""
-    if not isinstance(value, str):
-        return None
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        return None
-    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
-
-
 def milliseconds(moment: datetime) -> int:
     """Since 1970."""
     return (moment - _EPOCH) // _MILLISECOND
@@ -127,7 +115,7 @@ def changed_at(record: Mapping[str, Any], kind: Kind) -> datetime | None:
     """The time that search sorts by, `updatedAt` where the property is missing; None without either."""
     properties = record.get("properties")
     own = properties.get(CHANGED[kind]) if isinstance(properties, dict) else None
-    return parsed_time(own) or parsed_time(record.get("updatedAt"))
+    return utc_time(own) or utc_time(record.get("updatedAt"))
 
 
 def merged_ids(record: Mapping[str, Any]) -> set[str]:

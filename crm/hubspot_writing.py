@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from crm.base import Change, CrmError, CrmRefusedError, CustomField, Kind, Pushed, PushStatus, Scalar, SetUp
+from crm.http import objects_of
 from crm.hubspot_contract import (
     CHANGED,
     MERGED,
@@ -259,7 +260,7 @@ class _Pushing:
     def _read_answer(self, answer: Mapping[str, Any], rows: Sequence[_Row], id_property: str) -> None:
         left = {row.trace: row for row in rows}
         by_id = {row.id.casefold(): row.trace for row in rows}
-        for record in _dicts(answer.get("results")):
+        for record in objects_of(answer.get("results")):
             own = str(record.get("id", ""))
             properties = record.get("properties") or {}
             known_as = str(properties.get(id_property) or "").casefold() if id_property else own
@@ -274,7 +275,7 @@ class _Pushing:
                     updated_at=changed_at(record, self._kind),
                 )
         others = ""
-        for error in _dicts(answer.get("errors")):
+        for error in objects_of(answer.get("errors")):
             status: PushStatus = _STATUSES.get(str(error.get("category")), "failed")
             named = [
                 row
@@ -624,10 +625,10 @@ def _associate(hub: HubSpot, pushing: _Pushing, kind: Kind, wanted: Mapping[int,
         except CrmError as error:
             reason = error.message
         else:
-            for one in _dicts(answer.get("results")):
+            for one in objects_of(answer.get("results")):
                 ends = one.get("from") or {}, one.get("to") or {}
                 tied.add((str(ends[0].get("id")), str(ends[1].get("id"))))
-            errors = _dicts(answer.get("errors"))
+            errors = objects_of(answer.get("errors"))
             reason = _reason(errors[0]) if errors else ""
         if not reason:
             continue
@@ -664,7 +665,7 @@ class _Owners:
         query = {"limit": "100"}
         while True:
             answer = self._hub.ask("GET", self._hub.other_path("owners"), what="list of owners", params=query)
-            for one in _dicts(answer.get("results")):
+            for one in objects_of(answer.get("results")):
                 number = str(one.get("id", ""))
                 name = f"{one.get('firstName') or ''} {one.get('lastName') or ''}".strip()
                 for word in (one.get("email"), name):
@@ -703,10 +704,6 @@ def _named(error: Mapping[str, Any]) -> list[str]:
 
 def _reason(error: Mapping[str, Any]) -> str:
     return str(error.get("message") or error.get("category") or "no reason given")
-
-
-def _dicts(value: Any) -> list[dict[str, Any]]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def _boolean(given: Scalar) -> str:

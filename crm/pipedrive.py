@@ -39,7 +39,6 @@ from pydantic import SecretStr
 
 from crm.base import (
     FIELDS,
-    PULLED,
     Capabilities,
     Change,
     CrmError,
@@ -50,11 +49,24 @@ from crm.base import (
     Pulled,
     Pushed,
     PushStatus,
+    Row,
     Scalar,
     SetUp,
     require,
+    table_of,
+    utc_time,
 )
-from crm.http import LONGEST_WAIT, RETRIED, Again, HttpConnector, NoPace, Pace, seconds
+from crm.http import (
+    LONGEST_WAIT,
+    RETRIED,
+    Again,
+    HttpConnector,
+    NoPace,
+    Pace,
+    is_header_text,
+    objects_of,
+    seconds,
+)
 from crm.pacing import allowance
 from crm.settings import CrmSettings
 from warehouse.errors import SettingsError
@@ -460,7 +472,7 @@ class Pipedrive(HttpConnector):
         """
         require(self, pull=kind)
         positions = _positions(since)
-        rows: list[_Row] = []
+        rows: list[Row] = []
         try:
             for stream in _streams(kind):
                 for records in self._changed(stream, positions.setdefault(stream.name, _Position())):
@@ -538,7 +550,7 @@ class Pipedrive(HttpConnector):
             wait = (youngest - self._server_now + SETTLED).total_seconds() + 1
             self._sleep(min(max(wait, 1.0), 10.0))
 
-    def _gone(self, kind: Kind, position: _Position) -> Iterator[list[_Row]]:
+    def _gone(self, kind: Kind, position: _Position) -> Iterator[list[Row]]:
         """Batches of what was deleted since, each looked up before it is believed."""
         if self._server_now - _parsed(position.since) > KEPT:
             logger.warning(
@@ -581,7 +593,7 @@ class Pipedrive(HttpConnector):
             if not is_more:
                 return
 
-    def _believed(self, kind: Kind, page: Sequence[dict[str, Any]], last: datetime) -> list[_Row]:
+    def _believed(self, kind: Kind, page: Sequence[dict[str, Any]], last: datetime) -> list[Row]:
         suspects: dict[str, tuple[datetime, str]] = {}
         for item in page:
             record, number = _dict(item.get("data")), _number(item)
@@ -599,7 +611,7 @@ class Pipedrive(HttpConnector):
             alive |= set(self._look_up(kind, numbers[index : index + IDS]))
         return [
             # a deletion that turns out to be a merge is a version of its own
-            _Row(number, at + (2 * _TICK if into else _TICK), True, into, "{}")
+            Row(number, at + (2 * _TICK if into else _TICK), True, into, "{}")
             for number, (at, into) in suspects.items()
             if number not in alive
         ]
@@ -608,15 +620,15 @@ class Pipedrive(HttpConnector):
         """See `Connector.look_up`. Into whom a record was merged is not told here, but by webhooks and `pull`."""
         require(self, pull=kind)
         numbers = [number for number in dict.fromkeys(ids) if number.isdigit()]
-        rows: list[_Row] = []
+        rows: list[Row] = []
         for index in range(0, len(numbers), IDS):
             part = numbers[index : index + IDS]
             found = self._look_up(kind, part)
             rows += [self._row(kind, record, is_gone=False) for record in found.values()]
             # when it was deleted is not told: a moment that is over, so that no later version has its time
             at = (self._server_now - SETTLED).replace(microsecond=0) + _TICK
-            rows += [_Row(number, at, True, "", "{}") for number in part if number not in found]
-        return Pulled(_table(rows), "")
+            rows += [Row(number, at, True, "", "{}") for number in part if number not in found]
+        return Pulled(table_of(rows), "")
 
     def _look_up(self, kind: Kind, numbers: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Records that are there, by id; at most `IDS`."""
@@ -648,10 +660,10 @@ class Pipedrive(HttpConnector):
             return {}
         return _dict(answer.get("data"))
 
-    def _row(self, kind: Kind, record: dict[str, Any], *, is_gone: bool) -> _Row:
+    def _row(self, kind: Kind, record: dict[str, Any], *, is_gone: bool) -> Row:
         at = _changed_at(record)
         if is_gone or record.get("is_deleted") is True:
-            return _Row(_number(record), at + _TICK, True, "", "{}")
+            return Row(_number(record), at + _TICK, True, "", "{}")
         named = {name: value for name, value in record.items() if name != "custom_fields"}
         given = {
             key: value for key, value in _dict(record.get("custom_fields")).items() if not _is_empty(value)
@@ -667,7 +679,7 @@ class Pipedrive(HttpConnector):
         named = {name: value for name, value in named.items() if not _is_empty(value)}
         text = json.dumps(named, ensure_ascii=False, separators=(",", ":"))
         # half of a surrogate pair, which JSON can spell, is no UTF-8
-        return _Row(_number(record), at, False, "", text.encode("utf-8", "replace").decode())
+        return Row(_number(record), at, False, "", text.encode("utf-8", "replace").decode())
 
     def _known(self, kind: Kind, keys: Iterable[str]) -> Mapping[str, _Known]:
         """Custom fields by Pipedrive's keys; those that were made since we looked are looked up, once."""
@@ -693,7 +705,7 @@ class Pipedrive(HttpConnector):
                     cost=_LIST,
                     parameters=parameters,
                 )
-                found += _dicts(answer.get("data"))
+                found += objects_of(answer.get("data"))
                 following = _following(answer)
                 if not following or following == cursor:
                     break
@@ -873,7 +885,7 @@ class _Pushing:
             cost=_SEARCH,
             parameters={"term": email, "fields": "email", "exact_match": "true", "limit": str(IDS)},
         )
-        items = [_dict(found.get("item")) for found in _dicts(_dict(answer.get("data")).get("items"))]
+        items = [_dict(found.get("item")) for found in objects_of(_dict(answer.get("data")).get("items"))]
         numbers = [
             _number(item)
             for item in items
@@ -1061,7 +1073,7 @@ class _Pushing:
         if self._users is None:
             answer = self._crm._ask("GET", "/v1/users", "list of users", cost=20)
             self._users = {}
-            for user in _dicts(answer.get("data")):
+            for user in objects_of(answer.get("data")):
                 if user.get("active_flag") is False:
                     continue
                 for word in (user.get("email"), user.get("name")):
@@ -1179,24 +1191,13 @@ class _CustomFields:
                 name = f"{name or 'field'}_{key[:8]}"
             labels = {
                 int(option["id"]): str(option.get("label"))
-                for option in _dicts(one.get("options"))
+                for option in objects_of(one.get("options"))
                 if str(option.get("id", "")).isdigit()
             }
             options = {text.casefold(): number for number, text in labels.items()}
             self.by_key[key] = self.by_name[name] = _Known(
                 key, name, label, str(one.get("field_type")), options, labels
             )
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A row of `PULLED`."""
-
-    external_id: str
-    updated_at: datetime
-    is_deleted: bool
-    merged_into: str
-    properties: str
 
 
 def merges(events: Iterable[tuple[str, datetime, Mapping[str, Any]]]) -> pa.Table:
@@ -1207,7 +1208,7 @@ def merges(events: Iterable[tuple[str, datetime, Mapping[str, Any]]]) -> pa.Tabl
             type `contact.merged` have no `merged_into` and are passed over.
     """
     rows = [
-        _Row(
+        Row(
             number,
             at.astimezone(UTC).replace(microsecond=0) + 2 * _TICK,
             True,
@@ -1217,22 +1218,15 @@ def merges(events: Iterable[tuple[str, datetime, Mapping[str, Any]]]) -> pa.Tabl
         for number, at, properties in events
         if properties.get("merged_into") and number and str(properties["merged_into"]) != number
     ]
-    return _table(rows)
+    return table_of(rows)
 
 
-def _table(rows: Sequence[_Row]) -> pa.Table:
-    columns = ("external_id", "updated_at", "is_deleted", "merged_into", "properties")
-    return pa.Table.from_pydict(
-        {column: [getattr(row, column) for row in rows] for column in columns}, schema=PULLED
-    )
-
-
-def _pulled(rows: Sequence[_Row], positions: Mapping[str, _Position]) -> Pulled:
+def _pulled(rows: Sequence[Row], positions: Mapping[str, _Position]) -> Pulled:
     said = {
         name: {key: value for key in ("since", "following", "seen") if (value := getattr(position, key))}
         for name, position in positions.items()
     }
-    return Pulled(_table(rows), json.dumps(said))
+    return Pulled(table_of(rows), json.dumps(said))
 
 
 def _positions(cursor: str | None) -> dict[str, _Position]:
@@ -1252,7 +1246,7 @@ def _positions(cursor: str | None) -> dict[str, _Position]:
 
 
 def _records(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
-    records = _dicts(answer.get("data"))
+    records = objects_of(answer.get("data"))
     if broken := next((record for record in records if not str(record.get("id", "")).isdigit()), None):
         raise CrmError(
             f"Pipedrive's list has a record without an id: {sorted(broken)[:5]}.",
@@ -1293,7 +1287,7 @@ def _person(record: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, An
 
 
 def _entries(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    return [one for one in _dicts(record.get(name)) if _text(one.get("value"))]
+    return [one for one in objects_of(record.get(name)) if _text(one.get("value"))]
 
 
 def _primary(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -1402,7 +1396,7 @@ def _judged(change: Change, number: str, error: PipedriveAnswerError) -> Pushed:
 
 def _secret(value: SecretStr | None, name: str) -> str:
     text = value.get_secret_value().strip() if value is not None else ""
-    if text and (not text.isascii() or not text.isprintable() or " " in text):
+    if text and not is_header_text(text):
         raise SettingsError(
             f"Pipedrive's {name.removeprefix('pipedrive_')} is none: it has spaces or other strange characters.",
             fix=f"Set MAILHOUSE_{name.upper()} to it as Pipedrive shows it.",
@@ -1419,10 +1413,6 @@ def _object(response: httpx.Response) -> dict[str, Any]:
 
 def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _dicts(value: Any) -> list[dict[str, Any]]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def _text(value: object) -> str:
@@ -1452,14 +1442,8 @@ def _parsed(text: str) -> datetime:
 
 def _parsed_or_none(value: object) -> datetime | None:
     # v1 writes times of UTC without a zone
-    if not isinstance(value, str):
-        return None
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        return None
-    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    return moment.replace(microsecond=0)
+    moment = utc_time(value)
+    return moment.replace(microsecond=0) if moment is not None else None
 
 
 def _moment(name: str, value: Scalar) -> datetime | None:

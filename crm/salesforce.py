@@ -50,8 +50,11 @@ from crm.base import (
     Pulled,
     Pushed,
     PushStatus,
+    Row,
     Scalar,
     SetUp,
+    table_of,
+    utc_time,
 )
 from crm.http import RETRIED, Again, HttpConnector, Pace, seconds
 from crm.salesforce_login import Login, Session
@@ -60,7 +63,6 @@ from crm.salesforce_records import (
     MOST_VALUES,
     OURS,
     Place,
-    Row,
     address,
     api_name,
     csv_records,
@@ -70,9 +72,7 @@ from crm.salesforce_records import (
     inner,
     literal,
     our_name,
-    parsed,
     select,
-    table,
     text_of,
     whole,
 )
@@ -441,18 +441,20 @@ class Salesforce(HttpConnector):
         wanted = list(dict.fromkeys(ids))
         for _ in range(2):
             for row in self._read_ids(kind, [number for number in wanted if ID.fullmatch(number)], times):
-                rows[row[0]] = row
-            wanted = [row[3] for row in rows.values() if row[3] and row[3] not in rows]
+                rows[row.external_id] = row
+            wanted = [
+                row.merged_into for row in rows.values() if row.merged_into and row.merged_into not in rows
+            ]
             if not wanted:
                 break
         known = {number[:_SHORT_ID] for number in rows}
         now = max(times, default=datetime.now(UTC))
         gone: list[Row] = [
-            (number, whole(now), True, "", "{}")
+            Row(number, whole(now), True, "", "{}")
             for number in dict.fromkeys(ids)
             if number[:_SHORT_ID] not in known
         ]
-        return Pulled(table([*_aged(list(rows.values()), min(times, default=None)), *gone]), "")
+        return Pulled(table_of([*_aged(list(rows.values()), min(times, default=None)), *gone]), "")
 
     def _read_ids(self, kind: Kind, ids: Sequence[str], times: list[datetime]) -> Iterator[Row]:
         for group in groups(ids):
@@ -525,12 +527,12 @@ class Salesforce(HttpConnector):
             if is_all and len(found) < limit:
                 after = place.finished(began, newest)
                 if rows or after != place:
-                    yield Pulled(table(rows), after.text())
+                    yield Pulled(table_of(rows), after.text())
                 return
             if not found or (found[-1][1], found[-1][0]) == (place.at, place.id):
                 raise CrmError("Salesforce sends the same page again and again.", fix="Run again later.")
             place = Place(at=found[-1][1], id=found[-1][0], began=began, newest=newest)
-            yield Pulled(table(rows), place.text())
+            yield Pulled(table_of(rows), place.text())
 
     def _pull_in_bulk(self, kind: Kind, place: Place) -> Iterator[Pulled]:
         is_resumed = bool(place.job)
@@ -538,7 +540,7 @@ class Salesforce(HttpConnector):
             if not place.job:
                 place = self._start_job(kind)
                 # kept before anything is read, so that whoever dies while the job runs finds it again
-                yield Pulled(table([]), place.text())
+                yield Pulled(table_of([]), place.text())
             try:
                 trouble = self._await_job(f"{self._data}/jobs/query/{place.job}")
                 if not trouble:
@@ -577,7 +579,7 @@ class Salesforce(HttpConnector):
             rows = _aged(found, place.began)
             locator = response.headers.get("sforce-locator", "")
             if locator in ("", "null"):
-                yield Pulled(table(rows), place.finished(place.began, newest).text())
+                yield Pulled(table_of(rows), place.finished(place.began, newest).text())
                 return
             if locator == place.locator:
                 raise CrmError(
@@ -586,7 +588,7 @@ class Salesforce(HttpConnector):
             place = Place(
                 job=place.job, locator=locator, began=place.began, newest=newest, columns=place.columns
             )
-            yield Pulled(table(rows), place.text())
+            yield Pulled(table_of(rows), place.text())
 
     def _start_job(self, kind: Kind) -> Place:
         while True:
@@ -641,7 +643,7 @@ class Salesforce(HttpConnector):
         unknown_name = self._settings.salesforce_last_name if kind == "contact" else None
         rows: list[Row] = []
         for record in records:
-            number, stamp = record.get("Id"), parsed(record.get("SystemModstamp"))
+            number, stamp = record.get("Id"), utc_time(record.get("SystemModstamp"))
             if not isinstance(number, str) or not ID.fullmatch(number) or stamp is None:
                 raise CrmError(
                     f"Salesforce sends a {kind} without Id or SystemModstamp.",
@@ -654,7 +656,7 @@ class Salesforce(HttpConnector):
                     values[ours] = value
             is_deleted = text_of(record.get("IsDeleted")) == "true"
             merged = text_of(record.get("MasterRecordId")) if is_deleted else ""
-            rows.append((number, stamp, is_deleted, merged, dumped(values)))
+            rows.append(Row(number, stamp, is_deleted, merged, dumped(values)))
         return rows
 
     def _our_name(self, kind: Kind, column: str) -> str:
@@ -877,7 +879,7 @@ class Salesforce(HttpConnector):
 
     @staticmethod
     def _state(record: Mapping[str, Any]) -> _State:
-        number, stamp = str(record.get("Id") or ""), parsed(record.get("SystemModstamp"))
+        number, stamp = str(record.get("Id") or ""), utc_time(record.get("SystemModstamp"))
         if not ID.fullmatch(number) or stamp is None:
             raise CrmError("Salesforce sends a record without Id or SystemModstamp.", fix="Run again later.")
         return _State(number, stamp, record.get("IsDeleted") is True, str(record.get("MasterRecordId") or ""))
@@ -1274,7 +1276,9 @@ def _aged(rows: list[Row], asked_at: datetime | None) -> list[Row]:
     if asked_at is None:
         return rows
     since = asked_at - _FRESH
-    return [(number, stamp - _MOMENT if stamp >= since else stamp, *rest) for number, stamp, *rest in rows]  # pyright: ignore[reportReturnType]
+    return [
+        row._replace(updated_at=row.updated_at - _MOMENT) if row.updated_at >= since else row for row in rows
+    ]
 
 
 def _assign(
@@ -1305,7 +1309,7 @@ def _assign(
 
 
 def _newest(rows: Iterable[Row], before: datetime | None) -> datetime | None:
-    stamps = [row[1] for row in rows]
+    stamps = [row.updated_at for row in rows]
     if before is not None:
         stamps.append(before)
     return max(stamps) if stamps else None

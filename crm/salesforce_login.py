@@ -21,7 +21,7 @@ import httpx
 from pydantic import SecretStr
 
 from crm.base import CrmRefusedError, CrmUnavailableError
-from crm.http import ATTEMPTS, RETRIED
+from crm.http import ATTEMPTS, RETRIED, is_header_text
 from crm.settings import CrmSettings, is_here
 from warehouse.errors import SettingsError
 
@@ -241,14 +241,7 @@ class Login:
                 "Salesforce's answer to the login names no https address, where the token could be read on its way.",
                 fix="Correct MAILHOUSE_SALESFORCE_LOGIN_URL: something else seems to answer there.",
             )
-        # what cannot stand in a header would come back in the library's error, token and all
-        if (
-            not isinstance(token, str)
-            or not token.isascii()
-            or not token.isprintable()
-            or " " in token
-            or not host
-        ):
+        if not isinstance(token, str) or not is_header_text(token) or not host:
             raise CrmRefusedError(
                 "Salesforce's answer to the login has no token.",
                 fix="Correct MAILHOUSE_SALESFORCE_LOGIN_URL: something else seems to answer there.",

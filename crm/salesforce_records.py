@@ -14,18 +14,14 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import orjson
-import pyarrow as pa
 
-from crm.base import PULLED, CrmError, CrmRefusedError
+from crm.base import CrmError, CrmRefusedError, utc_time
 
 ID: Final = re.compile(r"[A-Za-z0-9]{15}([A-Za-z0-9]{3})?")
 OURS: Final = re.compile(r"Mailhouse_[A-Za-z0-9_]+__c")
 """Fields that `set_up` makes."""
 MOST_VALUES: Final = 400
 """Values between the brackets of one query: as many ids as an address holds."""
-
-Row = tuple[str, datetime, bool, str, str]
-"""A row of `PULLED`."""
 
 _QUERY_CHARACTERS = 11_000  # an address may have 16,384
 _ZULU = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3})\+0000")
@@ -81,7 +77,9 @@ class Place:
             return cls()
         try:
             said = json.loads(cursor)
-            until, at, began, newest = (parsed(said.get(name)) for name in ("until", "at", "began", "newest"))
+            until, at, began, newest = (
+                utc_time(said.get(name)) for name in ("until", "at", "began", "newest")
+            )
             number, job, locator = (str(said.get(name) or "") for name in ("id", "job", "locator"))
             columns = tuple(map(str, said.get("columns") or ()))
             place = cls(until, at, number, job, locator, began, newest, columns)
@@ -147,14 +145,6 @@ def csv_records(content: bytes, columns: Sequence[str]) -> Iterator[dict[str, st
         yield dict(zip(names, cells, strict=True))
 
 
-def table(rows: Sequence[Row]) -> pa.Table:
-    columns = list(zip(*rows, strict=True)) if rows else [[] for _ in PULLED]
-    return pa.table(
-        [pa.array(list(values), type_.type) for values, type_ in zip(columns, PULLED, strict=True)],
-        schema=PULLED,
-    )
-
-
 def dumped(values: Mapping[str, str]) -> str:
     try:
         return orjson.dumps(values).decode()
@@ -191,16 +181,6 @@ def address(value: Any) -> str:
 
 def digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
-
-
-def parsed(value: object) -> datetime | None:
-    if not isinstance(value, str):
-        return None
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        return None
-    return whole(moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC))
 
 
 def whole(moment: datetime) -> datetime:

@@ -48,7 +48,6 @@ from sqlalchemy.exc import (
 )
 
 from crm.base import (
-    PULLED,
     Capabilities,
     Change,
     Connector,
@@ -59,9 +58,11 @@ from crm.base import (
     Pulled,
     Pushed,
     PushStatus,
+    Row,
     Scalar,
     Usage,
     require,
+    table_of,
 )
 from crm.http import Pace
 from crm.settings import CrmSettings
@@ -263,8 +264,8 @@ class SqlConnector(Connector):
         # later than any version that was read: without times those are of the moment of reading
         over = (now - SETTLED).replace(microsecond=0) + timedelta(milliseconds=1)
         at = over if table.changed is not None else now
-        gone = [_Row(number, at, True, "{}") for number in dict.fromkeys(ids) if number not in there]
-        rows = pa.concat_tables([pulled.rows, _arrow(gone)])
+        gone = [Row(number, at, True, "", "{}") for number in dict.fromkeys(ids) if number not in there]
+        rows = pa.concat_tables([pulled.rows, table_of(gone)])
         return Pulled(rows, "", pulled.bad, is_by_content=pulled.is_by_content)
 
     def _page(self, table: _Table, position: _Position) -> list[Mapping[str, Any]]:
@@ -305,7 +306,7 @@ class SqlConnector(Connector):
     def _pulled(
         self, table: _Table, records: Sequence[Mapping[str, Any]], position: _Position, now: datetime
     ) -> Pulled:
-        rows: list[_Row] = []
+        rows: list[Row] = []
         bad: list[tuple[str, str]] = []
         for record in records:
             try:
@@ -314,7 +315,7 @@ class SqlConnector(Connector):
                 )
             except ValueError as error:
                 bad.append((str(error), json.dumps(_plain(dict(record)), ensure_ascii=True)[:2_000]))
-        return Pulled(_arrow(rows), position.text(), tuple(bad), is_by_content=table.changed is None)
+        return Pulled(table_of(rows), position.text(), tuple(bad), is_by_content=table.changed is None)
 
     def _time(self, table: _Table, record: Mapping[str, Any]) -> datetime | None:
         """A row's time, None if it is none.
@@ -639,16 +640,6 @@ class _Position:
             ) from None
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A row of `PULLED`; nothing is merged in a database."""
-
-    external_id: str
-    updated_at: datetime
-    is_deleted: bool
-    properties: str
-
-
 class _Table:
     """A table or query with what its columns mean.
 
@@ -808,7 +799,7 @@ class _Table:
         moment = self.spec.mapping.updated_at
         return ZoneInfo(moment.timezone) if moment is not None and moment.timezone else UTC
 
-    def row(self, record: Mapping[str, Any], at: datetime | None) -> _Row:
+    def row(self, record: Mapping[str, Any], at: datetime | None) -> Row:
         """A row of `PULLED`.
 
         Raises:
@@ -836,7 +827,7 @@ class _Table:
         named |= {name: _plain(record[name]) for name in self._rest}
         named = {name: value for name, value in named.items() if value is not None and value != ""}
         text = json.dumps(named, ensure_ascii=False, separators=(",", ":"))
-        return _Row(number, at, is_deleted, text.encode("utf-8", "replace").decode())
+        return Row(number, at, is_deleted, "", text.encode("utf-8", "replace").decode())
 
 
 class _NoZoneError(ValueError):
@@ -898,19 +889,6 @@ def _engine(url: SecretStr, database: str) -> tuple[list[str], sa.Engine]:
 def _begin_sqlite(connection: sa.Connection) -> None:
     is_writing = connection.get_execution_options().get("is_writing", False)
     connection.exec_driver_sql("begin immediate" if is_writing else "begin")
-
-
-def _arrow(rows: Sequence[_Row]) -> pa.Table:
-    return pa.Table.from_pydict(
-        {
-            "external_id": [row.external_id for row in rows],
-            "updated_at": [row.updated_at for row in rows],
-            "is_deleted": [row.is_deleted for row in rows],
-            "merged_into": [""] * len(rows),
-            "properties": [row.properties for row in rows],
-        },
-        schema=PULLED,
-    )
 
 
 def _answer(

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from mailhouse.console import console
+from warehouse.actor import own_name
 from warehouse.errors import InputError
 
 app = typer.Typer(help="What people agreed to, and the proof of it.", no_args_is_help=True)
@@ -71,7 +72,7 @@ def record(
     note: Annotated[str, typer.Option("--note", help="What else proves it.")] = "",
 ) -> None:
     """Write down what somebody decided by phone, on paper or elsewhere; a yes needs a basis."""
-    from campaigns.consents import Proof, record_consent, user_name
+    from campaigns.consents import Proof, record_consent
     from campaigns.permissions import PURPOSE
     from campaigns.purposes import ConsentText, PreferencesSpec
     from warehouse.client import Warehouse
@@ -80,7 +81,7 @@ def record(
     settings = MailhouseSettings.load()
     spec = PreferencesSpec.load(settings.content_dir)
     said = ConsentText(source, spec.version, purpose, channel, text) if text else None
-    proof = Proof(text=said, ip=ip, page=page, recorded_by=user_name(), more={"note": note} if note else None)
+    proof = Proof(text=said, ip=ip, page=page, recorded_by=own_name(), more={"note": note} if note else None)
     with Warehouse.connect(settings, comment="mailhouse consent record") as warehouse:
         consent_id = record_consent(
             warehouse, email=email, channel=channel, purpose=purpose, is_granted=not withdraw, basis=basis,

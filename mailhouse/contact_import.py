@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
@@ -16,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mailhouse.console import console, progress_bar
+from warehouse.actor import own_name
 from warehouse.errors import InputError
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def import_contacts(
     options = ImportOptions(
         source=source,
         consent=consent,
-        imported_by=imported_by or getpass.getuser(),
+        imported_by=imported_by or own_name(),
         role_accounts=role_accounts.value if role_accounts else None,
         disposable=disposable.value,
         is_correcting=fix_typos,

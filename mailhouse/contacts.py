@@ -10,6 +10,7 @@ import typer
 
 from mailhouse.console import console
 from mailhouse.contact_import import import_contacts
+from warehouse.actor import own_name
 
 if TYPE_CHECKING:
     from mailhouse.identities import Identities
@@ -36,7 +37,7 @@ def merge(
 ) -> None:
     """Make one contact of two."""
     with _identities() as identities:
-        made = identities.merge(one, other, reason=reason, actor=actor or _me(), keep=keep)
+        made = identities.merge(one, other, reason=reason, actor=actor or own_name(), keep=keep)
     console.print(f"{made.contact_id} goes into {made.into_contact_id}: change {made.change_id}. {_NEXT}")
 
 
@@ -51,7 +52,7 @@ def split(
 ) -> None:
     """Take a CRM record, an account or an address out of a contact."""
     with _identities() as identities:
-        made = identities.split(contact, identity, reason=reason, actor=actor or _me())
+        made = identities.split(contact, identity, reason=reason, actor=actor or own_name())
     console.print(f"{identity} becomes contact {made.into_contact_id}: change {made.change_id}. {_NEXT}")
 
 
@@ -63,7 +64,7 @@ def undo(
 ) -> None:
     """Take a merge or a split back; everything is as before."""
     with _identities() as identities:
-        made = identities.undo(change_id, reason=reason, actor=actor or _me())
+        made = identities.undo(change_id, reason=reason, actor=actor or own_name())
     console.print(f"{change_id} is undone: change {made.change_id}. {_NEXT}")
 
 
@@ -110,12 +111,3 @@ def _identities() -> Iterator[Identities]:
     settings = MailhouseSettings.load()
     with open_warehouse(settings, "mailhouse contacts") as warehouse:
         yield Identities(warehouse, clock=settings.now)
-
-
-def _me() -> str:
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # no entry for the user of a container
-        return ""

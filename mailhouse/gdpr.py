@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mailhouse.console import console
+from warehouse.actor import own_name
 from warehouse.errors import InputError
 
 if TYPE_CHECKING:
     from privacy.erasing import Place, Plan
     from privacy.person import Person
+    from privacy.stores import Relation
+    from warehouse.settings import MailhouseSettings
 
 app = typer.Typer(
     help="Show, correct, restrict and erase what is held of a person, and prove it.", no_args_is_help=True
@@ -28,6 +31,9 @@ Phone = Annotated[str, typer.Option("--phone", help="A telephone number.")]
 Record = Annotated[str, typer.Option("--record", help="A record of a source, like hubspot:151.")]
 Actor = Annotated[str, typer.Option("--actor", help="Who acts, for the audit log; else the system's user.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why, or the ticket, for the audit log; name nobody.")]
+
+#: Contact, address, telephone number and record; what was not given is 0 or empty.
+Names = tuple[int, str, str, str]
 
 
 @contextlib.contextmanager
@@ -44,7 +50,7 @@ def _place(verb: str) -> Iterator[Place]:
         yield Place(settings, warehouse, ledger, relations=_relations(settings), finder=finder)
 
 
-def _relations(settings) -> list:
+def _relations(settings: MailhouseSettings) -> list[Relation]:
     from orchestration.lib.dbt_runs import load_manifest
     from privacy.stores import PERSON_KEYS, Relation
 
@@ -66,12 +72,31 @@ def _relations(settings) -> list:
     return found
 
 
-def _find(place: Place, contact: int, email: str, phone: str, record: str) -> Person:
+def _find(place: Place, names: Names, *texts: str) -> Person:
+    """The person of the options, whom texts for the audit log do not name."""
     from privacy.person import find_person
 
-    return find_person(
+    contact, email, phone, record = names
+    person = find_person(
         place.warehouse, place.ledger, contact_id=contact, email=email, phone=phone, record=record
     )
+    _name_nobody(person, *texts)
+    return person
+
+
+@contextlib.contextmanager
+def _act(verb: str, names: Names, actor: str, reason: str) -> Iterator[tuple[Place, Person, dict[str, int]]]:
+    """What a verb works on; the counts that it fills in are in the audit log once it is done."""
+    from privacy import audit
+
+    counts: dict[str, int] = {}
+    with _place(verb) as place:
+        person = _find(place, names, reason, actor)
+        yield place, person, counts
+        audit.record(
+            place.warehouse, place.settings, verb=verb, subject=audit.subject_of(place.settings, person),
+            outcome="done", actor=actor, reason=reason, counts=counts,
+        )  # fmt: skip
 
 
 @app.command()
@@ -85,16 +110,11 @@ def export(
     reason: Reason = "",
 ) -> None:
     """Write everything that is held of a person: JSON for machines, a page for people."""
-    from privacy import audit, exporting
+    from privacy import exporting
 
-    with _place("export") as place:
-        person = _find(place, contact, email, phone, record)
-        _name_nobody(person, reason, actor)
+    with _act("export", (contact, email, phone, record), actor, reason) as (place, person, counts):
         done = exporting.export(place, person, output or Path.cwd(), place.settings.now())
-        audit.record(
-            place.warehouse, place.settings, verb="export", subject=audit.subject_of(place.settings, person),
-            outcome="done", actor=actor, reason=reason, counts=done.counts,
-        )  # fmt: skip
+        counts |= done.counts
     console.print(f"{sum(done.counts.values()):,} rows of {len(done.counts)} stores:", markup=False)
     for path in (done.html, done.json):
         console.print(str(path), markup=False, soft_wrap=True)
@@ -128,8 +148,7 @@ def erase(
             if not begun:
                 console.print("No erasure was broken off.")
             return
-        person = _find(place, contact, email, phone, record)
-        _name_nobody(person, reason, actor)
+        person = _find(place, (contact, email, phone, record), reason, actor)
         for name, rows in planned(place, person).items():
             console.print(f"{rows:>9,}  {name}", markup=False, highlight=False)
         if dry_run:
@@ -181,18 +200,12 @@ def rectify(
     reason: Reason = "",
 ) -> None:
     """Put right what is held of a person; the next build of the models has it."""
-    from privacy import audit, restricting
+    from privacy import restricting
 
     changes = restricting.parsed_changes(given)
-    with _place("rectify") as place:
-        person = _find(place, contact, email, phone, record)
-        _name_nobody(person, reason, actor)
+    with _act("rectify", (contact, email, phone, record), actor, reason) as (place, person, counts):
         records = restricting.rectify(place.warehouse, person, changes, place.settings.now())
-        audit.record(
-            place.warehouse, place.settings, verb="rectify", subject=audit.subject_of(place.settings, person),
-            outcome="done", actor=actor, reason=reason,
-            counts={"raw.crm_records": len(records), **{f"field {name}": 1 for name in changes}},
-        )  # fmt: skip
+        counts |= {"raw.crm_records": len(records), **{f"field {name}": 1 for name in changes}}
     console.print(f"Put right in {', '.join(records)}.", markup=False, soft_wrap=True)
 
 
@@ -227,21 +240,13 @@ def unrestrict(
     console.print("The restriction is lifted.")
 
 
-def _restrict(
-    verb: str, names: tuple[int, str, str, str], is_restricted: bool, allows: bool, actor: str, reason: str
-) -> None:
-    from privacy import audit, restricting
+def _restrict(verb: str, names: Names, is_restricted: bool, allows: bool, actor: str, reason: str) -> None:
+    from privacy import restricting
 
-    with _place(verb) as place:
-        person = _find(place, *names)
-        _name_nobody(person, reason, actor)
-        rows = restricting.change(
+    with _act(verb, names, actor, reason) as (place, person, counts):
+        counts["raw.restrictions"] = restricting.change(
             place.warehouse, person, is_restricted=is_restricted, allows_transactional=allows, reason=reason,
-            actor=actor or audit.own_name(), now=place.settings.now(),
-        )  # fmt: skip
-        audit.record(
-            place.warehouse, place.settings, verb=verb, subject=audit.subject_of(place.settings, person),
-            outcome="done", actor=actor, reason=reason, counts={"raw.restrictions": rows},
+            actor=actor or own_name(), now=place.settings.now(),
         )  # fmt: skip
 
 

@@ -9,7 +9,6 @@ newest.
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ import polars as pl
 
 from crm.locks import one_at_a_time
 from privacy.person import Person
+from warehouse.actor import own_name
 from warehouse.client import Warehouse
 from warehouse.erasures import keyed_hash, normalised_email
 from warehouse.errors import InputError
@@ -46,14 +46,6 @@ class Entry:
     counts: Mapping[str, int]
     previous_hash: str
     hash: str
-
-
-def own_name() -> str:
-    """Who is at work, as the operating system knows them."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"
 
 
 def subject_of(settings: MailhouseSettings, person: Person) -> str:
