@@ -29,6 +29,7 @@ from senders.tables import message_changes, messages, plans, trigger_firings
 FORMAT: Final = "mailhouse-gdpr-export"
 _FIRST: Final = ("raw.consents", "raw.crm_records", "marts.contact_profiles", "raw.events", "raw.messages")
 _ROWS_SHOWN: Final = 500
+_COLUMNS_SHOWN: Final = 8  # of a table; rows with more are lists
 _ROWS = 5_000
 _INTERNAL: Final = frozenset(("event_hash", "message_hash", "run_id"))
 _NAMES: Final = (
@@ -170,6 +171,7 @@ class _StoreWriter:
     def __init__(self, data: TextIO, page: TextIO, name: str, purpose: str, *, is_first: bool) -> None:
         self._data, self._page, self._name, self._purpose = data, page, name, purpose
         self._is_first = is_first
+        self._is_list = False
         self.rows = 0
 
     def add(self, row: dict[str, Any]) -> None:
@@ -182,14 +184,13 @@ class _StoreWriter:
             self._data.write(f",\n{text}")
         self.rows += 1
         if self.rows <= _ROWS_SHOWN:
-            cells = "".join(f"<td>{html.escape(_cell(value))}</td>" for value in row.values())
-            self._page.write(f"<tr>{cells}</tr>\n")
+            self._page.write(_listed(row) if self._is_list else _lined(row))
 
     def end(self) -> None:
         if not self.rows:
             return
         self._data.write("\n]}")
-        self._page.write("</tbody></table></div>\n")
+        self._page.write("" if self._is_list else "</tbody></table></div>\n")
         if self.rows > _ROWS_SHOWN:
             more = self.rows - _ROWS_SHOWN
             self._page.write(f"<p>{more:,} more rows are in the JSON file beside this page.</p>\n")
@@ -197,13 +198,38 @@ class _StoreWriter:
 
     def _begin(self, columns: Sequence[str]) -> None:
         anchor = html.escape(self._name.replace(" ", "-"), quote=True)
-        heads = "".join(f'<th scope="col">{html.escape(one.replace("_", " "))}</th>' for one in columns)
+        # what dbt's descriptions say of keys is for engineers
+        purpose = self._purpose.partition(" Key: ")[0]
         self._page.write(
-            f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{html.escape(self._purpose)}</h2>\n'
+            f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{html.escape(purpose)}</h2>\n'
             f"<p>Kept in <code>{html.escape(self._name)}</code>.</p>\n"
-            f'<div class="wide" tabindex="0" role="region" aria-labelledby="{anchor}"><table><thead><tr>{heads}</tr>'
-            "</thead><tbody>\n"
         )
+        self._is_list = len(columns) > _COLUMNS_SHOWN
+        if not self._is_list:
+            heads = "".join(f'<th scope="col">{_label(one)}</th>' for one in columns)
+            self._page.write(
+                f'<div class="wide" tabindex="0" role="region" aria-labelledby="{anchor}"><table>'
+                f"<thead><tr>{heads}</tr></thead><tbody>\n"
+            )
+
+
+def _label(column: str) -> str:
+    return html.escape(column.replace("_", " "))
+
+
+def _lined(row: dict[str, Any]) -> str:
+    cells = "".join(f"<td>{html.escape(_cell(value))}</td>" for value in row.values())
+    return f"<tr>{cells}</tr>\n"
+
+
+def _listed(row: dict[str, Any]) -> str:
+    """A row of many columns, one below the other; what is empty is in the JSON file alone."""
+    items = "".join(
+        f"<div><dt>{_label(name)}</dt><dd>{html.escape(text)}</dd></div>"
+        for name, value in row.items()
+        if (text := _cell(value))
+    )
+    return f'<dl class="row">{items}</dl>\n'
 
 
 def _jsonable(value: Any) -> Any:
@@ -229,9 +255,10 @@ _STYLE: Final = """
 body { font: 1rem/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
-th, td { border: 1px solid #767676; padding: .25rem .5rem; text-align: left; vertical-align: top; max-width: 40rem;
-  overflow-wrap: anywhere; }
-dt { font-weight: 600; }
+th, td { border: 1px solid #767676; padding: .25rem .5rem; text-align: left; vertical-align: top; max-width: 40rem; }
+td, dd { overflow-wrap: anywhere; } td { min-width: 6rem; } dt { font-weight: 600; }
+.row { border: 1px solid #767676; columns: 22rem; font-size: .85rem; margin: .5rem 0; padding: .5rem .75rem; }
+.row div { break-inside: avoid; display: flex; gap: .75rem; } .row dt { flex: 0 0 11rem; } .row dd { margin: 0; }
 """
 
 
