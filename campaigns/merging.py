@@ -97,40 +97,38 @@ class Merges:
         if not seen[0][0]:
             self._known, self._seen = ({}, {}, False), seen[0]
             return
-        splits = {
-            identity: (contact, at)
-            for identity, contact, at in self.warehouse.frame(
-                f"select identity_id, split_contact_id, split_at from {database}.int_identities__split"
-            ).iter_rows()
-        }
+        splits: dict[int, list[tuple[datetime, int]]] = {}
+        for identity, at, contact in self.warehouse.frame(
+            "select identity_id, tupleElement(split, 1) as at, tupleElement(split, 2) as contact_id from ("
+            f" select identity_id, arrayJoin(split_contacts) as split from {database}.int_identities__split)"
+            " order by identity_id, at, contact_id"
+        ).iter_rows():
+            splits.setdefault(identity, []).append((at, contact))
         merges = self.warehouse.frame(
             f"select identity_id, into_identity_id, merged_at from {database}.int_identities__merged"
         ).rows()
-        ends = {
-            identity: (own, named)
-            for identity, own, named in self.warehouse.frame(
+        ends = dict(
+            self.warehouse.frame(
                 f"""
-                select identity_id, own_contact_id, named_contact_id from {database}.int_contacts__identified
+                select identity_id, own_contact_id from {database}.int_contacts__identified
                 where identity_id in (
                     select arrayJoin([identity_id, into_identity_id]) from {database}.int_identities__merged
                 )
                 """
             ).iter_rows()
-        }
+        )
 
         def then(identity: int, at: datetime) -> int:
-            if identity not in splits:
-                # a split that was undone since the build stands there still
-                return ends[identity][0]
-            contact, split_at = splits[identity]
-            return contact if split_at <= at else ends[identity][0]
+            # what the last split before the merge had made of it, else its own
+            before = [contact for split_at, contact in splits.get(identity, []) if split_at <= at]
+            return before[-1] if before else ends[identity]
 
         edges = [
             (then(goes, at), then(stays, at), at)
             for goes, stays, at in merges
             if goes in ends and stays in ends
         ]
-        split_contacts = {identity: contact for identity, (contact, _) in splits.items()}
+        split_contacts = {identity: made[-1][1] for identity, made in splits.items()}
         self._known, self._seen = (survivors(edges), split_contacts, True), seen[0]
 
 

@@ -183,6 +183,9 @@ _COLUMNS: Final[Mapping[str, str]] = {
     "contact_id": "contact",
     "identity_id": "identity",
     "email_identity_id": "identity",
+    "person_identity_id": "identity",
+    "visitor_id": "identity",
+    "turns": "identity",
     "email": "email",
     "phone": "phone",
     "push_token": "token",
@@ -371,6 +374,9 @@ def _matches(name: str, kind: str, what: str) -> str:
     values = f"(select value from keys where kind = '{what}')"
     numbers = f"(select number from keys where kind = '{what}')"
     if what in ("contact", "identity") and is_number:
+        if kind.startswith("Array(Tuple("):
+            # pairs: since when, who
+            return f"hasAny(arrayMap(one -> one.2, {column}), (select groupArray(number) from keys where kind = '{what}'))"
         if is_array:
             return f"hasAny({column}, (select groupArray(number) from keys where kind = '{what}'))"
         return f"{column} in {numbers}"

@@ -62,6 +62,16 @@
 {%- endmacro %}
 
 
+{#- The contact of an end of a merge at its time: what the last split before it had made of it, else its own. -#}
+{% macro contact_then(end, moment) -%}
+    if(
+        arrayExists(split -> split.1 <= {{ moment }}, {{ end }}.split_contacts),
+        arrayLast(split -> split.1 <= {{ moment }}, {{ end }}.split_contacts).2,
+        {{ end }}.own_contact_id
+    )
+{%- endmacro %}
+
+
 {#- identity_id of whom a message was sent to, by the contact and the address that the ledger has. -#}
 {% macro identity_of_message(contact_id, email) -%}
     toInt64(bitShiftRight(sipHash64('message', {{ contact_id }}, {{ email }}), 1))

@@ -165,7 +165,7 @@ def plant_everywhere(warehouse: Warehouse, tables: list[StoreTable], person: Per
                 continue
             if name.endswith("contact_id") and "Int64" in kind:
                 values[name] = str(contact_id)
-            elif name.endswith("identity_id") and "Int64" in kind:
+            elif name.endswith(("identity_id", "visitor_id")) and "Int64" in kind:
                 values[name] = str(identity_id)
             elif name in ("email", "address") and "String" in kind:
                 values[name] = f"'{EMAIL}'"

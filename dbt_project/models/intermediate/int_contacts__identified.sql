@@ -49,7 +49,7 @@ kept as (
 {% endif -%}
 splits as (
 
-    select identity_id as split_identity_id, split_contact_id, split_change_id, split_at
+    select identity_id as split_identity_id, split_contact_id, split_change_id, split_contacts
     from {{ ref('int_identities__split') }}
 
 ),
@@ -474,21 +474,20 @@ endpoints as (
     select
         ends.identity_id as identity_id,
         ends.own_contact_id as own_contact_id,
-        ends.named_contact_id as named_contact_id,
         {% if has_splits -%}
-        coalesce(splits.split_at, toDateTime64('2299-12-31 00:00:00', 3, 'UTC')) as split_at
+        splits.split_contacts as split_contacts
         {%- else -%}
-        toDateTime64('2299-12-31 00:00:00', 3, 'UTC') as split_at
+        []::Array(Tuple(DateTime64(3, 'UTC'), Int64)) as split_contacts
         {%- endif %}
     from (
-        select identity_id, own_contact_id, named_contact_id from identities
+        select identity_id, own_contact_id from identities
         where identity_id in (
             select arrayJoin([identity_id, into_identity_id]) from {{ ref('int_identities__merged') }}
         )
         {% if is_partial -%}
         union all
 
-        select identity_id, own_contact_id, named_contact_id from kept
+        select identity_id, own_contact_id from kept
         where identity_id in (
             select arrayJoin([identity_id, into_identity_id]) from {{ ref('int_identities__merged') }}
         )
@@ -504,8 +503,8 @@ endpoints as (
 
     -- a list, since each round below asks for it: from which contact, into which, and when
     select groupUniqArray(tuple(
-        if(goes.split_at <= merges.merged_at, goes.named_contact_id, goes.own_contact_id),
-        if(stays.split_at <= merges.merged_at, stays.named_contact_id, stays.own_contact_id),
+        {{ contact_then('goes', 'merges.merged_at') }},
+        {{ contact_then('stays', 'merges.merged_at') }},
         merges.merged_at
     ))
     from {{ ref('int_identities__merged') }} as merges
