@@ -373,12 +373,13 @@ def _matches(name: str, kind: str, what: str) -> str:
         return ""
     values = f"(select value from keys where kind = '{what}')"
     numbers = f"(select number from keys where kind = '{what}')"
+    all_numbers = f"(select groupArray(number) from keys where kind = '{what}')"
     if what in ("contact", "identity") and is_number:
         if kind.startswith("Array(Tuple("):
             # pairs: since when, who
-            return f"hasAny(arrayMap(one -> one.2, {column}), (select groupArray(number) from keys where kind = '{what}'))"
+            return f"hasAny(arrayMap(one -> one.2, {column}), {all_numbers})"
         if is_array:
-            return f"hasAny({column}, (select groupArray(number) from keys where kind = '{what}'))"
+            return f"hasAny({column}, {all_numbers})"
         return f"{column} in {numbers}"
     if what == "message_hash" and is_number and not is_array:
         return f"{column} in (select sipHash64(value) from keys where kind = 'message')"

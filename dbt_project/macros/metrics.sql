@@ -4,15 +4,37 @@
 {% endmacro %}
 
 
-{#- Whether less of a metric is better: `config: {meta: {lower_is_better: true}}` beside its SQL. -#}
-{% macro is_lower_better(name) -%}
-    {%- set found = namespace(value=false) -%}
+{#- What the YAML beside a metric's SQL says under `config: {meta: ...}`. -#}
+{% macro metric_meta(name) -%}
+    {%- set found = namespace(meta={}) -%}
     {%- if execute -%}
         {%- for node in graph.nodes.values() if node.resource_type == 'model' and node.name == name and node.fqn[1] == 'metrics' -%}
-            {%- set found.value = node.config.get('meta', {}).get('lower_is_better', false) -%}
+            {%- set found.meta = node.config.get('meta', {}) -%}
         {%- endfor -%}
     {%- endif -%}
-    {{ return('true' if found.value else 'false') }}
+    {{ return(found.meta) }}
+{%- endmacro %}
+
+
+{#- Whether less of a metric is better: `lower_is_better: true`. -#}
+{% macro is_lower_better(name) -%}
+    {{ return('true' if metric_meta(name).get('lower_is_better', false) else 'false') }}
+{%- endmacro %}
+
+
+{#-
+    What a metric is divided by, empty if by nothing: `per: orders_placed` makes it a ratio of two sums, each of all
+    contacts of a variant, such as revenue an order.
+-#}
+{% macro metric_per(name) -%}
+    {%- set per = metric_meta(name).get('per', '') -%}
+    {%- if per and execute and (per == name or per not in metric_names() or metric_meta(per).get('per')) -%}
+        {{ exceptions.raise_compiler_error(
+            "Metric " ~ name ~ ": per: " ~ per ~ " is no metric that it could be divided by. Name a file of models/metrics"
+            ~ " that is no ratio itself, or remove per."
+        ) }}
+    {%- endif -%}
+    {{ return(per) }}
 {%- endmacro %}
 
 

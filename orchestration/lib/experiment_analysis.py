@@ -155,6 +155,8 @@ def plan_of(warehouse: Warehouse, placed: Placed, rows: pl.DataFrame, baseline: 
         )
         if kind == "proportion":
             return Metric(name, "proportion", lower_is_better=lower)
+        if kind == "ratio":
+            return Metric(name, "ratio", denominator=f"{name}_per", lower_is_better=lower)
         varied = rows.filter(metric=name)["before_square_sum"].sum() > 0
         return Metric(name, "mean", covariates=(f"{name}_before",) if varied else (), lower_is_better=lower)
 
@@ -332,8 +334,12 @@ def _sums(rows: pl.DataFrame, plan: Plan, *, by: Sequence[str]) -> pl.DataFrame:
     """Rows of `marts.experiment_sums` as a frame of sums: a row a variant and day."""
     frame: pl.DataFrame | None = None
     for metric in dict.fromkeys(plan.metrics):
-        name, before = metric.name, f"{metric.name}_before"
-        first, second = sorted((name, before))
+        name = metric.name
+        # the second column of those that have one: what it was before, or what it is divided by
+        second, stored = (
+            (metric.denominator, "denominator") if metric.denominator else (f"{name}_before", "before")
+        )
+        product = "denominator_product_sum" if metric.denominator else "product_sum"
         here = rows.filter(pl.col("metric") == name).select(
             "variant",
             pl.col("exposed_on").alias("day"),
@@ -342,11 +348,11 @@ def _sums(rows: pl.DataFrame, plan: Plan, *, by: Sequence[str]) -> pl.DataFrame:
             pl.col("value_square_sum").alias(f"sum__{name}__{name}"),
             *(
                 (
-                    pl.col("before_sum").alias(f"sum__{before}"),
-                    pl.col("before_square_sum").alias(f"sum__{before}__{before}"),
-                    pl.col("product_sum").alias(f"sum__{first}__{second}"),
+                    pl.col(f"{stored}_sum").alias(f"sum__{second}"),
+                    pl.col(f"{stored}_square_sum").alias(f"sum__{second}__{second}"),
+                    pl.col(product).alias("__".join(("sum", *sorted((name, second))))),
                 )
-                if metric.covariates
+                if len(metric.columns) > 1
                 else ()
             ),
             "first_exposed_at",

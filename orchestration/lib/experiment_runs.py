@@ -339,7 +339,8 @@ def rows_of_sums(warehouse: Warehouse, experiment: str) -> pl.DataFrame:
     return warehouse.frame(
         """
         select variant, metric, metric_kind, contacts_count, value_sum, value_square_sum, before_sum, before_square_sum,
-            product_sum, is_lower_better, exposed_on, first_exposed_at, last_exposed_at
+            product_sum, denominator_sum, denominator_square_sum, denominator_product_sum, is_lower_better, exposed_on,
+            first_exposed_at, last_exposed_at
         from marts.experiment_sums where experiment = {experiment:String}
         order by variant, metric, exposed_on
         """,

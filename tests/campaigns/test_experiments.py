@@ -59,12 +59,18 @@ VIEWS = (
     """,
     """
     create view marts.experiment_sums as
-    select experiment, variant, flag.1 as metric, 'proportion' as metric_kind, count() as contacts_count,
-        sum(flag.2) as value_sum, sum(flag.2) as value_square_sum, 0.0 as before_sum, 0.0 as before_square_sum,
-        0.0 as product_sum, flag.1 != 'clicks' as is_lower_better, toDate(exposed_at) as exposed_on,
+    select experiment, variant, one.1 as metric, if(max(one.3) > 0, 'ratio', 'proportion') as metric_kind,
+        count() as contacts_count, sum(one.2) as value_sum, sum(one.2 * one.2) as value_square_sum, 0.0 as before_sum,
+        0.0 as before_square_sum, 0.0 as product_sum, sum(one.3) as denominator_sum,
+        sum(one.3 * one.3) as denominator_square_sum, sum(one.2 * one.3) as denominator_product_sum,
+        metric = 'unsubscribes' as is_lower_better, toDate(exposed_at) as exposed_on,
         min(exposed_at) as first_exposed_at, max(exposed_at) as last_exposed_at
     from marts.experiment_exposures
-    array join [('clicks', toFloat64(is_clicked)), ('unsubscribes', toFloat64(is_unsubscribed))] as flag
+    array join [
+        ('clicks', toFloat64(is_clicked), 0.0), ('unsubscribes', toFloat64(is_unsubscribed), 0.0),
+        -- of one order or two, each of 20 and some, 10 more by those who clicked
+        ('average_order_value', (1 + contact_id % 2) * (20.0 + contact_id % 5 + 10 * is_clicked), 1.0 + contact_id % 2)
+    ] as one
     group by experiment, variant, metric, exposed_on
     """,
 )
@@ -285,6 +291,23 @@ def test_where_nothing_differs_there_is_no_winner_and_the_remainder_gets_the_con
     assert "The remainder gets plain" in decision.headline
     team.send()
     assert {subject for (_, subject), number in team.mail().items() if number != 1} == set()
+
+
+@pytest.mark.slow
+def test_a_ratio_of_two_sums_decides(team: Team) -> None:
+    team.marts.contacts(1, 400)
+    team.write(metric="average_order_value", **{**WINNER, "baseline": None})
+    team.send()
+    team.click({"plain": 0.0, "warm": 1.0})
+    team.now = NINE + timedelta(hours=5)
+    seen = team.review()
+    assert seen.decision is not None and (seen.decision.winner, seen.decision.rule) == ("warm", "fixed")
+    assert seen.analysis is not None
+    comparison = seen.analysis.primary[0].comparison
+    # 22 an order against 32, whoever made two of them
+    assert comparison.control_value == pytest.approx(22, abs=0.4)
+    assert comparison.treatment_value == pytest.approx(32, abs=0.4)
+    assert comparison.metric.kind == "ratio"
 
 
 @pytest.mark.slow

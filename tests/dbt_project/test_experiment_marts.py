@@ -166,33 +166,36 @@ class Test:
         self.models.build("--select", *OWN, offset=offset)
 
     def reference(self) -> dict[tuple[str, str, str], tuple[float, ...]]:
-        """contacts, sum, squares, before, squares, products, by variant, metric and day."""
+        """contacts, sum, squares, then squares and products of before and of below, by variant, metric and day."""
         of: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for one in self.messages.values():
             went = one["status"] == "sent" or one["variant"] == "holdout"
             if went and one["variant"] != "remainder":
                 of[one["ledger_contact_id"]].append(one)
-        sums: dict[tuple[str, str, str], list[float]] = defaultdict(lambda: [0.0] * 6)
+        sums: dict[tuple[str, str, str], list[float]] = defaultdict(lambda: [0.0] * 9)
         for number, messages in of.items():
             if len({one["variant"] for one in messages}) > 1:
                 continue
             first = min(messages, key=lambda one: one["created_at"])
             since = first["created_at"]
-            values: dict[str, tuple[float, float]] = {}
+            values: dict[str, tuple[float, float, float]] = {}
             for metric, column in _TIMES.items():
                 columns = (column, "first_clicked_at") if metric == "opens" else (column,)
                 times = [one[name] for one in messages for name in columns if one[name]]
-                values[metric] = (float(bool(times) and min(times) < since + WEEK), 0.0)
+                values[metric] = (float(bool(times) and min(times) < since + WEEK), 0.0, 0.0)
             reached = [at for who, at in self.goals if who == number]
-            values["conversions"] = (float(bool(reached) and since <= min(reached) < since + WEEK), 0.0)
+            values["conversions"] = (float(bool(reached) and since <= min(reached) < since + WEEK), 0.0, 0.0)
             mine = [(at, amount) for who, at, amount in self.orders if who == number]
             after = [amount for at, amount in mine if since <= at < since + WEEK]
             before = [amount for at, amount in mine if since - timedelta(days=56) <= at < since]
-            values["order_revenue"] = (sum(after), sum(before))
-            values["orders_placed"] = (float(len(after)), float(len(before)))
-            for metric, (value, earlier) in values.items():
+            orders = float(len(after))
+            values["order_revenue"] = (sum(after), sum(before), 0.0)
+            values["orders_placed"] = (orders, float(len(before)), 0.0)
+            values["average_order_value"] = (sum(after), 0.0, orders)
+            for metric, (value, earlier, below) in values.items():
                 row = sums[first["variant"], metric, f"{since:%F}"]
-                for at, more in enumerate((1, value, value**2, earlier, earlier**2, value * earlier)):
+                products = (earlier, earlier**2, value * earlier, below, below**2, value * below)
+                for at, more in enumerate((1, value, value**2, *products)):
                     row[at] += more
         return {key: tuple(row) for key, row in sums.items()}
 
@@ -200,7 +203,8 @@ class Test:
         rows = self.models.rows(
             """
             select variant, metric, toString(exposed_on), toFloat64(contacts_count), value_sum, value_square_sum,
-                before_sum, before_square_sum, product_sum
+                before_sum, before_square_sum, product_sum,
+                denominator_sum, denominator_square_sum, denominator_product_sum
             from marts.experiment_sums where experiment = 'tone'
             """
         )

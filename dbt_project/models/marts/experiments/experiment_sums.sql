@@ -51,6 +51,7 @@ flags as (
         flag.1 as metric,
         flag.2 as value,
         0.0 as value_before,
+        0.0 as denominator,
         flag.3 as is_lower_better
     from exposures
 
@@ -77,6 +78,7 @@ metric_{{ name }} as (
             happened.happened_at < exposures.exposed_at
             and happened.happened_at >= exposures.exposed_at - toIntervalDay({{ var('experiment_before_days') }})
         ), 0) as value_before,
+        0.0 as denominator,
         {{ is_lower_better(name) }} as is_lower_better
     from exposures
     left join (
@@ -88,15 +90,39 @@ metric_{{ name }} as (
 ),
 
 {% endfor -%}
+
+{% for name in names if metric_per(name) -%}
+-- both of each contact, after the exposure; what was before adjusts no ratio
+ratio_{{ name }} as (
+
+    select
+        above.experiment as experiment,
+        above.variant as variant,
+        above.contact_id as contact_id,
+        above.exposed_at as exposed_at,
+        'ratio' as metric_kind,
+        above.metric as metric,
+        above.value as value,
+        0.0 as value_before,
+        below.value as denominator,
+        above.is_lower_better as is_lower_better
+    from metric_{{ name }} as above
+    inner join metric_{{ metric_per(name) }} as below
+        on below.experiment = above.experiment and below.contact_id = above.contact_id
+
+),
+
+{% endfor -%}
 valued as (
 
-    select experiment, variant, contact_id, exposed_at, metric_kind, metric, value, value_before, is_lower_better from flags
+    select experiment, variant, contact_id, exposed_at, metric_kind, metric, value, value_before, denominator, is_lower_better
+    from flags
     {%- for name in names %}
 
     union all
 
-    select experiment, variant, contact_id, exposed_at, metric_kind, metric, value, value_before, is_lower_better
-    from metric_{{ name }}
+    select experiment, variant, contact_id, exposed_at, metric_kind, metric, value, value_before, denominator, is_lower_better
+    from {{ 'ratio' if metric_per(name) else 'metric' }}_{{ name }}
     {%- endfor %}
 
 )
@@ -117,6 +143,9 @@ select
     sum(value_before)::Float64 as before_sum,
     sum(value_before * value_before)::Float64 as before_square_sum,
     sum(value * value_before)::Float64 as product_sum,
+    sum(denominator)::Float64 as denominator_sum,
+    sum(denominator * denominator)::Float64 as denominator_square_sum,
+    sum(value * denominator)::Float64 as denominator_product_sum,
 
     ---------- booleans
     any(valued.is_lower_better)::Bool as is_lower_better,
