@@ -61,6 +61,7 @@ class Walk:
     Args:
         entered_at: the tick at which they come in.
         answer: what becomes of the message of a send step.
+        winners: from experiments that were decided to their variants: a split leads there whoever comes to it.
     """
 
     def __init__(
@@ -69,8 +70,10 @@ class Walk:
         person: Person,
         entered_at: datetime,
         answer: Callable[[Node], str] = lambda _: "sent",
+        winners: Mapping[str, str] | None = None,
     ) -> None:
         self.spec, self.person, self.started_at, self.answer = spec, person, entered_at, answer
+        self.winners = winners or {}
         self.zone = person.timezone if person.timezone in _zones() else spec.timezone
         self.moves: list[Move] = []
         self.step, self.due_at, self.entered_at = END, entered_at, entered_at
@@ -149,8 +152,11 @@ class Walk:
                 self._follow(now, node, ways[0] if ways else len(node.edges) - 1)
             elif step.split is not None:
                 names = [variant.name for variant in step.split]
-                name = self.spec.allocation(node.id).assign([self.person.contact_id])[0]
-                self._follow(now, node, names.index(name or self.spec.control(node.id)))
+                name = self.winners.get(self.spec.experiment(node.id))
+                if name not in names:
+                    drawn = self.spec.allocation(node.id).assign([self.person.contact_id])[0]
+                    name = drawn or self.spec.control(node.id)
+                self._follow(now, node, names.index(name))
             else:
                 self._follow(now, node, 0)
 
@@ -187,9 +193,15 @@ class Walk:
         return now
 
 
-def walk_through(spec: JourneySpec, person: Person, entered_at: datetime, until: datetime) -> Walk:
+def walk_through(
+    spec: JourneySpec,
+    person: Person,
+    entered_at: datetime,
+    until: datetime,
+    winners: Mapping[str, str] | None = None,
+) -> Walk:
     """A whole stay, as if somebody looked at every instant at which something may happen."""
-    walk, now = Walk(spec, person, entered_at), entered_at
+    walk, now = Walk(spec, person, entered_at, winners=winners), entered_at
     while not walk.is_over and (now := walk.next_at(now)) <= until:
         walk.tick(now)
     return walk

@@ -130,7 +130,11 @@ def test(
     people: Annotated[int, typer.Option("--people", min=1, max=100_000, help="At most so many.")] = 5_000,
     days: Annotated[int, typer.Option("--days", min=1, max=3650, help="How far back to begin.")] = 90,
 ) -> None:
-    """Send people through a journey in fast motion: nothing is sent and nothing is written."""
+    """Send people through a journey in fast motion: nothing is sent and nothing is written.
+
+    People made up are divided at each split; those of the past go where a split that was decided leads by now.
+    """
+    from campaigns.experiments import winners_of
     from campaigns.journey_simulation import funnel, made_up, walk_through
     from campaigns.journey_ticks import check_conditions
     from campaigns.journey_trials import past_entrants, past_people
@@ -144,6 +148,7 @@ def test(
     check_files(settings, {spec.name: spec})
     now = settings.now()
     start = time.monotonic()
+    winners: dict[str, str] = {}
     if synthetic:
         begin = datetime(now.year, now.month, now.day, 10, tzinfo=UTC)
         walks = [
@@ -158,7 +163,9 @@ def test(
             entrants = past_entrants(warehouse, spec, since, people)
             entered = dict(entrants.select("contact_id", "entered_at").iter_rows())
             known = past_people(warehouse, spec, entrants, since)
-        walks = [walk_through(spec, one, entered[one.contact_id], now) for one in known]
+            decided = winners_of(warehouse, {placed.name for placed in spec.experiments()})
+            winners = {name: decision.winner for name, decision in decided.items()}
+        walks = [walk_through(spec, one, entered[one.contact_id], now, winners) for one in known]
         whom = f"{len(walks):,} who would have come in since {since:%Y-%m-%d}; profiles as they are now"
     steps, endings = funnel(spec, walks)
     table = Table(title=f"{spec.name}: {whom}", title_justify="left", box=None)
@@ -178,6 +185,8 @@ def test(
         and not synthetic
     ):
         console.print("Waits for events of the journey's own messages are counted as if nobody had reacted.")
+    for experiment, winner in winners.items():
+        console.print(f"{experiment} was decided: all who come to its split go on to {winner}.", markup=False)
     console.print(f"[dim]{time.monotonic() - start:.1f} s; nothing was sent or written.[/]")
 
 

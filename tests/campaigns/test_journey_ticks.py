@@ -14,6 +14,8 @@ from ruamel.yaml import YAML
 
 from campaigns.identity import message_ids
 from campaigns.journey_requests import REQUEST_COLUMNS, request_moves
+from campaigns.journey_simulation import Person as Somebody
+from campaigns.journey_simulation import Walk
 from campaigns.journey_state import define_tables, message_name
 from campaigns.journey_ticks import Departure, JourneyTick, TickSummary
 from campaigns.journeys import JourneySpec, load_journey
@@ -575,7 +577,8 @@ SPLIT_VIEWS = (
     create view marts.experiment_sums as
     select experiment, variant, 'clicks' as metric, 'proportion' as metric_kind, count() as contacts_count,
         sum(toFloat64(is_clicked)) as value_sum, value_sum as value_square_sum, 0.0 as before_sum,
-        0.0 as before_square_sum, 0.0 as product_sum, false as is_lower_better, toDate(exposed_at) as exposed_on,
+        0.0 as before_square_sum, 0.0 as product_sum, 0.0 as denominator_sum, 0.0 as denominator_square_sum,
+        0.0 as denominator_product_sum, false as is_lower_better, toDate(exposed_at) as exposed_on,
         min(exposed_at) as first_exposed_at, max(exposed_at) as last_exposed_at
     from marts.experiment_exposures group by experiment, variant, exposed_on
     """,
@@ -646,6 +649,10 @@ def test_after_the_decision_whoever_comes_to_the_split_goes_the_way_that_won(
     crowd(301, 400, day(9))
     bench.tick(day(9.5))
     assert ways(301, 400) == {("warm", "b")}
+    # `journey test` leads them as the tick does, and divides people made up
+    led = {running.placed.name: "warm"}
+    assert {Walk(spec, Somebody(one), day(9.5), winners=led).step for one in range(301, 401)} == {"b"}
+    assert {Walk(spec, Somebody(one), day(9.5)).step for one in range(301, 401)} == {"a", "b"}
     # those under way stay where they are, and nobody who was led is taken for tested
     assert ways(1, 300) == set(ends.items())
     assert bench.warehouse.value("select count() from marts.experiment_exposures") == 300

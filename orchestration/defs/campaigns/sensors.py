@@ -24,7 +24,6 @@ RETRY_TAG = "mailhouse/retry"
 send_campaign = dg.define_asset_job(
     "send_campaign",
     selection=dg.AssetSelection.assets(AUDIENCES, SENDS),
-    partitions_def=CAMPAIGNS,
     executor_def=dg.in_process_executor,
     description="Judge a campaign's audience and send to it.",
 )
