@@ -240,6 +240,7 @@ class Salesforce(HttpConnector):
         tells_merges=True,
         has_webhooks=True,
         looks_up=True,
+        has_whole_seconds=True,
         most_per_push=COLLECTION,
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
 
 from crm.base import Connector, CrmNotSupportedError, Kind, SetUp, require
 from crm.connectors import CONNECTORS, connect, kinds
@@ -128,52 +127,3 @@ def set_up_crms(settings: CrmSettings, segments: Collection[str] = ()) -> dict[s
             if connector.name in rules.push and connector.capabilities.can_set_up:
                 done[connector.name] = connector.set_up(rules.custom_fields(connector.name))
     return done
-
-
-def news(warehouse: Warehouse, crms: Collection[str], since: datetime) -> tuple[set[Kind], datetime]:
-    """What webhooks told of since, but for echoes of what we wrote: kinds of records, and how far that goes.
-
-    Args:
-        warehouse: where their events are stored.
-        crms: names of the CRMs.
-        since: events stored until then have been looked at.
-    """
-    found = warehouse.frame(
-        """
-        with told as (
-            select
-                source, external_id, splitByChar('.', toString(type))[1] as kind, occurred_at, loaded_at,
-                ifNull(properties.value::Nullable(String), '') as value
-            from raw.events
-            where loaded_at > {since:DateTime64(3, 'UTC')} and source in {crms:Array(String)}
-                and match(type, '^(contact|company|deal|task)\\\\.')
-        ),
-        written as (
-            select source, external_id, fields, coalesce(record_at, recorded_at) as at from raw.crm_pushes
-            where recorded_at > {since:DateTime64(3, 'UTC')} - toIntervalHour(1)
-                and (source, external_id) in (select source, external_id from told)
-        )
-        select
-            told.kind as kind, max(told.loaded_at) as loaded_at,
-            -- by the value where the CRM tells it, else by the second
-            countIf(not arrayExists(
-                (fields, at) -> if(
-                    told.value != '',
-                    has(mapValues(fields), told.value),
-                    abs(dateDiff('second', at, told.occurred_at)) <= 2
-                ),
-                writes.all_fields, writes.all_at
-            )) as strange
-        from told
-        left any join (
-            select source, external_id, groupArray(fields) as all_fields, groupArray(at) as all_at from written
-            group by source, external_id
-        ) as writes on writes.source = told.source and writes.external_id = told.external_id
-        group by kind
-        """,
-        {"since": f"{since:%Y-%m-%d %H:%M:%S.%f}"[:-3], "crms": list(crms)},
-    )
-    newest = found["loaded_at"].max()
-    known: dict[str, Kind] = {"contact": "contact", "company": "company", "deal": "deal", "task": "task"}
-    strange: set[Kind] = {known[kind] for kind, count in found.select("kind", "strange").iter_rows() if count}
-    return strange, newest if isinstance(newest, datetime) else since
