@@ -43,6 +43,7 @@ def load(
     run_id: str = "",
     is_full: bool = False,
     on_progress: Callable[[int], None] | None = None,
+    on_missing: Callable[[int, int], None] | None = None,
 ) -> LoadResult:
     """Load what changed in a CRM since the last load, all records the first time; one process at a time.
 
@@ -57,6 +58,7 @@ def load(
         is_full: read everything again, which stores nothing twice, and look up the records that did not come: a CRM
             need not tell of those it erased. If that is broken off, later loads read on, and look nothing up.
         on_progress: told how many records have been read.
+        on_missing: told of each part of the records that did not come, how many they are and how many are gone.
 
     Raises:
         CrmNotSupportedError: the CRM has no such records.
@@ -89,6 +91,8 @@ def load(
                 for ids in _missing(warehouse, connector.name, kind, came):
                     found = connector.look_up(kind, ids)
                     total += _store(warehouse, connector.name, kind, found, place, run_id, is_looked_up=True)
+                    if on_missing is not None:
+                        on_missing(len(ids), len(set(ids) - set(_live_ids(found))))
             told = Told(warehouse, connector, kind)
             for found in told.records():
                 total += _store(warehouse, connector.name, kind, found, place, run_id, is_looked_up=True)
@@ -108,7 +112,7 @@ def load_ids(
     settings: CrmSettings,
     run_id: str = "",
 ) -> LoadResult:
-    """Load single records that a webhook names: what became of them, without asking what else changed.
+    """Load single records: what became of them, without asking what else changed.
 
     Deleted ones are stored once, however often they are named. Other arguments and errors as in `load`.
     """
