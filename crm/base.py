@@ -362,6 +362,20 @@ class Connector(ABC):
             f"{self.name} cannot write a {kind}.", fix="Take it out of `push` in content/crm.yaml."
         )
 
+    def unwritable(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Of fields of a contact those that this account has no place for, and what gives them one ('': nothing does).
+
+        They are left out of what is pushed; all else of a change is written.
+
+        Args:
+            names: of `FIELDS`.
+
+        Raises:
+            CrmError: the CRM had to be asked, and refuses or stays silent.
+        """
+        del names
+        return {}
+
     def set_up(self, fields: Sequence[CustomField]) -> SetUp:
         """Make custom fields on contacts that are not there yet; safe to repeat.
 

@@ -119,6 +119,9 @@ _TYPES: dict[str, tuple[str, frozenset[str]]] = {
     "choice": ("enum", frozenset({"enum"})),
 }
 _YES_NO = {"true": "yes", "false": "no"}
+_LABEL_IT = "label a custom field so"
+# what people have without custom fields
+_OWN_FIELDS = frozenset({"email", "phone", "mobile_phone", "first_name", "last_name"})
 # what custom fields must not be mistaken for
 _OWN_NAMES = frozenset(
     {"id", "name", "email", "emails", "phone", "phones", "mobile_phone", "first_name", "last_name", "created_at",
@@ -782,6 +785,12 @@ class Pipedrive(HttpConnector):
 
     # Writing
 
+    def unwritable(self, names: Sequence[str]) -> Mapping[str, str]:
+        """See `Connector.unwritable`. Asks for the custom fields, unless they are known."""
+        wanted = [name for name in names if name not in _OWN_FIELDS]
+        known = self._fields("contact").by_name if wanted else {}
+        return {name: f"{_LABEL_IT} in Pipedrive" for name in wanted if name not in known}
+
     def push(self, kind: Kind, changes: Sequence[Change]) -> list[Pushed]:
         """See `Connector.push`.
 
@@ -981,7 +990,7 @@ class _Pushing:
             else:
                 known = self._crm._fields("contact").by_name.get(name)
                 if known is None:
-                    hint = "label a custom field so" if name in FIELDS else "run `mailhouse crm setup`"
+                    hint = _LABEL_IT if name in FIELDS else "run `mailhouse crm setup`"
                     raise ValueError(f"Pipedrive's people have no field {name}: {hint}")
                 written = known.written(name, value)
                 if written != _dict(record.get("custom_fields")).get(known.key):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from crm.base import Connector, CrmNotSupportedError, Kind, SetUp, require
+from crm.base import Connector, CrmError, CrmNotSupportedError, Kind, SetUp, require
 from crm.connectors import CONNECTORS, connect, kinds
 from crm.files import load_sources
 from crm.locks import one_at_a_time
@@ -56,6 +56,13 @@ def check_pushes(rules: CrmRules, connectors: Sequence[Connector]) -> None:
             )
         if spec.engagement or spec.create or rules.pushed_fields(name):
             require(known[name], push="contact")
+        if spec.fields is not None:
+            for field, hint in unwritten(rules, known[name]).items():
+                place = rules.place("push", name, "fields", spec.fields.index(field))
+                raise SettingsError(
+                    f"{place}: {name} has no place for {field}.",
+                    fix=f"Take it out, or {hint}." if hint else "Take it out.",
+                )
         if spec.tasks:
             require(known[name], push="task")
         if spec.engagement and not known[name].capabilities.can_set_up:
@@ -63,6 +70,18 @@ def check_pushes(rules: CrmRules, connectors: Sequence[Connector]) -> None:
                 f"{rules.place('push', name, 'engagement')}: {name} takes no fields of ours.",
                 fix="Take `engagement` out.",
             )
+
+
+def unwritten(rules: CrmRules, connector: Connector) -> dict[str, str]:
+    """Fields that rules would write to a CRM which has no place for them, and what gives them one.
+
+    A CRM that must be asked and does not answer lacks nothing, as far as is known: its sync tells of that.
+    """
+    fields = [name for name in rules.pushed_fields(connector.name) if name in rules.fields]
+    try:
+        return dict(connector.unwritable(fields)) if fields else {}
+    except CrmError:
+        return {}
 
 
 def sync_crms(
@@ -112,18 +131,25 @@ def sync_crms(
         ).run()
 
 
-def set_up_crms(settings: CrmSettings, segments: Collection[str] = ()) -> dict[str, SetUp]:
+def set_up_crms(
+    settings: CrmSettings, segments: Collection[str] = ()
+) -> tuple[dict[str, SetUp], dict[str, dict[str, str]]]:
     """Make the fields that `content/crm.yaml` names in each CRM; safe to repeat.
+
+    Returns:
+        By CRM, what was made, and what is not written there: see `unwritten`.
 
     Raises:
         CrmError: a CRM refuses; those before it are done.
     """
     rules = rules_in_force(settings, segments)
     done: dict[str, SetUp] = {}
+    lacking: dict[str, dict[str, str]] = {}
     with connected(settings) as connectors:
         check_pushes(rules, connectors)
         for connector in connectors:
+            lacking[connector.name] = unwritten(rules, connector)
             # some need a field of their own to know tasks again
             if connector.name in rules.push and connector.capabilities.can_set_up:
                 done[connector.name] = connector.set_up(rules.custom_fields(connector.name))
-    return done
+    return done, lacking

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mailhouse.console import console, progress_bar
-from warehouse.errors import InputError
+from warehouse.errors import InputError, MailhouseError
 
 if TYPE_CHECKING:
     from crm.base import Connector, Kind
@@ -29,12 +29,14 @@ def setup() -> None:
     from crm.settings import CrmSettings
     from crm.syncing import set_up_crms
 
-    done = set_up_crms(CrmSettings.load(), _segments())
+    done, lacking = set_up_crms(CrmSettings.load(), _segments())
     if not done:
         console.print("content/crm.yaml names no fields to make: see docs/crm-sync.md.")
     for name, one in done.items():
         made = f"made {', '.join(one.made)}" if one.made else "nothing to make"
         console.print(f"{name}: {made}; {len(one.kept)} were there.", markup=False, soft_wrap=True)
+    for name, fields in lacking.items():
+        _tell_unwritten(name, fields)
 
 
 @app.command()
@@ -66,7 +68,7 @@ def pull(
         )
     settings = CrmSettings.load()
     failures: dict[str, str] = {}
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         connectors = [stack.enter_context(one) for one in connect(settings)]
         chosen = _chosen(connectors, crm, kind or (["contact"] if record else []), settings)
         warehouse = stack.enter_context(open_warehouse(settings, "mailhouse crm pull"))
@@ -120,7 +122,7 @@ def status() -> None:
     from crm.pulling import stored_cursor
     from crm.settings import CrmSettings
     from crm.sync_store import WarehouseStore
-    from crm.syncing import rules_in_force
+    from crm.syncing import rules_in_force, unwritten
     from mailhouse.engine import open_warehouse
 
     settings = CrmSettings.load()
@@ -162,6 +164,11 @@ def status() -> None:
         console.print("Nothing has been synced yet.")
     for name, message in last.failures.items():
         console.print(f"{name}: {message}", markup=False, soft_wrap=True)
+    for one in known:
+        if one.name in rules.push:
+            # what is not set up right is the doctor's to tell
+            with contextlib.suppress(MailhouseError), one.from_settings(settings) as crm:
+                _tell_unwritten(one.name, unwritten(rules, crm))
     for source, external_id, reason, at in reasons:
         console.print(f"{source} {external_id}: {reason} ({at:%Y-%m-%d %H:%M})", markup=False, soft_wrap=True)
 
@@ -198,6 +205,12 @@ def decisions(
                 f"  lost: {loser['value']!r}, of {loser['source']} {loser['external_id']} at {loser['at']}",
                 markup=False, soft_wrap=True,
             )  # fmt: skip
+
+
+def _tell_unwritten(crm: str, fields: Mapping[str, str]) -> None:
+    for field, hint in fields.items():
+        told = f"{crm}: {field} is not written there, which has no place for it{f'; {hint}' if hint else ''}."
+        console.print(told, markup=False, soft_wrap=True)
 
 
 def _chosen(

@@ -800,6 +800,14 @@ def test_every_change_has_an_answer_of_its_own(fake: FakePipedrive) -> None:
     reasons = {result.key: result.reason for result in results}
     assert "no option 'Silver'" in reasons["option"]
     assert "no field timezone: label a custom field so" in reasons["unknown"]
+    # asked before, it says so; of what people have anyway nothing is asked
+    fake.requests.clear()
+    with crm_of(fake) as crm:
+        assert crm.unwritable(["email", "first_name"]) == {}
+        assert fake.requests == []
+        assert crm.unwritable(["email", "timezone", "nickname"]) == {
+            "timezone": "label a custom field so in Pipedrive"
+        }
     assert fake.records["persons"][1]["custom_fields"][text] == "AA"
     assert fake.records["persons"][2]["custom_fields"] == {}
 

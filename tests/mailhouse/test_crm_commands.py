@@ -22,7 +22,7 @@ sys.path.append(str(Path(__file__).parent.parent / "crm"))
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 RULES = """
-fields: {first_name: newest}
+fields: {first_name: newest, push_token: newest}
 push: {hubspot: {engagement: [engagement_score]}}
 """
 
@@ -61,7 +61,9 @@ def test_a_person_sees_what_would_happen_lets_it_and_asks_why(
         }.items():  # fmt: skip
             patch.setenv(f"MAILHOUSE_{name}", str(value))
         assert "made mailhouse_engagement_score" in say("setup")
-        assert "nothing to make" in say("setup")
+        told = say("setup")
+        assert "nothing to make" in told
+        assert "hubspot: push_token is not written there, which has no place for it." in told
         assert "wait until the models have been built" in say("sync")
         identify(warehouse)
         told = say("sync", "--dry-run")
@@ -72,7 +74,16 @@ def test_a_person_sees_what_would_happen_lets_it_and_asks_why(
         assert "2 written" in say("sync")
         assert fake.records["contacts"][1].properties["firstname"] == "Anna"
         assert "hubspot" in say("status")
-        assert "Last sync" in say("status")
+        told = say("status")
+        assert "Last sync" in told
+        assert "hubspot: push_token is not written there" in told
+        (tmp_path / "crm.yaml").write_text(
+            RULES.replace("{engagement", "{fields: [first_name, push_token], engagement")
+        )
+        result = runner.invoke(app, ["crm", "sync"])
+        assert isinstance(result.exception, MailhouseError)
+        assert "crm.yaml:3: hubspot has no place for push_token." in result.exception.message
+        (tmp_path / "crm.yaml").write_text(RULES)
         why = say("decisions", "--contact", "1")
         assert "first_name = 'Anna', of shop s1" in why
         assert "lost: 'Ann', of hubspot 1" in why
