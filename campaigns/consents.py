@@ -22,7 +22,7 @@ from campaigns.siphash import normalised_email
 from warehouse.actor import own_name
 from warehouse.client import Warehouse
 from warehouse.errors import InputError, WarehouseError
-from warehouse.loads import CONSENT_COLUMNS, load_consents
+from warehouse.loads import CONSENT_COLUMNS, load_consent_texts, load_consents
 from warehouse.yaml_specs import nearest
 
 BASES: Final[Mapping[str, str]] = {
@@ -94,38 +94,13 @@ def consent_frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
 def record_texts(warehouse: Warehouse, texts: Iterable[ConsentText], now: datetime) -> int:
     """Keep the words of texts that are not kept yet; returns how many those were.
 
-    Two processes at the same moment may both keep one, which does no harm.
-
     Raises:
         WarehouseError: it does not answer, or its raw tables have not been made.
     """
-    wanted = {(one.purpose, one.channel, one.version, one.digest): one for one in texts}
-    if not wanted:
-        return 0
-    stored = warehouse.frame(
-        """
-        select purpose::String, channel::String, text_version, text_digest from raw.consent_texts
-        where text_digest in {digests:Array(String)}
-        """,
-        {"digests": [one.digest for one in wanted.values()]},
-    )
-    missing = [wanted[key] for key in wanted.keys() - set(stored.iter_rows())]
-    if missing:
-        warehouse.insert(
-            "raw.consent_texts",
-            pl.DataFrame(
-                {
-                    "text_digest": [one.digest for one in missing],
-                    "text_version": [one.version for one in missing],
-                    "purpose": [one.purpose for one in missing],
-                    "channel": [one.channel for one in missing],
-                    "content": [one.content for one in missing],
-                    "recorded_at": [now] * len(missing),
-                },
-                schema_overrides={"recorded_at": pl.Datetime("ms", "UTC")},
-            ),
-        )
-    return len(missing)
+    rows = [(one.purpose, one.channel, one.version, one.digest, one.content) for one in texts]
+    names = ("purpose", "channel", "text_version", "text_digest", "content")
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
+    return load_consent_texts(warehouse, frame, now)
 
 
 def consents_of(

@@ -2,7 +2,7 @@
 
 `AddressJudge.judge` works on whole columns; what a domain is gets worked out once for each distinct domain. Syntax is
 that of RFC 5321 as it is used (a dot-atom of RFC 5322 before the @, a host name of two or more labels behind it), with
-letters of all languages before the @ (RFC 6531) and domains of all languages, which become A-labels (RFC 5891, UTS 46).
+letters of all languages before the @ (RFC 6531); what a domain is, `warehouse.addresses` says.
 
 Role accounts are those of RFC 2142 and what firms call theirs. Disposable domains are those of the package
 `disposable-email-domains` (CC0), a domain below one of them, too. A slip is one letter too many, too few, wrong or
@@ -11,32 +11,17 @@ swapped in the name of a large provider, the first letter aside, or a top level 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Final, Literal
 
-import idna
 import polars as pl
 
-SPACES: Final = (
-    " \t\r\n\x0b\x0c\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u200b\u200c\u200d"
-    "\u202f\u2060\u3000\ufeff"
-)
-"""What is taken off both ends of an address: spaces, and characters that nobody sees."""
-
-LONGEST: Final = 254
-"""Octets of an address (RFC 5321, 4.5.3.1.3: a path of 256 less its brackets)."""
-LONGEST_LOCAL: Final = 64
-"""Octets before the @ (RFC 5321, 4.5.3.1.1)."""
-LONGEST_DOMAIN: Final = 253
-"""Octets of a domain name as text (RFC 1035, 2.3.4: 255 on the wire)."""
+from warehouse.addresses import LONGEST, LONGEST_LOCAL, SPACES, mail_domain
 
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-\p{L}\p{M}\p{N}]+"
 _LOCAL = rf"^{_ATOM}(\.{_ATOM})*$"
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_TOP = re.compile(r"[a-z]{2,63}|xn--[a-z0-9-]{1,59}")
 _KNOWN_DOMAINS = 200_000
 
 SPECIAL_TOPS: Final = frozenset(
@@ -168,24 +153,11 @@ class Domain:
 
 def judge_domain(text: str) -> Domain:
     """What a domain is, as somebody wrote it in small letters."""
-    name = text
-    if not text.isascii():
-        try:
-            name = idna.encode(text, uts46=True, std3_rules=True).decode("ascii")
-        except (idna.IDNAError, UnicodeError):
-            return Domain("", "no domain")
+    try:
+        name = mail_domain(text)
+    except ValueError as error:
+        return Domain("", str(error))
     labels = name.split(".")
-    if not all(_LABEL.fullmatch(label) for label in labels) or len(name) > LONGEST_DOMAIN:
-        return Domain("", "no domain")
-    if len(labels) < 2:
-        return Domain("", "a domain without a dot")
-    if not _TOP.fullmatch(labels[-1]):
-        return Domain("", "no domain")
-    if text.isascii() and any(label.startswith("xn--") for label in labels):
-        try:
-            idna.decode(name)
-        except (idna.IDNAError, UnicodeError):
-            return Domain("", "no domain")
     if labels[-1] in SPECIAL_TOPS:
         return Domain("", f"a domain of .{labels[-1]}, in which there are no mailboxes")
     meant = _meant(name)

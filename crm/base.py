@@ -141,6 +141,7 @@ class Capabilities:
         tells_merges: `pull` reports which record another was merged into.
         has_webhooks: the gateway reads its calls (`gateway.crm_webhooks`).
         looks_up: `look_up` reads single records.
+        has_whole_seconds: it dates records by the second, and hands over what a second that is over has come to.
         most_per_push: changes that one call carries at most; the least possible calls follow from it.
     """
 
@@ -151,6 +152,7 @@ class Capabilities:
     tells_merges: bool = False
     has_webhooks: bool = False
     looks_up: bool = False
+    has_whole_seconds: bool = False
     most_per_push: int = 1
 
 
@@ -337,6 +339,15 @@ class Connector(ABC):
             f"{self.name} cannot look up a single {kind}.", fix="Its changes come with the next sync."
         )
 
+    def merged(self, merges: Sequence[tuple[str, datetime, str]]) -> pa.Table:
+        """Rows of `PULLED` for records that webhooks say were merged away; none where `look_up` tells of merges.
+
+        Args:
+            merges: id, time, and the id of the record that is left.
+        """
+        del merges
+        return table_of([])
+
     def push(self, kind: Kind, changes: Sequence[Change]) -> list[Pushed]:
         """Write changes in the largest batches that the CRM takes; a result for each, in the order given.
 
@@ -350,6 +361,20 @@ class Connector(ABC):
         raise CrmNotSupportedError(
             f"{self.name} cannot write a {kind}.", fix="Take it out of `push` in content/crm.yaml."
         )
+
+    def unwritable(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Of fields of a contact those that this account has no place for, and what gives them one ('': nothing does).
+
+        They are left out of what is pushed; all else of a change is written.
+
+        Args:
+            names: of `FIELDS`.
+
+        Raises:
+            CrmError: the CRM had to be asked, and refuses or stays silent.
+        """
+        del names
+        return {}
 
     def set_up(self, fields: Sequence[CustomField]) -> SetUp:
         """Make custom fields on contacts that are not there yet; safe to repeat.

@@ -6,8 +6,9 @@ is null where all is well; an empty cell is well, too: what must not be empty is
 
 from __future__ import annotations
 
+import hashlib
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -260,6 +261,39 @@ def word(name: str, value: Value, frame: pl.DataFrame, pattern: str, wanted: str
     raw = text(value, frame.schema)
     good = pl.when(raw.str.contains(pattern)).then(raw)
     return _settled(frame, good, _unparsed(name, raw, good, wanted))
+
+
+def digest(name: str, value: Value, frame: pl.DataFrame) -> Parsed:
+    """The value as a SHA-256 in 64 small hexadecimal digits."""
+    raw = text(value, frame.schema)
+    low = raw.str.to_lowercase()
+    good = pl.when(low.str.contains(r"^[0-9a-f]{64}$")).then(low)
+    return _settled(frame, good, _unparsed(name, raw, good, "no SHA-256: 64 hexadecimal digits"))
+
+
+def digests(texts: pl.Series) -> pl.Series:
+    """SHA-256 of each text, in hexadecimal; null where there is none. Each text is worked on once."""
+    words = texts.drop_nulls().unique()
+    table = pl.DataFrame(
+        {
+            "words": words,
+            "digest": [hashlib.sha256(one.encode("utf-8", "replace")).hexdigest() for one in words],
+        },
+        schema={"words": pl.String(), "digest": pl.String()},
+    )
+    return pl.DataFrame({"words": texts}, schema={"words": pl.String()}).join(
+        table, on="words", how="left", maintain_order="left"
+    )["digest"]
+
+
+def proof_key(names: Sequence[str]) -> pl.Expr:
+    """What of a proof goes into the id of a consent: what is there, so that ids of rows without stay what they were."""
+    parts = []
+    for name in names:
+        column = pl.col(name).dt.epoch("ms") if name.endswith("_at") else pl.col(name)
+        written = pl.concat_str(pl.lit(f"\x1f{name}="), column.cast(pl.String))
+        parts.append(pl.when(column.cast(pl.String).fill_null("") != "").then(written).otherwise(pl.lit("")))
+    return pl.concat_str(parts)
 
 
 def needed(name: str, value: pl.Expr) -> pl.Expr:

@@ -43,6 +43,7 @@ from warehouse.loads import (
     UTC_MS,
     LoadResult,
     clear_quarantine,
+    load_consent_texts,
     load_consents,
     load_crm_records,
     load_events,
@@ -346,9 +347,8 @@ class _Job:
         )
         self._count(result)
         if consents:
-            frame = self._consent_ids(
-                pl.concat([self._consent_frame(chunk, consent, good) for consent in consents])
-            )
+            frame = pl.concat([self._consent_frame(chunk, consent, good) for consent in consents])
+            frame = self._consent_ids(self._with_texts(frame))
             loaded = load_consents(self.warehouse, frame, run_id=self.run_id, kind=self.kind)
             self._add(consents=loaded.loaded)
 
@@ -386,9 +386,26 @@ class _Job:
         moment = self._moment("occurred_at", occurred, chunk)
         values["occurred_at"] = moment.value
         reasons += [moment.reason, read.needed("occurred_at", moment.value)]
-        for name in ("text_version", "ip", "user_agent", "page", "recorded_by"):
+        for name in ("text_version", "text", "ip", "user_agent", "page", "requested_ip", "recorded_by"):
             values[name] = read.text(fields[name], schema) if name in fields else pl.lit(None, pl.String)
+        for name in ("requested_at", "confirmed_at"):
+            values[name] = pl.lit(None, UTC_MS)
+            if isinstance(given := fields.get(name), Moment):
+                moment = self._moment(name, given, chunk)
+                values[name] = moment.value
+                reasons.append(moment.reason)
+        values["text_digest"] = pl.lit(None, pl.String)
+        if "text_digest" in fields:
+            parsed = read.digest("text_digest", fields["text_digest"], chunk.frame)
+            values["text_digest"] = parsed.value
+            reasons.append(parsed.reason)
         return values, reasons
+
+    def _with_texts(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with digests of texts in the texts' place; the texts are kept where all are."""
+        texts, frame = with_digests(frame, self.source.source)
+        load_consent_texts(self.warehouse, texts, self.now)
+        return frame
 
     def _consent_frame(self, chunk: Chunk, fields: dict[str, pl.Expr], good: pl.Series) -> pl.DataFrame:
         frame = chunk.frame.select(*(value.alias(name) for name, value in fields.items()))
@@ -413,7 +430,7 @@ class _Job:
             [pl.col(name).cast(pl.String).fill_null("") for name in parts]
             + [pl.col("occurred_at").dt.epoch("ms").cast(pl.String), pl.col("ip").fill_null("")],
             separator="\x1f",
-        )
+        ) + read.proof_key(("text_digest", "requested_at", "requested_ip", "confirmed_at"))
         derived = pl.Series("derived", consent_ids(frame.select(key).to_series().to_list()), pl.String)
         if "consent_id" not in frame.columns:
             return frame.with_columns(derived.alias("consent_id"))
@@ -442,7 +459,8 @@ class _Job:
             "properties": self._properties(chunk, {}),
         }
         rows, _ = self._judged(chunk, values, reasons)
-        self._count(load_consents(self.warehouse, self._consent_ids(rows), run_id=self.run_id))
+        rows = self._consent_ids(self._with_texts(rows))
+        self._count(load_consents(self.warehouse, rows, run_id=self.run_id))
 
     def _events(self, source: EventsSource, chunk: Chunk) -> None:
         schema = chunk.frame.schema
@@ -734,6 +752,29 @@ class _Job:
 
 
 _CONSENTS_NAMESPACE = bytes.fromhex("6d2b1c0e8b1f5e0c9a3f1f5c7d0a4e21")
+
+
+def with_digests(consents: pl.DataFrame, place: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Texts of consents, as `load_consent_texts` takes them, and the consents without `text`, but with its digest.
+
+    A text without a version is a version of its own, named after where it is from and its digest's beginning.
+    """
+    if consents["text"].null_count() == consents.height:
+        names = ("purpose", "channel", "text_version", "text_digest", "content")
+        return pl.DataFrame(schema=dict.fromkeys(names, pl.String)), consents.drop("text")
+    digest = read.digests(consents["text"]).alias("digest")
+    version = pl.concat_str(pl.lit(f"{place}-"), digest.str.head(8))
+    consents = consents.with_columns(
+        pl.coalesce(pl.lit(digest), "text_digest").alias("text_digest"),
+        pl.when(pl.col("text_version").fill_null("") != "")
+        .then("text_version")
+        .otherwise(version)
+        .alias("text_version"),
+    )
+    texts = consents.filter(pl.col("text").is_not_null()).select(
+        "purpose", "channel", "text_version", "text_digest", pl.col("text").alias("content")
+    )
+    return texts.unique(), consents.drop("text")
 
 
 def consent_ids(keys: Sequence[str]) -> list[str]:

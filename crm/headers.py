@@ -99,8 +99,15 @@ SPELLINGS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "consent_text_version": ("consent text", "consent text version", "consent version", "form version",
         "consent form", "text version"),
+    "consent_text": ("consent wording", "consent words", "einwilligungstext", "wortlaut der einwilligung"),
+    "consent_text_digest": ("consent text sha256", "consent text sha-256", "text digest"),
     "consent_ip": ("consent ip", "opt-in ip", "opt in ip", "optin ip", "confirm ip", "ip", "ip address",
         "ip-adresse"),
+    "consent_user_agent": ("consent user agent", "opt-in user agent", "user agent"),
+    "consent_page": ("consent page", "consent url", "opt-in url", "opt-in page", "form url", "signup page"),
+    "consent_requested_at": ("consent requested at", "double opt-in requested at", "doi requested at"),
+    "consent_requested_ip": ("consent requested ip", "double opt-in requested ip", "doi requested ip"),
+    "consent_confirmed_at": ("consent confirmed at", "double opt-in confirmed at", "doi confirmed at"),
 }  # fmt: skip
 """Fields of an import, and how their columns are called; small and capital letters, accents, spaces, hyphens and the
 like make no difference."""

@@ -61,7 +61,7 @@ from crm.hubspot_contract import (
     milliseconds,
     zone_of,
 )
-from crm.hubspot_writing import Definitions, push_contacts, push_tasks, set_up_fields
+from crm.hubspot_writing import NOT_WRITTEN, Definitions, push_contacts, push_tasks, set_up_fields
 from crm.pacing import allowance
 from crm.settings import CrmSettings
 from warehouse.errors import SettingsError
@@ -337,6 +337,10 @@ class HubSpot(HttpConnector):
         """
         require(self, push=kind)
         return push_contacts(self, changes) if kind == "contact" else push_tasks(self, changes)
+
+    def unwritable(self, names: Sequence[str]) -> Mapping[str, str]:
+        """See `Connector.unwritable`. Asks nothing of HubSpot."""
+        return {name: "" for name in names if name in NOT_WRITTEN}
 
     def set_up(self, fields: Sequence[CustomField]) -> SetUp:
         """See `Connector.set_up`. Also makes the property by which tasks are found again."""

@@ -35,7 +35,8 @@ GROUP: Final = "mailhouse"
 
 _INPUTS = 100
 _OURS: Final[Mapping[str, str]] = {ours: theirs for theirs, ours in RENAMED.items()}
-_NOT_WRITTEN: Final = frozenset({"created_at", "push_token"})
+NOT_WRITTEN: Final = frozenset({"created_at", "push_token"})
+"""Fields of ours that HubSpot's contacts have no property for, or that it sets itself."""
 # whole batches that are refused for the sake of a row
 _ROW_AT_FAULT: Final = frozenset({400, 404, 409})
 _STATUSES: Final[Mapping[str, PushStatus]] = {
@@ -484,7 +485,7 @@ def _writable(hub: HubSpot, kind: Kind, names: Mapping[str, str]) -> dict[str, P
     Raises:
         CrmRefusedError: one is not there, or takes no values.
     """
-    if refused := sorted(_NOT_WRITTEN & names.keys()):
+    if refused := sorted(NOT_WRITTEN & names.keys()):
         raise CrmRefusedError(
             f"HubSpot's contacts take no {refused[0]}.", fix="Take it out of content/crm.yaml."
         )

@@ -31,7 +31,7 @@ from ruamel.yaml import YAML
 
 from crm import columns as read
 from crm.addresses import AddressJudge, Policy, Problems
-from crm.files import consent_ids, encoded_row
+from crm.files import consent_ids, encoded_row, with_digests
 from crm.headers import FIELDS, read_head, recognised
 from crm.locks import one_at_a_time
 from crm.readers import Chunk, Want, read_chunks
@@ -43,6 +43,7 @@ from warehouse.loads import (
     UTC_MS,
     clear_quarantine,
     compared_records,
+    load_consent_texts,
     load_consents,
     load_crm_records,
     quarantine,
@@ -56,8 +57,20 @@ BASES: Final = ("consent", "contract", "legitimate_interest")
 LOAD_ROWS = 50_000
 """Rows loaded at once, while the next are judged."""
 
-CONSENT_FIELDS: Final = ("consent", "consent_date", "consent_text_version", "consent_ip")
-"""Fields of the consent that a row carries."""
+_PROOF_TEXTS: Final[Mapping[str, str]] = {
+    "consent_text_version": "text_version",
+    "consent_text": "text",
+    "consent_ip": "ip",
+    "consent_user_agent": "user_agent",
+    "consent_page": "page",
+    "consent_requested_ip": "requested_ip",
+}
+_PROOF_TIMES: Final[Mapping[str, str]] = {
+    "consent_requested_at": "requested_at",
+    "consent_confirmed_at": "confirmed_at",
+}
+CONSENT_FIELDS: Final = ("consent", "consent_date", "consent_text_digest", *_PROOF_TEXTS, *_PROOF_TIMES)
+"""Fields of the consent that a row carries; what they are called in `raw.consents`, if it proves it."""
 
 REPORT_COLUMNS: Final = ("line", "outcome", "reason", "message", "suggestion", "content")
 """Columns of the report: the line (the header is 1; in Parquet the row's number), refused, repeated or noted, the
@@ -101,6 +114,10 @@ PROTECTED: Final[Mapping[str, str]] = {
 _TEXTS = ("first_name", "last_name", "city", "push_token")
 _PHONES = ("phone", "mobile_phone")
 _WORD = r"^[a-z][a-z0-9_.-]*$"
+_PROOFS: Final[dict[str, pl.DataType]] = {
+    **dict.fromkeys((*_PROOF_TEXTS.values(), "text_digest"), pl.String()),
+    **dict.fromkeys(_PROOF_TIMES.values(), UTC_MS),
+}
 
 Progress = Callable[[int], None]
 """Called with how many rows have been read."""
@@ -317,10 +334,11 @@ def _check_consent(options: ImportOptions, fields: Mapping[str, str]) -> None:
                 "Nothing says when the contacts consented, so nothing could be proved.",
                 fix='Give --consent-date 2026-05-31, or the column: --map "Column=consent_date".',
             )
-        if not consent.text_version and "consent_text_version" not in fields:
+        if not consent.text_version and not {"consent_text_version", "consent_text"} & fields.keys():
             raise InputError(
                 "Nothing says to which wording the contacts consented, so nothing could be proved.",
-                fix='Give --consent-text-version, e.g. newsletter-form-2, or --map "Column=consent_text_version".',
+                fix='Give --consent-text-version, e.g. newsletter-form-2, or --map "Column=consent_text_version";'
+                ' or the words: --map "Column=consent_text".',
             )
 
 
@@ -445,8 +463,16 @@ def save_source(plan: ImportPlan, name: str, content_dir: Path) -> Path:
             said["text_version"] = fields["consent_text_version"]
         elif consent.text_version:
             said["text_version"] = {"value": consent.text_version}
-        if "consent_ip" in fields:
-            said["ip"] = fields["consent_ip"]
+        said |= {
+            column: fields[name]
+            for name, column in {**_PROOF_TEXTS, "consent_text_digest": "text_digest"}.items()
+            if name in fields and column != "text_version"
+        }
+        said |= {
+            column: {"column": fields[name], **times}
+            for name, column in _PROOF_TIMES.items()
+            if name in fields
+        }
         document["consents"] = [{"channel": {"value": channel}, **said} for channel in consent.channels]
     if options.ignore:
         document["ignore"] = list(options.ignore)
@@ -763,7 +789,7 @@ class _Run:
         self._note(rows, notes, chunk, sheet)
         return rows.select(
             "external_id", "email", "number", "updated_at", "properties", "line", "is_granted", "consented_at",
-            "text_version", "ip",
+            *_PROOFS,
         )  # fmt: skip
 
     def _moment(self, name: str, chunk: Chunk) -> read.Parsed:
@@ -775,27 +801,34 @@ class _Run:
     def _with_consent(
         self, rows: pl.DataFrame, chunk: Chunk, reasons: list[tuple[str, pl.Expr]]
     ) -> pl.DataFrame:
-        """Rows with is_granted (null where nothing is said), consented_at, text_version and ip."""
+        """Rows with is_granted (null where nothing is said), consented_at, and what proves it: `_PROOFS`."""
         consent, fields, schema = self.options.consent, self.plan.fields, chunk.frame.schema
         if consent is None:
             return rows.with_columns(
                 pl.lit(None, pl.Boolean).alias("is_granted"),
                 pl.lit(None, UTC_MS).alias("consented_at"),
-                pl.lit(None, pl.String).alias("text_version"),
-                pl.lit(None, pl.String).alias("ip"),
+                *(pl.lit(None, dtype).alias(name) for name, dtype in _PROOFS.items()),
             )
         # with_columns rather than select: constants fill the frame's height, too
+        proof: dict[str, pl.Expr] = {name: pl.lit(None, dtype) for name, dtype in _PROOFS.items()}
+        faults: dict[str, pl.Expr] = {}
+        for name, column in _PROOF_TEXTS.items():
+            if name in fields:
+                proof[column] = read.text(Value(column=fields[name]), schema)
+        for name, column in _PROOF_TIMES.items():
+            if name in fields:
+                moment = self._moment(name, chunk)
+                proof[column], faults[f"fault_{column}"] = moment.value, moment.reason
+        if "consent_text_digest" in fields:
+            digest = read.digest(
+                "consent_text_digest", Value(column=fields["consent_text_digest"]), chunk.frame
+            )
+            proof["text_digest"], faults["fault_text_digest"] = digest.value, digest.reason
+        if consent.text_version:
+            proof["text_version"] = proof["text_version"].fill_null(consent.text_version)
         proofs = chunk.frame.with_columns(
-            (
-                read.text(Value(column=fields[name]), schema) if name in fields else pl.lit(None, pl.String)
-            ).alias(name)
-            for name in ("consent_text_version", "consent_ip")
-        ).select(
-            pl.col("consent_text_version")
-            .fill_null(pl.lit(consent.text_version or None, pl.String))
-            .alias("text_version"),
-            pl.col("consent_ip").alias("ip"),
-        )
+            value.alias(name) for name, value in (proof | faults).items()
+        ).select(*proof, *faults)
         granted, unread = pl.lit(True), pl.lit(None, pl.String)
         if "consent" in fields:
             flag = read.boolean("consent", Value(column=fields["consent"]), chunk.frame)
@@ -831,9 +864,20 @@ class _Run:
             ),
             (
                 "consent",
-                pl.when(is_proof_needed & pl.col("text_version").is_null()).then(
+                pl.when(is_proof_needed & pl.all_horizontal(pl.col("text_version", "text").is_null())).then(
                     pl.lit("consent_text_version is empty: nothing says what they consented to")
                 ),
+            ),
+            *(("consent", pl.when(pl.col("is_granted").is_not_null()).then(name)) for name in faults),
+            *(
+                (
+                    "consent",
+                    pl.when(pl.col("is_granted").is_not_null() & (pl.col(column) > self.now)).then(
+                        pl.lit(f"{name} lies in the future")
+                    ),
+                )
+                for name, column in _PROOF_TIMES.items()
+                if name in fields
             ),
         ]
         return rows.with_columns(pl.col("given").fill_null(self.started_at).alias("consented_at"))
@@ -1005,12 +1049,18 @@ class _Run:
                 pl.lit(consent.purpose).alias("purpose"),
                 "is_granted",
                 pl.lit(consent.basis).alias("basis"),
-                pl.col("text_version").fill_null(""),
-                pl.col("ip").fill_null(""),
+                *_PROOFS,
+                pl.lit(self.options.imported_by).alias("recorded_by"),
                 pl.col("consented_at").cast(UTC_MS).alias("occurred_at"),
                 self._proof().alias("properties"),
                 pl.lit(self.plan.path.name).alias("file"),
                 "line",
+            )
+            texts, frame = with_digests(frame, self.options.source)
+            frame = frame.with_columns(
+                pl.col(name).fill_null("")
+                for name, dtype in _PROOFS.items()
+                if dtype == pl.String and name != "text"
             )
             # by file and line, whatever else is said of the import: the same line again is the same consent
             key = pl.concat_str(
@@ -1031,11 +1081,14 @@ class _Run:
                 ]
                 + [pl.col("occurred_at").dt.epoch("ms").cast(pl.String)],
                 separator="\x1f",
+            ) + read.proof_key(
+                [name for name in _PROOFS if name in frame.columns and name not in ("text_version", "ip")]
             )
             frame = frame.with_columns(
                 pl.Series("consent_id", consent_ids(frame.select(key).to_series().to_list()), pl.String)
             )
             if not self.is_dry:
+                load_consent_texts(self.warehouse, texts, self.now)
                 load_consents(self.warehouse, frame, run_id=self.plan.import_id, kind="contact")
             granted = int(frame["is_granted"].sum())
             self.report.consents += granted

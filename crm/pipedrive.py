@@ -7,7 +7,7 @@ Pipedrive's clock (the `Date` of its answers), never by ours; what is younger is
 
 Lists of v2 leave out what was deleted, but for deals. People, organisations and activities that were deleted are
 found by `/v1/recents`, which shows them as inactive, and each is looked up once more before it is believed. A merge
-deletes one of two records; `merge_what_id` there names the other, and the webhooks say so, too (`merges`). A deleted
+deletes one of two records; `merge_what_id` there names the other, and the webhooks say so, too (`merged`). A deleted
 record is a version a millisecond younger than its last change: Pipedrive need not touch the time when it deletes.
 
 Writing. Pipedrive has neither upsert nor idempotency keys. Records are looked up by a hundred, compared, and changed
@@ -119,6 +119,9 @@ _TYPES: dict[str, tuple[str, frozenset[str]]] = {
     "choice": ("enum", frozenset({"enum"})),
 }
 _YES_NO = {"true": "yes", "false": "no"}
+_LABEL_IT = "label a custom field so"
+# what people have without custom fields
+_OWN_FIELDS = frozenset({"email", "phone", "mobile_phone", "first_name", "last_name"})
 # what custom fields must not be mistaken for
 _OWN_NAMES = frozenset(
     {"id", "name", "email", "emails", "phone", "phones", "mobile_phone", "first_name", "last_name", "created_at",
@@ -258,6 +261,7 @@ class Pipedrive(HttpConnector):
         tells_merges=True,
         has_webhooks=True,
         looks_up=True,
+        has_whole_seconds=True,
         most_per_push=1,
     )
 
@@ -617,18 +621,34 @@ class Pipedrive(HttpConnector):
         ]
 
     def look_up(self, kind: Kind, ids: Sequence[str]) -> Pulled:
-        """See `Connector.look_up`. Into whom a record was merged is not told here, but by webhooks and `pull`."""
+        """See `Connector.look_up`. Into whom a record was merged is not told here, but by webhooks and `pull`.
+
+        A record whose second is not over may still change within it: it is a version a moment older.
+        """
         require(self, pull=kind)
         numbers = [number for number in dict.fromkeys(ids) if number.isdigit()]
         rows: list[Row] = []
         for index in range(0, len(numbers), IDS):
             part = numbers[index : index + IDS]
             found = self._look_up(kind, part)
-            rows += [self._row(kind, record, is_gone=False) for record in found.values()]
+            settled = self._server_now - SETTLED
+            rows += [
+                row if row.updated_at <= settled else row._replace(updated_at=row.updated_at - _TICK)
+                for row in (self._row(kind, record, is_gone=False) for record in found.values())
+            ]
             # when it was deleted is not told: a moment that is over, so that no later version has its time
             at = (self._server_now - SETTLED).replace(microsecond=0) + _TICK
             rows += [Row(number, at, True, "", "{}") for number in part if number not in found]
         return Pulled(table_of(rows), "")
+
+    def merged(self, merges: Sequence[tuple[str, datetime, str]]) -> pa.Table:
+        """See `Connector.merged`: the version that `pull` would make of the same merge."""
+        return table_of(
+            [
+                Row(number, at.astimezone(UTC).replace(microsecond=0) + 2 * _TICK, True, into, "{}")
+                for number, at, into in merges
+            ]
+        )
 
     def _look_up(self, kind: Kind, numbers: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Records that are there, by id; at most `IDS`."""
@@ -764,6 +784,12 @@ class Pipedrive(HttpConnector):
                 raise
 
     # Writing
+
+    def unwritable(self, names: Sequence[str]) -> Mapping[str, str]:
+        """See `Connector.unwritable`. Asks for the custom fields, unless they are known."""
+        wanted = [name for name in names if name not in _OWN_FIELDS]
+        known = self._fields("contact").by_name if wanted else {}
+        return {name: f"{_LABEL_IT} in Pipedrive" for name in wanted if name not in known}
 
     def push(self, kind: Kind, changes: Sequence[Change]) -> list[Pushed]:
         """See `Connector.push`.
@@ -964,7 +990,7 @@ class _Pushing:
             else:
                 known = self._crm._fields("contact").by_name.get(name)
                 if known is None:
-                    hint = "label a custom field so" if name in FIELDS else "run `mailhouse crm setup`"
+                    hint = _LABEL_IT if name in FIELDS else "run `mailhouse crm setup`"
                     raise ValueError(f"Pipedrive's people have no field {name}: {hint}")
                 written = known.written(name, value)
                 if written != _dict(record.get("custom_fields")).get(known.key):
@@ -1198,27 +1224,6 @@ class _CustomFields:
             self.by_key[key] = self.by_name[name] = _Known(
                 key, name, label, str(one.get("field_type")), options, labels
             )
-
-
-def merges(events: Iterable[tuple[str, datetime, Mapping[str, Any]]]) -> pa.Table:
-    """Rows of `PULLED` for people that webhooks say were merged away.
-
-    Args:
-        events: external id, time and properties of rows of `raw.events` from Pipedrive's webhooks; all but those of
-            type `contact.merged` have no `merged_into` and are passed over.
-    """
-    rows = [
-        Row(
-            number,
-            at.astimezone(UTC).replace(microsecond=0) + 2 * _TICK,
-            True,
-            str(properties["merged_into"]),
-            "{}",
-        )
-        for number, at, properties in events
-        if properties.get("merged_into") and number and str(properties["merged_into"]) != number
-    ]
-    return table_of(rows)
 
 
 def _pulled(rows: Sequence[Row], positions: Mapping[str, _Position]) -> Pulled:

@@ -17,6 +17,7 @@ import polars as pl
 from crm.base import PLURALS, Connector, Kind, Pulled, require
 from crm.connectors import source_name
 from crm.locks import one_at_a_time
+from crm.news import named
 from crm.settings import CrmSettings
 from warehouse.client import Warehouse
 from warehouse.loads import LoadResult, clear_quarantine, load_crm_records, quarantine
@@ -25,7 +26,11 @@ logger = logging.getLogger(__name__)
 
 _BEGUN: Final = ""
 """A cursor that says: nothing is known to be stored, and cursors are kept."""
-_LOOKED_UP: Final = 500  # ids
+_LOOKED_UP: Final = 5_000  # ids; a multiple of what any call carries
+_TOLD_BEFORE: Final = timedelta(hours=1)
+"""How far back webhooks are believed the first time."""
+_TOLD_LATE: Final = timedelta(minutes=1)
+"""Events that were stored so long before those that have been seen are looked at again: some are stored later."""
 _TIME: Final = pl.Datetime("us", "UTC")
 
 
@@ -38,8 +43,11 @@ def load(
     run_id: str = "",
     is_full: bool = False,
     on_progress: Callable[[int], None] | None = None,
+    on_missing: Callable[[int, int], None] | None = None,
 ) -> LoadResult:
     """Load what changed in a CRM since the last load, all records the first time; one process at a time.
+
+    Records that webhooks named meanwhile and that did not come, since search learns of changes late, are looked up.
 
     Args:
         warehouse: where to.
@@ -50,6 +58,7 @@ def load(
         is_full: read everything again, which stores nothing twice, and look up the records that did not come: a CRM
             need not tell of those it erased. If that is broken off, later loads read on, and look nothing up.
         on_progress: told how many records have been read.
+        on_missing: told of each part of the records that did not come, how many they are and how many are gone.
 
     Raises:
         CrmNotSupportedError: the CRM has no such records.
@@ -82,6 +91,12 @@ def load(
                 for ids in _missing(warehouse, connector.name, kind, came):
                     found = connector.look_up(kind, ids)
                     total += _store(warehouse, connector.name, kind, found, place, run_id, is_looked_up=True)
+                    if on_missing is not None:
+                        on_missing(len(ids), len(set(ids) - set(_live_ids(found))))
+            told = Told(warehouse, connector, kind)
+            for found in told.records():
+                total += _store(warehouse, connector.name, kind, found, place, run_id, is_looked_up=True)
+            told.finish()
         finally:
             if total.quarantined:
                 _forget_repeated(warehouse, connector.name, kind, place, begun_at)
@@ -97,7 +112,7 @@ def load_ids(
     settings: CrmSettings,
     run_id: str = "",
 ) -> LoadResult:
-    """Load single records that a webhook names: what became of them, without asking what else changed.
+    """Load single records: what became of them, without asking what else changed.
 
     Deleted ones are stored once, however often they are named. Other arguments and errors as in `load`.
     """
@@ -108,7 +123,7 @@ def load_ids(
         return _store(warehouse, connector.name, kind, pulled, place, run_id, is_looked_up=True)
 
 
-def stored_cursor(warehouse: Warehouse, source: str, kind: Kind) -> tuple[str, datetime] | None:
+def stored_cursor(warehouse: Warehouse, source: str, kind: str) -> tuple[str, datetime] | None:
     """How far a CRM has been read and when that was stored; None if it never was. '' if no batch is complete yet."""
     found = warehouse.frame(
         """
@@ -121,13 +136,59 @@ def stored_cursor(warehouse: Warehouse, source: str, kind: Kind) -> tuple[str, d
     return (found["cursor"][0], found["stored_at"][0]) if found["rows"][0] else None
 
 
-class _Cursors:
-    """The row of `raw.crm_cursors` of one CRM and kind."""
+class Told:
+    """What webhooks named since the last load and is not stored as it is now.
+
+    How far that has been looked at is a row of `raw.crm_cursors`, too, so that one CRM waits for no other.
+    """
 
     def __init__(self, warehouse: Warehouse, connector: Connector, kind: Kind) -> None:
         self._warehouse, self._connector = warehouse, connector
         self._kind: Kind = kind
-        found = stored_cursor(warehouse, connector.name, kind)
+        self._through: datetime | None = None
+
+    def records(self) -> Iterator[Pulled]:
+        """What became of them: nothing where the CRM has no webhooks; their cursors must not be stored.
+
+        Raises:
+            CrmError: the CRM refuses or stays silent.
+        """
+        able = self._connector.capabilities
+        if not (able.has_webhooks and able.looks_up):
+            return
+        stored = stored_cursor(self._warehouse, self._connector.name, f"{self._kind}.webhooks")
+        now: datetime = self._warehouse.value("select now64(3, 'UTC')")
+        since = datetime.fromisoformat(stored[0]) - _TOLD_LATE if stored else now - _TOLD_BEFORE
+        found = named(
+            self._warehouse,
+            self._connector.name,
+            self._kind,
+            since,
+            has_whole_seconds=able.has_whole_seconds,
+        )
+        merged = self._connector.merged(found.merges)
+        if merged.num_rows:
+            yield Pulled(merged, "")
+        for part in range(0, len(found.ids), _LOOKED_UP):
+            yield self._connector.look_up(self._kind, found.ids[part : part + _LOOKED_UP])
+        if found.through > since and (not stored or found.through > datetime.fromisoformat(stored[0])):
+            self._through = found.through
+
+    def finish(self) -> None:
+        """Remember that all of them are stored."""
+        if self._through is not None:
+            cursors = _Cursors(self._warehouse, self._connector, self._kind, f"{self._kind}.webhooks")
+            cursors.store(self._through.isoformat())
+
+
+class _Cursors:
+    """The row of `raw.crm_cursors` of one CRM and kind."""
+
+    def __init__(self, warehouse: Warehouse, connector: Connector, kind: Kind, place: str = "") -> None:
+        self._warehouse, self._connector = warehouse, connector
+        self._kind: Kind = kind
+        self._place = place or kind
+        found = stored_cursor(warehouse, connector.name, self._place)
         self.current = found[0] if found else None
         self._stored_at = found[1] if found else datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -155,7 +216,7 @@ class _Cursors:
         self._stored_at = max(datetime.now(UTC), self._stored_at + timedelta(microseconds=1))
         row = {
             "source": self._connector.name,
-            "object": self._kind,
+            "object": self._place,
             "cursor": cursor,
             "stored_at": self._stored_at,
         }

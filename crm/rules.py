@@ -237,6 +237,16 @@ class CrmRules(Spec):
         outs = tuple(OPT_OUTS[channel] for channel, names in self.opt_outs.items() if crm in names)
         return (tuple(self.fields) if spec.fields is None else tuple(spec.fields)) + outs
 
+    def without(self, crm: str, fields: Collection[str]) -> CrmRules:
+        """The same rules, but some fields are not written to one CRM."""
+        spec = self.push.get(crm)
+        left = list(self.fields if spec is None or spec.fields is None else spec.fields)
+        kept = [name for name in left if name not in fields]
+        if spec is None or kept == left:
+            return self
+        changed = spec.model_copy(update={"fields": kept})
+        return self.model_copy(update={"push": {**self.push, crm: changed}})
+
     def opt_out_names(self, field: str) -> dict[str, str]:
         """By CRM, what its records call an opt-out; empty for other fields."""
         return next(

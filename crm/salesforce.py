@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeGuard
 
 import httpx
 
@@ -240,6 +240,7 @@ class Salesforce(HttpConnector):
         tells_merges=True,
         has_webhooks=True,
         looks_up=True,
+        has_whole_seconds=True,
         most_per_push=COLLECTION,
     )
 
@@ -669,6 +670,14 @@ class Salesforce(HttpConnector):
 
     # writing
 
+    def unwritable(self, names: Sequence[str]) -> Mapping[str, str]:
+        """See `Connector.unwritable`. Asks nothing of Salesforce."""
+        return {
+            name: f'name a field for it: MAILHOUSE_SALESFORCE_PROPERTIES={{"Contact": ["{name}=Field__c"]}}'
+            for name in names
+            if not _is_writable(self._api_name("contact", name))
+        }
+
     def push(self, kind: Kind, changes: Sequence[Change]) -> list[Pushed]:
         """See `Connector.push`.
 
@@ -786,7 +795,7 @@ class Salesforce(HttpConnector):
             column = self._api_name(kind, name)
             if column == "":
                 continue
-            if column is None or column in _READ_ONLY or "." in column:
+            if not _is_writable(column):
                 return {}, f"Salesforce has no field to write {name} to"
             value = value.strip() if column == "Email" and isinstance(value, str) else value
             record[column] = None if value == "" else value
@@ -1257,6 +1266,10 @@ class _Write:
     index: int
     change: Change
     record: dict[str, Any]
+
+
+def _is_writable(column: str | None) -> TypeGuard[str]:
+    return column is not None and column not in _READ_ONLY and "." not in column
 
 
 def _mapped(settings: CrmSettings) -> dict[Kind, dict[str, str]]:

@@ -247,7 +247,22 @@ class ProductColumns(Columns):
     updated_at: Moment | None = None
 
 
-class ConsentColumns(Columns):
+class ConsentProof(Columns):
+    """What proves a consent. `text` is the words themselves: their SHA-256 is kept with it, they themselves once."""
+
+    text_version: Value | None = None
+    text: Value | None = None
+    text_digest: Value | None = None
+    ip: Value | None = None
+    user_agent: Value | None = None
+    page: Value | None = None
+    requested_at: Moment | None = None
+    requested_ip: Value | None = None
+    confirmed_at: Moment | None = None
+    recorded_by: Value | None = None
+
+
+class ConsentColumns(ConsentProof):
     """Fields of a consent change; `consent_id` is derived from the others if it is not mapped."""
 
     external_id: Value | None = None
@@ -257,11 +272,6 @@ class ConsentColumns(Columns):
     basis: Value
     occurred_at: Moment
     is_granted: Value
-    text_version: Value | None = None
-    ip: Value | None = None
-    user_agent: Value | None = None
-    page: Value | None = None
-    recorded_by: Value | None = None
     consent_id: Value | None = None
 
     @model_validator(mode="after")
@@ -271,7 +281,7 @@ class ConsentColumns(Columns):
         return self
 
 
-class ContactConsent(Columns):
+class ContactConsent(ConsentProof):
     """A consent that a contact's row carries. No consent is read where `is_granted` is empty."""
 
     channel: Value = Value(value="email")
@@ -279,11 +289,6 @@ class ContactConsent(Columns):
     basis: Value
     occurred_at: Moment
     is_granted: Value
-    text_version: Value | None = None
-    ip: Value | None = None
-    user_agent: Value | None = None
-    page: Value | None = None
-    recorded_by: Value | None = None
 
 
 class FileSource(Spec):

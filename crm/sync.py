@@ -279,6 +279,7 @@ class Sync:
         report, started_at = self._report, self._now()
         for connector in self._connectors.values():
             self._pull(connector)
+        self._leave_out()
         last = self._store.last()
         if self._rules.is_idle:
             report.mark = replace(last, started_at=started_at, counts=report.counts, failures=report.failures)
@@ -338,6 +339,24 @@ class Sync:
             self._report.add("pulled", result.read)
             self._report.add("loaded", result.loaded)
             self._tell(f"records read from {connector.name}", result.read)
+
+    def _leave_out(self) -> None:
+        """Push no field to a CRM that has no place for it: all else of a change is to be written.
+
+        A place that is made later makes other rules, by which all contacts are looked at again.
+        """
+        for name in self._rules.push:
+            connector = self._connectors.get(name)
+            fields = [field for field in self._rules.pushed_fields(name) if field in self._rules.fields]
+            if connector is None or not fields or name in self._report.failures:
+                continue
+            try:
+                lacking = connector.unwritable(fields)
+            except CrmError as error:
+                self._report.failures[name] = error.message
+                logger.warning("%s does not say what it takes: %s", name, error.message)
+                continue
+            self._rules = self._rules.without(name, lacking)
 
     def _reconcile(self, contact_ids: pl.DataFrame) -> set[int]:
         """Decide and write the fields of some contacts; those who must be looked at once more."""

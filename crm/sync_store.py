@@ -10,13 +10,14 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any, Final
 
 import polars as pl
 
 from crm.base import Connector, Kind
 from crm.conflicts import CANDIDATES, DECIDED, DECISIONS, OWN, PUSHES, UTC_MS, VERSIONS
-from crm.pulling import load, stored_cursor
+from crm.pulling import Told, load, stored_cursor
 from crm.rules import ENGAGEMENT, OPT_OUTS, CrmRules
 from crm.settings import CrmSettings
 from crm.sync import EPOCH, PENDING, History, Mark, Shown, Task, Touched
@@ -661,7 +662,8 @@ class DryStore(WarehouseStore):
             return LoadResult()
         cursor = stored_cursor(self._warehouse, connector.name, kind)
         rows = 0
-        for pulled in connector.pull(kind, (cursor[0] if cursor else "") or None):
+        changed = connector.pull(kind, (cursor[0] if cursor else "") or None)
+        for pulled in chain(changed, Told(self._warehouse, connector, kind).records()):
             frame = pl.from_arrow(pulled.rows)
             assert isinstance(frame, pl.DataFrame)
             self._read.append(frame.with_columns(source=pl.lit(connector.name)))
@@ -719,6 +721,7 @@ class DryStore(WarehouseStore):
         now = self._settings.now()
         read = (
             pl.concat(self._read)
+            .unique(["source", "external_id", "updated_at"], keep="last")
             .join(records, on=["source", "external_id"])
             .with_columns(loaded_at=pl.lit(now, UTC_MS), **{name: value(name) for name in fields})
             .select(pl.col(name).cast(stored.schema[name]) for name in stored.columns)

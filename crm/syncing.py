@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
 
-from crm.base import Connector, CrmNotSupportedError, Kind, SetUp, require
+from crm.base import Connector, CrmError, CrmNotSupportedError, Kind, SetUp, require
 from crm.connectors import CONNECTORS, connect, kinds
 from crm.files import load_sources
 from crm.locks import one_at_a_time
@@ -57,6 +56,13 @@ def check_pushes(rules: CrmRules, connectors: Sequence[Connector]) -> None:
             )
         if spec.engagement or spec.create or rules.pushed_fields(name):
             require(known[name], push="contact")
+        if spec.fields is not None:
+            for field, hint in unwritten(rules, known[name]).items():
+                place = rules.place("push", name, "fields", spec.fields.index(field))
+                raise SettingsError(
+                    f"{place}: {name} has no place for {field}.",
+                    fix=f"Take it out, or {hint}." if hint else "Take it out.",
+                )
         if spec.tasks:
             require(known[name], push="task")
         if spec.engagement and not known[name].capabilities.can_set_up:
@@ -64,6 +70,18 @@ def check_pushes(rules: CrmRules, connectors: Sequence[Connector]) -> None:
                 f"{rules.place('push', name, 'engagement')}: {name} takes no fields of ours.",
                 fix="Take `engagement` out.",
             )
+
+
+def unwritten(rules: CrmRules, connector: Connector) -> dict[str, str]:
+    """Fields that rules would write to a CRM which has no place for them, and what gives them one.
+
+    A CRM that must be asked and does not answer lacks nothing, as far as is known: its sync tells of that.
+    """
+    fields = [name for name in rules.pushed_fields(connector.name) if name in rules.fields]
+    try:
+        return dict(connector.unwritable(fields)) if fields else {}
+    except CrmError:
+        return {}
 
 
 def sync_crms(
@@ -113,67 +131,25 @@ def sync_crms(
         ).run()
 
 
-def set_up_crms(settings: CrmSettings, segments: Collection[str] = ()) -> dict[str, SetUp]:
+def set_up_crms(
+    settings: CrmSettings, segments: Collection[str] = ()
+) -> tuple[dict[str, SetUp], dict[str, dict[str, str]]]:
     """Make the fields that `content/crm.yaml` names in each CRM; safe to repeat.
+
+    Returns:
+        By CRM, what was made, and what is not written there: see `unwritten`.
 
     Raises:
         CrmError: a CRM refuses; those before it are done.
     """
     rules = rules_in_force(settings, segments)
     done: dict[str, SetUp] = {}
+    lacking: dict[str, dict[str, str]] = {}
     with connected(settings) as connectors:
         check_pushes(rules, connectors)
         for connector in connectors:
+            lacking[connector.name] = unwritten(rules, connector)
             # some need a field of their own to know tasks again
             if connector.name in rules.push and connector.capabilities.can_set_up:
                 done[connector.name] = connector.set_up(rules.custom_fields(connector.name))
-    return done
-
-
-def news(warehouse: Warehouse, crms: Collection[str], since: datetime) -> tuple[set[Kind], datetime]:
-    """What webhooks told of since, but for echoes of what we wrote: kinds of records, and how far that goes.
-
-    Args:
-        warehouse: where their events are stored.
-        crms: names of the CRMs.
-        since: events stored until then have been looked at.
-    """
-    found = warehouse.frame(
-        """
-        with told as (
-            select
-                source, external_id, splitByChar('.', toString(type))[1] as kind, occurred_at, loaded_at,
-                ifNull(properties.value::Nullable(String), '') as value
-            from raw.events
-            where loaded_at > {since:DateTime64(3, 'UTC')} and source in {crms:Array(String)}
-                and match(type, '^(contact|company|deal|task)\\\\.')
-        ),
-        written as (
-            select source, external_id, fields, coalesce(record_at, recorded_at) as at from raw.crm_pushes
-            where recorded_at > {since:DateTime64(3, 'UTC')} - toIntervalHour(1)
-                and (source, external_id) in (select source, external_id from told)
-        )
-        select
-            told.kind as kind, max(told.loaded_at) as loaded_at,
-            -- by the value where the CRM tells it, else by the second
-            countIf(not arrayExists(
-                (fields, at) -> if(
-                    told.value != '',
-                    has(mapValues(fields), told.value),
-                    abs(dateDiff('second', at, told.occurred_at)) <= 2
-                ),
-                writes.all_fields, writes.all_at
-            )) as strange
-        from told
-        left any join (
-            select source, external_id, groupArray(fields) as all_fields, groupArray(at) as all_at from written
-            group by source, external_id
-        ) as writes on writes.source = told.source and writes.external_id = told.external_id
-        group by kind
-        """,
-        {"since": f"{since:%Y-%m-%d %H:%M:%S.%f}"[:-3], "crms": list(crms)},
-    )
-    newest = found["loaded_at"].max()
-    known: dict[str, Kind] = {"contact": "contact", "company": "company", "deal": "deal", "task": "task"}
-    strange: set[Kind] = {known[kind] for kind, count in found.select("kind", "strange").iter_rows() if count}
-    return strange, newest if isinstance(newest, datetime) else since
+    return done, lacking

@@ -40,6 +40,7 @@ from gateway.unsubscribes import NotStoredError, Recipient
 from senders.ledger import LedgerError
 from senders.limits import Buckets, Demand, LocalBuckets, RedisBuckets
 from senders.rendering import TemplateLibrary
+from warehouse.addresses import LONGEST_LOCAL, SPACES, mail_domain
 from warehouse.errors import InputError, MailhouseError, WarehouseError
 from warehouse.yaml_specs import nearest
 
@@ -136,19 +137,21 @@ class Confirmation:
 def clean_address(text: str) -> str:
     """An address as it is stored: trimmed, lower case, an international domain in ASCII.
 
-    The local part is a dot-atom (RFC 5322 3.2.3) of at most 64 octets, the whole at most 254 (RFC 5321 4.5.3.1).
+    The local part is a dot-atom (RFC 5322 3.2.3) of ASCII; the domain is the one that an import would take.
 
     Raises:
         ValueError: it is none.
     """
-    local, at, domain = text.strip().rpartition("@")
+    local, _, domain = text.strip(SPACES).rpartition("@")
     try:
-        # RFC 5890; the codec is that of 2003, which differs for four letters
-        domain = domain.rstrip(".").encode("idna").decode("ascii")
-    except UnicodeError:
-        domain = ""
-    address = normalised_email(f"{local}@{domain}")
-    if not at or not _DOT_ATOM.fullmatch(local) or not CHANNELS["email"].is_address(address):
+        address = normalised_email(f"{local}@{mail_domain(domain.rstrip('.'))}")
+    except ValueError:
+        address = ""
+    if (
+        not _DOT_ATOM.fullmatch(local)
+        or len(local) > LONGEST_LOCAL
+        or not CHANNELS["email"].is_address(address)
+    ):
         raise ValueError("is no mail address; write it like ann@example.com")
     return address
 

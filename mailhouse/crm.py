@@ -1,18 +1,24 @@
-"""`mailhouse crm`: fields made in CRMs, a sync or its dry run, how syncs stand, why a field has its value."""
+"""`mailhouse crm`: fields made, records read, a sync or its dry run, how syncs stand, why a field has its value."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from mailhouse.console import console
+from mailhouse.console import console, progress_bar
+from warehouse.errors import InputError, MailhouseError
 
 if TYPE_CHECKING:
+    from crm.base import Connector, Kind
+    from crm.settings import CrmSettings
     from crm.sync import Report
+    from warehouse.client import Warehouse
 
 app = typer.Typer(help="Sync contacts with CRMs, see how that stands and why.", no_args_is_help=True)
 
@@ -23,12 +29,61 @@ def setup() -> None:
     from crm.settings import CrmSettings
     from crm.syncing import set_up_crms
 
-    done = set_up_crms(CrmSettings.load(), _segments())
+    done, lacking = set_up_crms(CrmSettings.load(), _segments())
     if not done:
         console.print("content/crm.yaml names no fields to make: see docs/crm-sync.md.")
     for name, one in done.items():
         made = f"made {', '.join(one.made)}" if one.made else "nothing to make"
         console.print(f"{name}: {made}; {len(one.kept)} were there.", markup=False, soft_wrap=True)
+    for name, fields in lacking.items():
+        _tell_unwritten(name, fields)
+
+
+@app.command()
+def pull(
+    crm: Annotated[str, typer.Argument(help="The CRM or database; all that are set up, if left out.")] = "",
+    kind: Annotated[
+        list[str] | None,
+        typer.Option("--kind", help="contact, company, deal or task; may be given several times."),
+    ] = None,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Read all records again, and mark those that are gone as deleted."),
+    ] = False,
+    record: Annotated[
+        list[str] | None,
+        typer.Option("--id", help="Look up this record of the CRM alone; may be given several times."),
+    ] = None,
+) -> None:
+    """Read what changed in CRMs since it was last read; writes nothing to them."""
+    from crm.base import PLURALS, CrmError
+    from crm.connectors import connect
+    from crm.settings import CrmSettings
+    from mailhouse.engine import open_warehouse
+
+    if record and (not crm or len(kind or ()) > 1 or full):
+        raise InputError(
+            "--id looks up records of one kind in one CRM.",
+            fix="Name the CRM and one --kind, and leave --full out: mailhouse crm pull hubspot --kind contact --id 1.",
+        )
+    settings = CrmSettings.load()
+    failures: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        connectors = [stack.enter_context(one) for one in connect(settings)]
+        chosen = _chosen(connectors, crm, kind or (["contact"] if record else []), settings)
+        warehouse = stack.enter_context(open_warehouse(settings, "mailhouse crm pull"))
+        for connector, one in chosen:
+            try:
+                told = _pull(warehouse, connector, one, settings, full, record or [])
+            except CrmError as error:
+                failures[f"{connector.name} {PLURALS[one]}"] = error.message
+                continue
+            console.print(f"{connector.name} {PLURALS[one]}: {told}.", markup=False, soft_wrap=True)
+    if failures:
+        again = "What was read is stored; run again: it goes on where it stopped."
+        if full:
+            again += " What is gone is found by a run with --full that comes to its end."
+        raise CrmError("; ".join(f"{name}: {message}" for name, message in failures.items()), fix=again)
 
 
 @app.command()
@@ -67,7 +122,7 @@ def status() -> None:
     from crm.pulling import stored_cursor
     from crm.settings import CrmSettings
     from crm.sync_store import WarehouseStore
-    from crm.syncing import rules_in_force
+    from crm.syncing import rules_in_force, unwritten
     from mailhouse.engine import open_warehouse
 
     settings = CrmSettings.load()
@@ -109,6 +164,11 @@ def status() -> None:
         console.print("Nothing has been synced yet.")
     for name, message in last.failures.items():
         console.print(f"{name}: {message}", markup=False, soft_wrap=True)
+    for one in known:
+        if one.name in rules.push:
+            # what is not set up right is the doctor's to tell
+            with contextlib.suppress(MailhouseError), one.from_settings(settings) as crm:
+                _tell_unwritten(one.name, unwritten(rules, crm))
     for source, external_id, reason, at in reasons:
         console.print(f"{source} {external_id}: {reason} ({at:%Y-%m-%d %H:%M})", markup=False, soft_wrap=True)
 
@@ -145,6 +205,98 @@ def decisions(
                 f"  lost: {loser['value']!r}, of {loser['source']} {loser['external_id']} at {loser['at']}",
                 markup=False, soft_wrap=True,
             )  # fmt: skip
+
+
+def _tell_unwritten(crm: str, fields: Mapping[str, str]) -> None:
+    for field, hint in fields.items():
+        told = f"{crm}: {field} is not written there, which has no place for it{f'; {hint}' if hint else ''}."
+        console.print(told, markup=False, soft_wrap=True)
+
+
+def _chosen(
+    connectors: Sequence[Connector], crm: str, wanted: Sequence[str], settings: CrmSettings
+) -> list[tuple[Connector, Kind]]:
+    """CRMs and kinds that are to be read.
+
+    Raises:
+        InputError: there is no such CRM, or it has no such kind.
+    """
+    from crm.base import PLURALS
+    from crm.connectors import kinds
+
+    names = [one.name for one in connectors]
+    if not names:
+        raise InputError("No CRM is set up.", fix="Set one up: see docs/crm.md.")
+    if crm and crm not in names:
+        raise InputError(f"{crm} is no CRM that is set up.", fix=f"Name one of: {', '.join(names)}.")
+    if strange := next((one for one in wanted if one not in PLURALS), None):
+        raise InputError(f"{strange} is no kind of record.", fix=f"Name one of: {', '.join(PLURALS)}.")
+    found: list[tuple[Connector, Kind]] = [
+        (one, kind)
+        for one in connectors
+        if crm in ("", one.name)
+        for kind in kinds(one, settings)
+        if not wanted or kind in wanted
+    ]
+    if not found:
+        what = " or ".join(PLURALS[kind] for kind in PLURALS if not wanted or kind in wanted)
+        raise InputError(
+            f"{crm or 'No CRM'} has {'no ' if crm else ''}{what} that are read.",
+            fix="Look into docs/crm.md for what it has, and into MAILHOUSE_CRM_SKIPPED.",
+        )
+    return found
+
+
+def _pull(
+    warehouse: Warehouse,
+    connector: Connector,
+    kind: Kind,
+    settings: CrmSettings,
+    full: bool,
+    ids: Sequence[str],
+) -> str:
+    """Read one kind of records; what is to be told of it.
+
+    Raises:
+        CrmError: the CRM refuses or stays silent.
+    """
+    from crm.base import PLURALS
+    from crm.pulling import load, load_ids
+
+    calls, run_id = connector.usage.calls, "mailhouse crm pull"
+    missing = gone = 0
+
+    def count(looked_up: int, not_there: int) -> None:
+        nonlocal missing, gone
+        missing, gone = missing + looked_up, gone + not_there
+
+    if ids:
+        result = load_ids(warehouse, connector, kind, ids, settings=settings, run_id=run_id)
+    else:
+        with progress_bar(transient=True) as bar:
+            task = bar.add_task(f"{connector.name} {PLURALS[kind]}", total=None)
+            result = load(
+                warehouse,
+                connector,
+                kind,
+                settings=settings,
+                run_id=run_id,
+                is_full=full,
+                on_progress=lambda read: bar.update(task, completed=read),
+                on_missing=count,
+            )
+    parts = [f"{result.read:,} read", f"{result.loaded:,} new or changed"]
+    if result.quarantined:
+        parts.append(f"{result.quarantined:,} that cannot be rows (raw.quarantined_rows)")
+    if result.refused:
+        parts.append(f"{result.refused:,} of people who were erased")
+    if full and connector.capabilities.looks_up:
+        parts.append(f"{missing:,} did not come, of which {gone:,} are gone")
+    elif full:
+        parts.append("what did not come cannot be looked up there")
+    if made := connector.usage.calls - calls:
+        parts.append(f"{made:,} calls")
+    return ", ".join(parts)
 
 
 def _show_changes(report: Report, limit: int) -> None:

@@ -52,24 +52,13 @@ def _place(verb: str) -> Iterator[Place]:
 
 def _relations(settings: MailhouseSettings) -> list[Relation]:
     from orchestration.lib.dbt_runs import load_manifest
-    from privacy.stores import PERSON_KEYS, Relation
+    from privacy.stores import Relation
 
-    found = []
-    for node in load_manifest(settings).nodes.values():
-        if node.resource_type not in ("model", "seed", "snapshot"):
-            continue
-        keys = {
-            name: str(column.meta["person_key"])
-            for name, column in node.columns.items()
-            if "person_key" in column.meta
-        }
-        if strange := sorted(set(keys.values()) - PERSON_KEYS):
-            raise InputError(
-                f"{node.original_file_path}: {strange[0]!r} is no person_key.",
-                fix=f"There are {', '.join(sorted(PERSON_KEYS))}.",
-            )
-        found.append(Relation(f"{node.schema}.{node.alias}", node.description, keys))
-    return found
+    return [
+        Relation(f"{node.schema}.{node.alias}", node.description)
+        for node in load_manifest(settings).nodes.values()
+        if node.resource_type in ("model", "seed", "snapshot")
+    ]
 
 
 def _find(place: Place, names: Names, *texts: str) -> Person:

@@ -1,8 +1,7 @@
 # ruff: noqa: S608  (queries are put together from names of this module and of the warehouse's own catalogue)
 """Every place where something of a person may stand, and what is done with it. Nothing is left to memory: a raw table,
 one of `campaigns` or `live`, or a table of the ledger that is not listed here is an error (`require_registered`), and
-all other tables of the warehouse are found in its catalogue, their person keys by the names of columns and by
-`meta: {person_key: ...}` of dbt's YAML.
+all other tables of the warehouse are found in its catalogue, their person keys by the names of columns.
 
 A condition over a table reads the table `keys` (`privacy.person.Person.keys`).
 """
@@ -11,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import polars as pl
@@ -175,10 +174,6 @@ _PREFIXES = (
     "record_",
     "told_",
 )
-PERSON_KEYS: Final = frozenset(
-    ("contact", "identity", "email", "phone", "token", "message", "message_hash", "event", "address")
-)
-"""What `meta: {person_key: ...}` of a column may say."""
 _COLUMNS: Final[Mapping[str, str]] = {
     "contact_id": "contact",
     "identity_id": "identity",
@@ -216,11 +211,10 @@ class StoreTable:
 
 @dataclass(frozen=True)
 class Relation:
-    """A table that dbt makes: `database.name`, its description, and person keys that its YAML names."""
+    """A table that dbt makes: `database.name` and its description."""
 
     name: str
     description: str = ""
-    keys: Mapping[str, str] = field(default_factory=dict)
 
 
 def registered_problems(tables: Collection[str], ledger_tables: Collection[str]) -> list[str]:
@@ -287,7 +281,7 @@ def all_tables(warehouse: Warehouse, relations: Iterable[Relation] = ()) -> list
             rule = Rule("delete", " ".join((about or "Made of other tables by dbt").split()))
         condition = rule.condition
         if rule.action in ("delete", "pseudonymise") and not condition:
-            condition = condition_of(columns, relation.keys if relation else {})
+            condition = condition_of(columns)
         if rule.action == "none":
             condition = ""
         if name == "raw.restrictions":
@@ -315,7 +309,7 @@ def _with_free(condition: str, warehouse: Warehouse) -> str:
     return condition.replace("{free}", free)
 
 
-def condition_of(columns: Mapping[str, str], meta: Mapping[str, str]) -> str:
+def condition_of(columns: Mapping[str, str]) -> str:
     """Whether a row is about the person, by the names of its columns; empty if none names people.
 
     A row that names a contact is that contact's: what else it says decides only where it names none.
@@ -324,7 +318,7 @@ def condition_of(columns: Mapping[str, str], meta: Mapping[str, str]) -> str:
     identities: list[str] = []
     others: list[str] = []
     for name, kind in columns.items():
-        what = meta.get(name) or _kind_of(name)
+        what = _kind_of(name)
         sql = _matches(name, kind, what)
         if sql and what == "contact":
             contacts.append(sql)

@@ -17,6 +17,7 @@ from email.utils import format_datetime
 
 from senders.attachments import Attachment
 from senders.message import Address, Message
+from warehouse import addresses
 
 #: Of the two bodies; can stand in neither, whatever their encoding.
 BOUNDARY = "=_mailhouse_alternative"
@@ -195,11 +196,10 @@ def ascii_domain(domain: str) -> str:
     Raises:
         ValueError: this is no domain.
     """
-    if not domain.isascii():
-        try:
-            domain = domain.encode("idna").decode()
-        except UnicodeError:
-            raise ValueError("the domain of this email address is none") from None
+    try:
+        domain = addresses.ascii_domain(domain)
+    except ValueError:
+        raise ValueError("the domain of this email address is none") from None
     if not _DOMAIN.fullmatch(domain):
         raise ValueError("the domain of this email address is none")
     return domain

@@ -385,6 +385,37 @@ def load_consents(
     return _load(warehouse, frame, _CONSENTS, run_id, kind)
 
 
+def load_consent_texts(warehouse: Warehouse, texts: pl.DataFrame, now: datetime) -> int:
+    """Keep the words of texts that are not kept yet; returns how many those were.
+
+    Two processes at the same moment may both keep one, which does no harm.
+
+    Args:
+        warehouse: where to.
+        texts: purpose, channel, text_version, text_digest (SHA-256 of the words, hexadecimal), content.
+        now: when they are kept.
+
+    Raises:
+        WarehouseError: it does not answer, or its raw tables have not been made.
+    """
+    key = ["purpose", "channel", "text_version", "text_digest"]
+    wanted = texts.unique(key, maintain_order=True)
+    if wanted.is_empty():
+        return 0
+    stored = warehouse.frame(
+        """
+        select distinct purpose::String as purpose, channel::String as channel, text_version, text_digest
+        from raw.consent_texts where text_digest in (select text_digest from given)
+        """,
+        external={"given": wanted.select("text_digest").unique()},
+    ).select(pl.col(key).cast(pl.String))
+    missing = wanted.join(stored, on=key, how="anti", maintain_order="left")
+    if missing.height:
+        columns = missing.select("text_digest", "text_version", "purpose", "channel", "content")
+        warehouse.insert("raw.consent_texts", columns.with_columns(pl.lit(now, UTC_MS).alias("recorded_at")))
+    return missing.height
+
+
 def load_products(
     warehouse: Warehouse, frame: pl.DataFrame, *, run_id: str = "", by_content: bool = False
 ) -> LoadResult:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from crm.addresses import PROVIDERS, ROLES, SPACES, SPECIAL_TOPS, UNATTENDED, AddressJudge, judge_domain
+from crm.addresses import PROVIDERS, ROLES, SPECIAL_TOPS, UNATTENDED, AddressJudge, judge_domain
+from warehouse.addresses import SPACES
 
 ATEXT = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+/=?^_`{|}~-")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -268,6 +269,77 @@ def test_consent_needs_a_basis_with_proof(place: Place) -> None:
     # on other grounds than consent nobody has to prove that they agreed
     report = place.load(path, consent=ConsentBasis("contract", channels=("email", "sms")), mapping=columns)
     assert (report.taken, report.consents, report.refused) == (3, 3, {"consent": 1})
+
+
+PROOF = """\
+    email,am,Wording,Agent,Form,Asked,Asked from,Confirmed,IP
+    a@x.com,2026-05-01,Send me news.,Firefox 7,https://x.com/sign-up,2026-04-30T10:00:00Z,192.0.2.1,2026-05-01T10:00:00Z,192.0.2.2
+    b@x.com,2026-05-01,Send me news.,,,,,,
+    c@x.com,2026-05-01,,,,,,,
+    d@x.com,2026-05-01,Send me more.,,,soon,,,
+    e@x.com,2026-05-01,Send me more.,,,,,2027-01-01T00:00:00Z,
+"""
+PROOF_COLUMNS = {
+    "am": "consent_date", "Wording": "consent_text", "Agent": "consent_user_agent", "Form": "consent_page",
+    "Asked": "consent_requested_at", "Asked from": "consent_requested_ip", "Confirmed": "consent_confirmed_at",
+}  # fmt: skip
+
+
+def proofs(place: Place) -> list[tuple[Any, ...]]:
+    return place.warehouse.frame(
+        """
+        select email, text_version, text_digest, ip, user_agent, page, toString(requested_at), requested_ip,
+            toString(confirmed_at), recorded_by from raw.consents order by email, loaded_at
+        """
+    ).rows()
+
+
+def test_columns_prove_a_consent(place: Place) -> None:
+    report = place.load(PROOF, consent=ConsentBasis("consent"), mapping=PROOF_COLUMNS, source="fair")
+    assert (report.consents, report.refused) == (2, {"consent": 3})
+    digest = hashlib.sha256(b"Send me news.").hexdigest()
+    version = f"fair-{digest[:8]}"
+    wanted = [
+        ("a@x.com", version, digest, "192.0.2.2", "Firefox 7", "https://x.com/sign-up", "2026-04-30 10:00:00.000",
+         "192.0.2.1", "2026-05-01 10:00:00.000", "ann"),
+        ("b@x.com", version, digest, "", "", "", None, "", None, "ann"),
+    ]  # fmt: skip
+    assert proofs(place) == wanted
+    texts = (
+        "select text_digest, text_version, purpose::String, channel::String, content from raw.consent_texts"
+    )
+    assert place.warehouse.frame(texts).rows() == [(digest, version, "marketing", "email", "Send me news.")]
+    # again: nothing is stored twice, a text neither
+    place.load(PROOF, consent=ConsentBasis("consent"), mapping=PROOF_COLUMNS, source="fair")
+    assert proofs(place) == wanted
+    assert place.count("consent_texts") == 1
+    # a file of the same kind says the same as a source
+    plan = plan_import(
+        place.write(PROOF.replace("@x", "@y")),
+        ImportOptions(consent=ConsentBasis("consent"), source="fair"),
+        PROOF_COLUMNS,
+    )
+    save_source(plan, "later", place.content)
+    inbox = place.root / "inbox" / "later"
+    inbox.mkdir(parents=True)
+    plan.path.rename(inbox / "people.csv")
+    ingest_files(
+        place.warehouse, load_source(place.content / "sources" / "later.yaml"), base_dir=place.root, now=NOW
+    )
+    found = [row for row in proofs(place) if row[0] in ("a@y.com", "b@y.com")]
+    assert found == [(mail.replace("@x", "@y"), *rest[:-1], "") for mail, *rest in wanted]
+    assert place.warehouse.value("select count() from raw.consent_texts where content = 'Send me news.'") == 1
+
+
+def test_a_digest_may_stand_for_the_words(place: Place) -> None:
+    digest = hashlib.sha256(b"Send me news.").hexdigest()
+    text = f"email,consent_text_digest\na@x.com,{digest.upper()}\nb@x.com,abc\nc@x.com,\n"
+    report = place.load(text, consent=CONSENT)
+    assert (report.consents, report.refused) == (2, {"consent": 1})
+    assert [(row[0], row[1], row[2]) for row in proofs(place)] == [
+        ("a@x.com", "form-1", digest),
+        ("c@x.com", "form-1", ""),
+    ]
 
 
 def test_without_consent_nothing_is_said_of_it(place: Place) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from crm.base import (
     Pulled,
     Pushed,
 )
-from crm.pipedrive import Pipedrive, merges
+from crm.pipedrive import Pipedrive
 from crm.pulling import load
 from crm.settings import CrmSettings
 from warehouse.client import Warehouse
@@ -383,6 +383,15 @@ def test_single_records_are_looked_up(fake: FakePipedrive) -> None:
     assert stored.alive().keys() == {"1", "3"}
     assert stored.alive()["1"]["name"] == "Anna"
     assert stored.newest()["77"]["is_deleted"]
+    # a second that is not over may bring another version
+    stored.cursors.pop()
+    fake.put("persons", number=3, name="Ben the first")
+    with crm_of(fake) as crm:
+        stored.add(crm.look_up("contact", ["3"]))
+    stored.cursors.pop()
+    fake.put("persons", number=3, name="Ben the second")
+    fake.sleep(60)
+    assert pull(fake, stored).alive()["3"]["name"] == "Ben the second"
     fake.put("deals", title="Lamps")
     fake.put("deals", title="Old lamps", is_archived=True)
     with crm_of(fake) as crm:
@@ -791,6 +800,14 @@ def test_every_change_has_an_answer_of_its_own(fake: FakePipedrive) -> None:
     reasons = {result.key: result.reason for result in results}
     assert "no option 'Silver'" in reasons["option"]
     assert "no field timezone: label a custom field so" in reasons["unknown"]
+    # asked before, it says so; of what people have anyway nothing is asked
+    fake.requests.clear()
+    with crm_of(fake) as crm:
+        assert crm.unwritable(["email", "first_name"]) == {}
+        assert fake.requests == []
+        assert crm.unwritable(["email", "timezone", "nickname"]) == {
+            "timezone": "label a custom field so in Pipedrive"
+        }
     assert fake.records["persons"][1]["custom_fields"][text] == "AA"
     assert fake.records["persons"][2]["custom_fields"] == {}
 
@@ -1003,19 +1020,3 @@ def test_people_are_loaded_as_they_come_and_go(
     assert json.loads(rows[2][2]) == {"merged_into": "4"}
     assert json.loads(rows[3][2])["emails"][1]["value"] == "p2@example.com"
     assert json.loads(rows[0][2])["favourite_colour"] == "Red"
-
-
-# Webhooks
-
-
-def test_merges_are_read_from_webhooks() -> None:
-    at = datetime(2031, 3, 1, 12, 0, 0, 700_000, tzinfo=UTC)
-    rows = merges(
-        [("1", at, {"merged_into": "2"}), ("3", at, {}), ("4", at, {"merged_into": "4"})]
-    ).to_pylist()
-    assert rows == [
-        {
-            "external_id": "1", "updated_at": at.replace(microsecond=2_000), "is_deleted": True, "merged_into": "2",
-            "properties": "{}",
-        }
-    ]  # fmt: skip

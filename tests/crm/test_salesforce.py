@@ -33,6 +33,7 @@ from salesforce_fake import (
 
 import crm.salesforce
 from crm.base import (
+    FIELDS,
     PULLED,
     Change,
     CrmNotSupportedError,
@@ -809,6 +810,9 @@ def test_what_is_wrong_with_one_is_no_trouble_to_others(org: Account) -> None:
     settings = {"salesforce_properties": {"Contact": ["locale=Language__c"]}}
     assert org.push(Change("k", numbers[6], {"locale": "de"}), **settings)[0].status == "written"
     assert org.fake.value(numbers[6], "Language__c") == "de"
+    # asked before, it says so
+    assert org.connect().unwritable(FIELDS).keys() == {"timezone", "locale", "push_token", "created_at"}
+    assert "locale" not in org.connect(**settings).unwritable(FIELDS)
 
 
 def test_a_batch_refused_for_every_value_ends(org: Account) -> None:

@@ -525,6 +525,9 @@ def test_listed_columns_are_written_and_nothing_else(place: Place) -> None:
         ("written", "1", PAST), ("written", "2", PAST), ("invalid", "1", None), ("invalid", "1", None),
     ]  # fmt: skip
     assert "first_name is not listed in writes: of erp_contacts" in results[2].reason
+    with place.connector() as connector:
+        lacking = connector.unwritable(["first_name", "last_name"])
+    assert lacking == {"first_name": "name its column under writes: of content/sources/erp_contacts.yaml"}
     assert place.rows("select id, mail, first, last, score, opened from customers order by id") == [
         (1, "p1@example.com", "Ann", None, 71.5, "2026-06-01 10:00:00"),
         (2, "p2@example.com", "Ann", "Lee", None, None),

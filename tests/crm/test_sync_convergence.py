@@ -7,9 +7,10 @@ when it was read, and asks the rules.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import ClassVar
 
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -299,3 +300,46 @@ def test_all_sides_agree_and_no_edit_is_lost(story: list, skew: int) -> None:
     store = world.store
     assert isinstance(store, MemoryStore)
     play(world, story, lambda: store.build(contact_of))
+
+
+def test_a_field_that_a_crm_has_no_place_for_spoils_no_change() -> None:
+    class Narrow(MemoryCrm):
+        lacking: ClassVar[set[str]] = {"locale"}
+
+        def unwritable(self, names: Sequence[str]) -> dict[str, str]:
+            return {name: "" for name in names if name in self.lacking}
+
+    time = START
+
+    def clock() -> datetime:
+        nonlocal time
+        time += timedelta(milliseconds=1)
+        return time
+
+    north, south = Narrow("north", clock), MemoryCrm("south", clock)
+    north.refused = lambda name, value: name in Narrow.lacking
+    rules = CrmRules.model_validate(
+        {"fields": {"city": "newest", "locale": "newest"}, "push": {"north": {}, "south": {}}}
+    )
+    store = MemoryStore(clock, lambda what: None)
+
+    def sync() -> dict[str, int]:
+        return Sync(store, [north, south], rules, now=clock).run().counts
+
+    north.add("n1", email="p1@example.com")
+    south.add("s1", email="p1@example.com", city="Bath", locale="en")
+    sync()
+    store.build(lambda source, external_id: 1)
+    counts = sync()
+    assert (counts["written"], counts["invalid"]) == (1, 0)
+    assert north.records["n1"].fields == {"email": "p1@example.com", "city": "Bath"}
+    sync()
+    assert sync()["contacts"] == 0
+    # a place is made: other rules, by which a store looks at all contacts again
+    before = store.marks[-1].rules_version
+    Narrow.lacking = set()
+    sync()
+    assert before != store.marks[-1].rules_version == rules.version
+    south.edit("s1", city="York")
+    assert sync()["written"] == 1
+    assert north.records["n1"].fields == {"email": "p1@example.com", "city": "York", "locale": "en"}

@@ -10,9 +10,9 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from crm.news import news
 from crm.sync import PUSH_ROWS
 from crm.sync_store import WarehouseStore
-from crm.syncing import news
 from orchestration.defs.crm import assets
 from orchestration.defs.crm.assets import crm, crm_news, cron_of
 from warehouse.client import Warehouse

@@ -13,16 +13,16 @@ members as (
 
 ),
 
-record_sources as (
+only_sources as (
 
-    -- a list that does not say whose number it gives means the one source that has it
+    -- a list that does not say whose number it gives means the one CRM that has it, else the one system whose account it is
     select
         identifier,
-        any(source) as only_source
+        argMax(source, kind = 'record') as only_source
     from {{ ref('int_contacts__identified') }}
-    where kind = 'record' and identifier in (select external_id from members where source = '')
+    where kind in ('record', 'account') and identifier in (select external_id from members where source = '')
     group by identifier
-    having count() = 1
+    having countIf(kind = 'record') = 1 or count() = 1
 
 ),
 
@@ -32,18 +32,18 @@ hinted as (
         members.list as list,
         members.external_id as external_id,
         members.email as email,
-        if(members.source = '', coalesce(record_sources.only_source, ''), members.source::String) as source
+        if(members.source = '', coalesce(only_sources.only_source, ''), members.source::String) as source
     from members
-    left join record_sources on record_sources.identifier = members.external_id
+    left join only_sources on only_sources.identifier = members.external_id
 
 ),
 
 identified as (
 
-    -- the CRM record comes first, then the email; members are few, compared with all that we know
+    -- the CRM record comes first, then the email, then the account; members are few, compared with all that we know
     select
         hinted.list as list,
-        coalesce(by_record.contact_of_record, by_email.contact_of_email) as contact_id
+        coalesce(by_record.contact_of_record, by_email.contact_of_email, by_account.contact_of_account) as contact_id
     from hinted
     left any join (
         select source::String as record_source, identifier as record_id, contact_id as contact_of_record
@@ -57,6 +57,12 @@ identified as (
         where kind = 'email' and identifier in (select email from members)
     ) as by_email
         on by_email.known_email = hinted.email
+    left any join (
+        select source::String as account_source, identifier as account_id, contact_id as contact_of_account
+        from {{ ref('int_contacts__identified') }}
+        where kind = 'account' and identifier in (select external_id from members)
+    ) as by_account
+        on by_account.account_source = hinted.source and by_account.account_id = hinted.external_id
 
 )
 

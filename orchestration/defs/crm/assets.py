@@ -8,9 +8,10 @@ from pydantic import Field
 
 from crm.base import CrmError, Kind
 from crm.connectors import configured
+from crm.news import news
 from crm.rules import CrmRules, segment_names
 from crm.settings import CrmSettings
-from crm.syncing import news, rules_in_force, sync_crms
+from crm.syncing import rules_in_force, sync_crms
 from orchestration.lib.dbt_runs import PROJECT_DIR
 from orchestration.lib.resources import counts_metadata, open_warehouse
 from warehouse.errors import MailhouseError, WarehouseError
