@@ -105,6 +105,12 @@ TABLES: Final[Mapping[str, Rule]] = {
     "raw.crm_syncs": Rule("none", "Syncs with CRMs: counts"),
     "raw.retention_runs": Rule("none", "What retention deleted: counts"),
     "raw.field_decisions": Rule("delete", "Which of several sources was believed about you"),
+    "raw.rectifications": Rule(
+        "delete",
+        "What you had put right, and what was wrong",
+        "concat(source::String, '\\x1f', external_id) in (select value from keys where kind = 'record')"
+        f" or {_any('email', [email_sql('wrong'), email_sql('value')])}",
+    ),
     "raw.identity_changes": Rule(
         "delete",
         "By hand: who is one person with whom",
@@ -376,7 +382,8 @@ def _matches(name: str, kind: str, what: str) -> str:
     if what in ("contact", "identity") and is_number:
         if kind.startswith("Array(Tuple("):
             # pairs: since when, who
-            return f"hasAny(arrayMap(one -> one.2, {column}), (select groupArray(number) from keys where kind = '{what}'))"
+            numbers = f"(select groupArray(number) from keys where kind = '{what}')"
+            return f"hasAny(arrayMap(one -> one.2, {column}), {numbers})"
         if is_array:
             return f"hasAny({column}, (select groupArray(number) from keys where kind = '{what}'))"
         return f"{column} in {numbers}"

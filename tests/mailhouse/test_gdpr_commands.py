@@ -44,9 +44,7 @@ class World:
         row = {
             "source": source, "object": "contact", "external_id": external_id, "properties": json.dumps(properties),
         }  # fmt: skip
-        load_crm_records(
-            self.warehouse, pl.DataFrame([row]).with_columns(updated_at=pl.lit(at).cast(UTC_MS))
-        )
+        load_crm_records(self.warehouse, pl.DataFrame([row]).with_columns(updated_at=pl.lit(at).cast(UTC_MS)))
 
     def contact(self, number: int, **properties: str) -> None:
         """Somebody in HubSpot, loaded."""
@@ -64,9 +62,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(
-    warehouse_server: MailhouseSettings, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[World]:
+def world(warehouse_server: MailhouseSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     from hubspot_fake import FakeHubSpot, serve
 
     home = tmp_path_factory.mktemp("home")
@@ -148,7 +144,11 @@ def test_an_erasure_in_crms_goes_on_when_they_answer(world: World, gdpr: Command
     assert world.count("external_id = '41'") == 0
     assert world.count("true", "raw.quarantined_rows") == 0
     _, log = gdpr("log", "--email", "erik@people.example", "--json")
-    assert log.count('"verb": "erase"') == 2 and '"crm: hubspot": 1' in log and "erik" not in log.replace("T-1", "")
+    assert (
+        log.count('"verb": "erase"') == 2
+        and '"crm: hubspot": 1' in log
+        and "erik" not in log.replace("T-1", "")
+    )
 
 
 def test_what_a_crm_will_not_delete_is_left_to_do(world: World, gdpr: Command) -> None:
