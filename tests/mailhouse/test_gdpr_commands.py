@@ -21,6 +21,7 @@ from mailhouse.cli import main
 from mailhouse.console import console
 from privacy.erasing import Place, unfinished
 from warehouse.client import Warehouse
+from warehouse.erasures import erased_people
 from warehouse.loads import load_consents, load_crm_records, load_events
 from warehouse.settings import MailhouseSettings
 
@@ -41,6 +42,7 @@ class World:
 
     def record(self, source: str, external_id: str, at: datetime = AT, **properties: str) -> None:
         """A version of somebody's record."""
+        erased_people(self.warehouse, max_age=0)
         row = {
             "source": source, "object": "contact", "external_id": external_id, "properties": json.dumps(properties),
         }  # fmt: skip
@@ -67,7 +69,10 @@ def world(warehouse_server: MailhouseSettings, tmp_path_factory: pytest.TempPath
 
     home = tmp_path_factory.mktemp("home")
     settings = warehouse_server.model_copy(update={"home": home})
-    with Warehouse.connect(settings, comment="test") as warehouse, serve(FakeHubSpot(version="v3")) as fake:
+    with (
+        Warehouse.connect(settings, comment="test") as warehouse,
+        serve(FakeHubSpot(version="v3", clock=lambda: datetime.now(UTC))) as fake,
+    ):
         for database in ("intermediate", "marts"):
             warehouse.execute(f"drop database if exists {database}")
         empty_raw(warehouse)
@@ -93,8 +98,8 @@ def gdpr(
     # there are no other processes that load
     monkeypatch.setattr(Place.__init__, "__defaults__", (*Place.__init__.__defaults__[:-1], 0.0))  # pyright: ignore
 
-    def run(*args: str, answer: str = "") -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["mailhouse", "gdpr", *args])
+    def run(*args: str, answer: str = "", of: str = "gdpr") -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["mailhouse", of, *args])
         monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
         code = 0
         try:
@@ -161,3 +166,149 @@ def test_what_a_crm_will_not_delete_is_left_to_do(world: World, gdpr: Command) -
     code, said = gdpr("erase", "--email", "moira@people.example", "--in-crms", answer="y\n")
     assert code == 0 and "To do: Delete 51 in hubspot" in said and "it was merged into 52" in said
     assert 52 in hub.records["contacts"]
+
+
+def test_nobody_and_several_are_errors_that_say_what_to_do(world: World, gdpr: Command) -> None:
+    world.record("shop", "tw-1", email="pia@people.example", phone="+44 20 7946 0111")
+    world.record("shop", "tw-2", email="ray@people.example", phone="0044 20 79460111")
+    before = world.count("true", "raw.audit_log")
+    for words, reason in {
+        ("export", "--email", "who@people.example"): "Nothing is held of anybody by that name",
+        ("export",): "Nobody was named",
+        ("restrict", "--record", "shop"): "is no record",
+        ("erase", "--phone", "+442079460111", "--yes"): "2 records have that number: shop:tw-1, shop:tw-2",
+        ("rectify", "--email", "pia@people.example", "--set", "frist_name=Pia"): "first_name",
+        ("rectify", "--email", "pia@people.example", "--set", "Pia"): "is no correction",
+        ("restrict", "--email", "pia@people.example", "--reason", "Pia@people.example asked"): "names nobody",
+        (
+            "readmit",
+            "--email",
+            "pia@people.example",
+            "--reason",
+            "signed up",
+        ): "Nobody by that name was erased",
+        ("readmit", "--email", "pia@people.example", "--reason", " "): "needs its reason",
+    }.items():
+        code, said = gdpr(*words)
+        assert code == 2 and reason in said, (words, said)
+    assert gdpr("rectify", "--email", "pia@people.example")[0] == 2
+    assert world.count("true", "raw.audit_log") == before
+    assert world.count("startsWith(external_id, 'tw-')") == 2
+    code, said = gdpr("erase", "--record", "shop:tw-1", answer="\n")
+    assert code == 1 and world.count("startsWith(external_id, 'tw-')") == 2
+    code, said = gdpr("erase", "--record", "shop:tw-1", "--dry-run")
+    assert code == 0 and "1 raw.crm_records" in said and "Nothing was changed." in said
+
+
+def test_an_export_is_for_one_person_and_the_owner_of_the_files(world: World, gdpr: Command) -> None:
+    world.record("shop", "xe-1", email="xenia@people.example", first_name="Xenia", phone="+44 20 7946 0222")
+    consent = {
+        "consent_id": "xe", "email": "xenia@people.example", "channel": "email", "purpose": "marketing",
+        "is_granted": True, "basis": "opt_in",
+    }  # fmt: skip
+    moment = pl.lit(AT).cast(UTC_MS)
+    load_consents(world.warehouse, pl.DataFrame([consent]).with_columns(occurred_at=moment))
+    visit = {"event_id": "xe-1", "type": "page.viewed", "source": "web", "email": "Xenia@people.example"}
+    load_events(world.warehouse, pl.DataFrame([visit]).with_columns(occurred_at=moment))
+    folder = world.home / "exports"
+    code, said = gdpr(
+        "export", "--phone", "+442079460222", "-o", str(folder), "--actor", "dpo", "--reason", "T-7"
+    )
+    assert code == 0 and "3 rows of 3 stores:" in said
+    html, read = sorted(folder.iterdir(), key=lambda path: path.suffix)
+    assert str(html) in said and str(read) in said
+    held = json.loads(read.read_text())
+    assert [store["store"] for store in held["stores"]] == ["raw.consents", "raw.crm_records", "raw.events"]
+    assert "Xenia" in html.read_text() and html.stat().st_mode & 0o077 == 0
+    code, said = gdpr("log", "--record", "shop:xe-1")
+    assert (
+        code == 0 and "export done by dpo" in said and "3 rows: T-7" in said and "xenia" not in said.lower()
+    )
+
+
+def test_a_restriction_counts_at_once_and_is_lifted(world: World, gdpr: Command) -> None:
+    world.record("shop", "re-1", email="rita@people.example")
+    newest = (
+        "select is_restricted, allows_transactional, actor from raw.restrictions where email = 'rita@people.example'"
+        " order by recorded_at desc limit 1"
+    )
+    code, said = gdpr("restrict", "--email", "Rita@people.example", "--allow-transactional", "--actor", "dpo")
+    assert code == 0 and "Restricted." in said
+    assert world.warehouse.frame(newest).row(0) == (True, True, "dpo")
+    code, said = gdpr("unrestrict", "--record", "shop:re-1", "--actor", "dpo")
+    assert code == 0 and "lifted" in said
+    assert world.warehouse.frame(newest).row(0) == (False, False, "dpo")
+    _, said = gdpr("log", "--email", "rita@people.example")
+    assert "restrict done by dpo" in said and "unrestrict done by dpo" in said
+
+
+def test_a_correction_reaches_the_crm_and_is_not_outdone_by_it(world: World, gdpr: Command) -> None:
+    from sync_world import identify, make_models
+
+    hub, content = world.hubspot, world.home / "content"
+    content.mkdir(exist_ok=True)
+    rules = content / "crm.yaml"
+    rules.write_text("fields: {first_name: newest}\npush: {hubspot: {fields: [first_name]}}\n")
+    world.contact(61, email="rex@people.example", first_name="Rx")
+    make_models(world.warehouse)
+    try:
+        identify(world.warehouse, "toInt64(cityHash64(external_id) % 1000000) + 1")
+        assert gdpr("sync", of="crm")[0] == 0
+        code, said = gdpr("rectify", "--record", "hubspot:61", "--set", "first_name=Rex", "--reason", "T-9")
+        assert code == 0 and "Put right in hubspot:61" in said
+        # the CRM changes something else of the record, and still has the old name
+        hub.edit("contacts", 61, hub.now(), city="Graz")
+        code, said = gdpr("sync", of="crm")
+        assert code == 0 and "1 written" in said
+        assert hub.records["contacts"][61].properties["firstname"] == "Rex"
+        (contact,) = world.warehouse.frame(
+            "select contact_id from intermediate.int_contacts__identified where identifier = '61'"
+        ).row(0)
+        code, said = gdpr("decisions", "--contact", str(contact), of="crm")
+        assert (
+            code == 0
+            and "first_name = 'Rex', of hubspot 61" in said
+            and "rectified: it was put right" in said
+        )
+        assert "lost: 'Rx'" in said
+        # somebody there says something else
+        hub.edit("contacts", 61, hub.now(), firstname="Roy")
+        assert gdpr("sync", of="crm")[0] == 0
+        assert hub.records["contacts"][61].properties["firstname"] == "Roy"
+        _, said = gdpr("decisions", "--contact", str(contact), of="crm")
+        assert "first_name = 'Roy'" in said
+    finally:
+        rules.unlink()
+        for database in ("intermediate", "marts"):
+            world.warehouse.execute(f"drop database if exists {database}")
+
+
+def test_whoever_was_erased_may_be_let_in_again_and_the_log_shows_what_was_done(
+    world: World, gdpr: Command
+) -> None:
+    world.record("shop", "le-1", email="lea@people.example")
+    code, said = gdpr("erase", "--email", "lea@people.example", "--yes", "--actor", "dpo", "--reason", "T-3")
+    assert code == 0 and "To do: Delete le-1 in shop, and with it what shop itself holds." in said
+    world.record("shop", "le-1", email="lea@people.example")
+    assert world.count("external_id = 'le-1'") == 0
+    code, said = gdpr("readmit", "--email", "lea@people.example", "--reason", "signed up anew")
+    assert code == 0 and "may be loaded again" in said
+    world.record("shop", "le-1", email="lea@people.example")
+    assert world.count("external_id = 'le-1'") == 1
+    code, said = gdpr("log", "--verify", "--json", "--limit", "1000")
+    assert code == 0 and "the chain is whole" in said
+    assert '"verb": "readmit"' in said and '"outcome": "begun"' in said
+    # and a log that was changed does not pass
+    world.warehouse.execute(
+        "alter table raw.audit_log update reason = 'T-4' where reason = 'T-3'",
+        settings={"mutations_sync": "2"},
+    )
+    try:
+        code, said = gdpr("log", "--verify")
+        assert code == 2 and "not as it was written" in said
+    finally:
+        world.warehouse.execute(
+            "alter table raw.audit_log update reason = 'T-3' where reason = 'T-4'",
+            settings={"mutations_sync": "2"},
+        )
+    assert gdpr("log", "--verify")[0] == 0
