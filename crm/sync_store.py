@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from campaigns.permissions import restricted_sql
 from crm.base import Connector, Kind
 from crm.conflicts import CANDIDATES, CORRECTIONS, DECIDED, DECISIONS, OWN, PUSHES, UTC_MS, VERSIONS
 from crm.pulling import load, stored_cursor
@@ -324,7 +325,9 @@ class WarehouseStore:
         )
 
     def tasks(self, crm: str, within: timedelta) -> list[Task]:
-        """Tasks that are asked for and have not been made, in the order in which they were asked for."""
+        """Tasks that are asked for and have not been made, in the order in which they were asked for; none about somebody
+        whose data may not be processed since.
+        """
         has_identity = self._has("intermediate.int_contacts__identified")
         found = self._warehouse.frame(
             f"""
@@ -334,13 +337,14 @@ class WarehouseStore:
                 any(ifNull(properties.note::Nullable(String), '')) as note,
                 any(ifNull(properties.owner::Nullable(String), '')) as owner,
                 any(ifNull(properties.due_at::Nullable(String), '')) as due_at
-            from raw.events
+            from raw.events as events
             where type = 'crm.task_requested' and occurred_at >= {{since:DateTime64(3, 'UTC')}}
                 and event_id not in (
                     select key from raw.crm_pushes
                     where object = 'task' and source = {{crm:String}}
                         and status in ('created', 'written', 'gone', 'invalid')
                 )
+                and not {restricted_sql("toInt64OrZero(ifNull(properties.contact_id::Nullable(String), ''))", "events.email")}
             group by event_id
             order by asked_at, event_id
             limit {BATCH}
@@ -367,9 +371,9 @@ class WarehouseStore:
             body = "\n\n".join(part for part in (row["note"], about) if part)
             # a task without a day would be nowhere in a CRM's list
             fields = {
-                "subject": row["subject"], "body": body or None,
+                "subject": row["subject"], "note": body or None,
                 "due_at": _due(row["due_at"]) or row["asked_at"].isoformat(),
-                "owner_id": row["owner"] or None, "contact_id": external_id or None,
+                "owner": row["owner"] or None, "contact_id": external_id or None,
             }  # fmt: skip
             tasks.append(
                 Task(
