@@ -325,9 +325,10 @@ class WarehouseStore:
         )
 
     def tasks(self, crm: str, within: timedelta) -> list[Task]:
-        """Tasks that are asked for and have not been made, in the order in which they were asked for; none about somebody
-        whose data may not be processed since.
+        """Tasks that are asked for and have not been made, in the order in which they were asked for; none about
+        somebody whose data may not be processed since.
         """
+        asked_of = "toInt64OrZero(ifNull(properties.contact_id::Nullable(String), ''))"
         has_identity = self._has("intermediate.int_contacts__identified")
         found = self._warehouse.frame(
             f"""
@@ -344,7 +345,7 @@ class WarehouseStore:
                     where object = 'task' and source = {{crm:String}}
                         and status in ('created', 'written', 'gone', 'invalid')
                 )
-                and not {restricted_sql("toInt64OrZero(ifNull(properties.contact_id::Nullable(String), ''))", "events.email")}
+                and not {restricted_sql(asked_of, "events.email")}
             group by event_id
             order by asked_at, event_id
             limit {BATCH}

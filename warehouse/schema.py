@@ -459,7 +459,7 @@ _RECTIFICATIONS = (
         corrected_at DateTime64(3, 'UTC'),
         loaded_at DateTime64(3, 'UTC') default now64(3)
     ) engine = MergeTree order by (source, external_id, field, corrected_at)
-    comment 'One field of one record that was put right, and the value that was wrong: source, external_id, field, corrected_at.'
+    comment 'One field of one record that was put right, and what was wrong: source, external_id, field, corrected_at.'
     """,
 )
 

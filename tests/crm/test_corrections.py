@@ -81,7 +81,8 @@ def test_it_outdoes_every_rule_and_goes_to_every_crm() -> None:
 
 
 def test_a_value_that_was_taken_out_stays_out() -> None:
-    found = decide([version("north", 1, "York"), version("north", 8, "York", phone="1")], [correction("north", 5, "", "York")])  # fmt: skip
+    told = [version("north", 1, "York"), version("north", 8, "York", phone="1")]
+    found = decide(told, [correction("north", 5, "", "York")])
     assert golden(found) == [("", "north")]
     assert changes(found) == [("north", "York", "")]
 

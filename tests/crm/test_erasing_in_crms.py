@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pipedrive_fake import TOKEN as PIPEDRIVE_TOKEN
 from pipedrive_fake import FakePipedrive
 from salesforce_fake import CLIENT_ID, CLIENT_SECRET, LOGIN, FakeSalesforce
+from sqlalchemy import event
 from test_salesforce import holds_to_contract
 
 from crm.base import CrmError, CrmNotSupportedError, CrmRefusedError, CrmUnavailableError, Removed
@@ -201,10 +202,8 @@ def test_a_database_loses_rows_only_where_its_source_says_so(tmp_path: Path) -> 
 
 
 def test_a_row_that_others_need_stays_and_says_so(tmp_path: Path) -> None:
-    import sqlalchemy as sa
-
     with database(tmp_path) as crm:
-        sa.event.listen(
+        event.listen(
             crm._engine, "connect", lambda made, _: made.execute("pragma foreign_keys = on"), insert=True
         )
         with sqlite3.connect(tmp_path / "main.db") as people:

@@ -578,7 +578,7 @@ def test_a_restriction_counts_within_a_second_and_when_it_is_lifted_too(shop: Sh
         told="event: cart.updated\ncooldown: none\n" + SEND,
         moved="event: cart.updated\ncooldown: none\nenter_journey: j\n",
         rung="event: cart.updated\ncooldown: none\ncrm_task: {subject: Ring them}\n",
-        tagged="event: cart.updated\ncooldown: none\ntag: {add: [warm]}\n",
+        tagged="event: cart.updated\ncooldown: none\ntag: {add: warm}\n",
     )
     one, two, three = (Person(contact_ids={contact_of(shop.warehouse, number)}) for number in (1, 2, 3))
     by_address = Person(emails={"p4@example.com"})

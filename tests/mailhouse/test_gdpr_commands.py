@@ -57,7 +57,7 @@ class World:
             AT,
             **{names.get(name, name): value for name, value in properties.items()},
         )
-        self.record("hubspot", str(number), **properties)
+        self.record("hubspot", str(number), AT, **properties)
 
     def count(self, where: str, table: str = "raw.crm_records") -> int:
         return int(self.warehouse.value(f"select count() from {table} where {where}"))
