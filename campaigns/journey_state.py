@@ -34,6 +34,9 @@ GOAL, EXIT, LEFT, DELETED, GONE, FINISHED = "goal", "exit", "left", "deleted", "
 ENDINGS = (FINISHED, GOAL, EXIT, LEFT, DELETED, GONE)
 """How a stay ends: past the last step, by the goal, by an exit step or rule, by a request, or with the contact."""
 
+RESTRICTED = "restricted"
+"""How a step is passed that does nothing for the contact, since their data may not be processed."""
+
 _TABLES = (
     "create database if not exists campaigns",
     """
@@ -334,7 +337,10 @@ def apply_tick(
     )
     for version, spec in specs.items():
         for node in spec.nodes.values():
-            passed = f"{rows} and version = {sql_text(version)} and previous_step = {sql_text(node.id)}"
+            passed = (
+                f"{rows} and version = {sql_text(version)} and previous_step = {sql_text(node.id)}"
+                f" and outcome != '{RESTRICTED}'"
+            )
             if node.step.tag is not None:
                 _apply_tag(warehouse, passed, node.step.tag.add, node.step.tag.remove, parameters)
             if (task := node.step.crm_task) is not None:

@@ -31,6 +31,7 @@ from campaigns.journey_state import (
     GOAL,
     GONE,
     LEFT,
+    RESTRICTED,
     Cursors,
     Fence,
     apply_tick,
@@ -1030,6 +1031,14 @@ class _Moves:
             case "exit":
                 self.cases.append(f"{here}, {numbers[0]}")
                 self.causes.append(f"{here}, {sql_text(node.step.exit or '')}")
+            case "crm_task" | "tag":
+                # the step is passed and nothing is done (`apply_tick`): whose data may not be processed is no task
+                (edge,) = node.edges
+                skipped = self._edge(RESTRICTED, edge.target)
+                self.flags["profile__restricted"] = f"toUInt8({restricted_sql('contact_id', 'email')})"
+                self.cases.append(f"{here}, if(profile__restricted = 1, {skipped}, {numbers[0]})")
+                said = sql_text("skipped: processing of the contact's data is restricted")
+                self.causes.append(f"{here} and profile__restricted = 1, {said}")
             case _:
                 self.cases.append(f"{here}, {numbers[0]}")
 

@@ -5,7 +5,8 @@ speaks HTTP derives from `crm.http.HttpConnector`. What it cannot do is an error
 
 `pull` yields batches in an order that can be taken up again: once the rows of a batch are stored, its cursor may be
 stored, too, and a later `pull` from that cursor misses nothing; it may yield rows again that were stored, which load
-once. `push` answers for every change it was given, one by one, and never raises for a single one.
+once. `push` answers for every change it was given, one by one, and never raises for a single one; so does `erase` for
+every record.
 """
 
 from __future__ import annotations
@@ -136,6 +137,7 @@ class Capabilities:
     Attributes:
         kinds: objects that `pull` reads.
         pushes: objects that `push` writes.
+        erases: objects that `erase` deletes for their person's sake.
         can_set_up: `set_up` makes custom fields.
         tells_deletes: `pull` reports deleted records.
         tells_merges: `pull` reports which record another was merged into.
@@ -147,6 +149,7 @@ class Capabilities:
 
     kinds: frozenset[Kind] = frozenset({"contact"})
     pushes: frozenset[Kind] = frozenset()
+    erases: frozenset[Kind] = frozenset()
     can_set_up: bool = False
     tells_deletes: bool = False
     tells_merges: bool = False
@@ -215,6 +218,27 @@ class Pushed:
     external_id: str = ""
     updated_at: datetime | None = None
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What became of a record that was to be deleted for its person's sake.
+
+    Attributes:
+        external_id: as it was given.
+        status: `erased`: deleted now. `gone`: it was not there. `refused`: the CRM will not, and trying again changes
+            nothing. `failed`: it is still there, and may be tried again.
+        reason: why it is there, without secrets; '' if it is not.
+    """
+
+    external_id: str
+    status: Literal["erased", "gone", "refused", "failed"]
+    reason: str = ""
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the CRM has it no longer."""
+        return self.status in ("erased", "gone")
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,6 +400,19 @@ class Connector(ABC):
         del names
         return {}
 
+    def erase(self, kind: Kind, ids: Sequence[str]) -> list[Removed]:
+        """Delete records for their person's sake, as thoroughly as the CRM can; a result for each, in the order given.
+
+        Safe to repeat: what is gone stays so, and says it. A record that was merged into one that is not named is not
+        followed there, but `refused`: that one may be about somebody else.
+
+        Raises:
+            CrmUnavailableError: how many are deleted is not known; repeating goes on.
+            CrmRefusedError: the account may not delete at all.
+        """
+        del ids
+        raise CrmNotSupportedError(f"{self.name} cannot delete a {kind}.", fix="Delete it there by hand.")
+
     def set_up(self, fields: Sequence[CustomField]) -> SetUp:
         """Make custom fields on contacts that are not there yet; safe to repeat.
 
@@ -397,7 +434,9 @@ class Connector(ABC):
         self.close()
 
 
-def require(connector: Connector, *, pull: Kind | None = None, push: Kind | None = None) -> None:
+def require(
+    connector: Connector, *, pull: Kind | None = None, push: Kind | None = None, erase: Kind | None = None
+) -> None:
     """Refuse what the CRM cannot do.
 
     Raises:
@@ -406,6 +445,7 @@ def require(connector: Connector, *, pull: Kind | None = None, push: Kind | None
     for verb, wanted, able in (
         ("read", pull, connector.capabilities.kinds),
         ("write", push, connector.capabilities.pushes),
+        ("delete", erase, connector.capabilities.erases),
     ):
         if wanted is not None and wanted not in able:
             raise CrmNotSupportedError(

@@ -7,10 +7,12 @@ however often a sync is broken off and run again, the outcome is the same:
   first version's values are edits, too. What we wrote and read again is an echo and no edit.
 - Each record speaks for itself by its newest edit of a field; where a field keeps filled values, by its newest edit to
   a value. These are the *candidates* of a contact.
+- What was put right at a person's request (`mailhouse gdpr rectify`) is an edit of each of their records, which no CRM
+  shows: a record that goes on saying what was wrong says nothing new, and gets the right value.
 - The *golden value* is the best candidate by the field's rule (`Rule`); between equals the later one, then the
   first by name of source and id. An opt-out counts until it is lifted where it was made, or the person agrees with us
   later.
-- What one record alone says is not decided: there is nobody to disagree.
+- What one record alone says is not decided: there is nobody to disagree; unless it was put right.
 - A record that shows another value gets the golden one.
 
 An edit is dated by its CRM, but not later than we read it: a clock that is ahead wins nothing beyond that.
@@ -30,6 +32,8 @@ import polars as pl
 from crm.rules import OPT_OUTS, Rule
 
 UTC_MS: Final = pl.Datetime("ms", "UTC")
+RECTIFIED: Final = "rectified"
+"""The rule of a value that was put right, and that nobody has outdone since."""
 OWN: Final = "mailhouse"
 """What we are called among sources: unsubscriptions and withdrawn consents are candidates of ours."""
 
@@ -69,6 +73,15 @@ CANDIDATES: Final[Mapping[str, pl.DataType]] = {
     "value": pl.String(),
     "at": UTC_MS,
 }
+
+CORRECTIONS: Final[Mapping[str, pl.DataType]] = {
+    **CANDIDATES,
+    # what the record said before
+    "wrong": pl.String(),
+    # its place among the record's versions, which is after all of before
+    "updated_at": UTC_MS,
+}
+"""Columns of fields that were put right."""
 
 DECIDED: Final[Mapping[str, pl.DataType]] = {
     "contact_id": pl.Int64(),
@@ -147,23 +160,27 @@ def resolve(
     pushes: pl.DataFrame,
     decided: pl.DataFrame,
     own: pl.DataFrame | None = None,
+    corrections: pl.DataFrame | None = None,
 ) -> Resolution:
     """Decide every field of the contacts given.
 
     Args:
         rules: of the fields that are decided.
         pushed: by source, the fields that are written there.
-        versions: columns of `VERSIONS` and of the rules' fields: every version known of every record of the contacts.
+        versions: columns of `VERSIONS` and of the rules' fields: every version known of every record of the contacts,
+            as its source told it.
         pushes: columns of `PUSHES`: all that was ever written to these records.
         decided: columns of `DECIDED`.
         own: columns of `CANDIDATES`: what we know ourselves.
+        corrections: columns of `CORRECTIONS`: what was put right of these records.
 
     Memory: some hundred bytes a version and field.
     """
     ranks = _ranks(rules)
     cells = _cells(versions, rules)
     pushes = _canonical_pushes(pushes, versions, rules)
-    edits = _edits(cells, pushes)
+    corrections = _canonical_corrections(corrections, rules)
+    edits = pl.concat([_edits(cells, pushes), corrections.drop("wrong")], how="diagonal")
     merged = (
         versions.sort("updated_at", "is_deleted")
         .group_by(_RECORD)
@@ -175,18 +192,34 @@ def resolve(
         own = own.select(*CANDIDATES).filter(pl.col("field").is_in([rule.field for rule in rules]))
         candidates, newest = pl.concat([candidates, own]), pl.concat([newest, own])
     golden = _golden(candidates.join(merged, on=_RECORD, how="anti"), ranks)
-    said = _said(golden, pl.concat([candidates, newest]), merged, rules, ranks)
+    # a value is put right until somebody has said another
+    right = golden.join(corrections.select(*CANDIDATES, "wrong"), on=list(CANDIDATES), how="inner")
+    wrong = right.select(
+        *(pl.col("wrong").alias("value") if name == "value" else pl.col(name) for name in CANDIDATES)
+    )
+    golden = golden.join(
+        right.select(_PLACE).unique().with_columns(is_right=True),
+        on=_PLACE,
+        how="left",
+        maintain_order="left",
+    ).with_columns(pl.col("is_right").fill_null(False))
+    said = _said(golden, pl.concat([candidates, newest, wrong]), merged, rules, ranks)
     several = versions.group_by("contact_id").agg(pl.struct(_RECORD).n_unique().alias("records_count"))
     spoken = candidates.filter(pl.col("source") == OWN).select(_PLACE).unique().with_columns(is_own=True)
     said = (
         said.join(several, on="contact_id", how="left")
         .join(spoken, on=_PLACE, how="left")
         .join(decided.rename({"content_hash": "decided_hash"}), on=_PLACE, how="left")
-        .filter((pl.col("records_count") > 1) | pl.col("is_own") | pl.col("decided_hash").is_not_null())
+        .filter(
+            (pl.col("records_count") > 1)
+            | pl.col("is_own")
+            | pl.col("is_right")
+            | pl.col("decided_hash").is_not_null()
+        )
     )
     known = _known(versions, pushes)
     changes = _changes(said, cells, pushes, known, pushed)
-    is_told = pl.col("losers_count") > 0
+    is_told = (pl.col("losers_count") > 0) | pl.col("is_right")
     decisions = (
         said.filter(is_told | pl.col("decided_hash").is_not_null())
         .with_columns(_content_hash().alias("content_hash"), _why().alias("why"))
@@ -333,12 +366,31 @@ def _edits(cells: pl.DataFrame, pushes: pl.DataFrame) -> pl.DataFrame:
     return changed.join(seen.drop_nulls("updated_at"), on=[*_CELL, "shape", "updated_at"], how="anti")
 
 
+def _canonical_corrections(corrections: pl.DataFrame | None, rules: Sequence[Rule]) -> pl.DataFrame:
+    """With `shape` and `is_right`, of the fields that rules are about; the last of each version of a record."""
+    given = (
+        pl.DataFrame(schema=dict(CORRECTIONS)) if corrections is None else corrections.select(*CORRECTIONS)
+    )
+    shape = pl.lit("")
+    for rule in rules:
+        shape = (
+            pl.when(pl.col("field") == rule.field)
+            .then(canonical(rule.field, pl.col("value")))
+            .otherwise(shape)
+        )
+    return (
+        given.filter(pl.col("field").is_in([rule.field for rule in rules]))
+        .unique([*_CELL, "updated_at"], keep="last", maintain_order=True)
+        .with_columns(pl.col("value").str.strip_chars(), shape.alias("shape"), pl.lit(True).alias("is_right"))
+    )
+
+
 def _candidates(edits: pl.DataFrame, ranks: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """By what each record speaks for itself, and the newest edit of each, which may be another."""
     edits = _with_rules(edits, ranks).with_columns(pl.col("value").str.strip_chars())
     outs = pl.col("field").is_in(list(OPT_OUTS.values()))
     edits = edits.with_columns(pl.when(outs).then(pl.col("shape")).otherwise(pl.col("value")).alias("value"))
-    is_filled = (pl.col("shape") != "") | ~pl.col("keeps_filled")
+    is_filled = (pl.col("shape") != "") | ~pl.col("keeps_filled") | pl.col("is_right").fill_null(False)
     newest = edits.sort("updated_at").unique(_CELL, keep="last", maintain_order=True)
     own = (
         edits.with_columns(is_filled.alias("is_filled"))
@@ -418,7 +470,11 @@ def _said(
         golden.join(losers, on=_PLACE, how="left")
         .join(orders, on="field")
         .join(preferred, on="field")
-        .with_columns(pl.col("losers").fill_null("[]"), pl.col("losers_count").fill_null(0))
+        .with_columns(
+            pl.col("losers").fill_null("[]"),
+            pl.col("losers_count").fill_null(0),
+            pl.when("is_right").then(pl.lit(RECTIFIED)).otherwise(pl.col("rule")).alias("rule"),
+        )
     )
 
 
@@ -427,7 +483,9 @@ def _why() -> pl.Expr:
     when = pl.col("at").dt.strftime("%Y-%m-%d %H:%M:%S UTC")
     last = pl.format("{} wrote it last, at {}", "source", when)
     return pl.concat_str(
-        pl.when(pl.col("rule") == "stricter")
+        pl.when(pl.col("rule") == RECTIFIED)
+        .then(pl.format("it was put right at {}, and {} has said nothing else since", when, "source"))
+        .when(pl.col("rule") == "stricter")
         .then(
             pl.when(pl.col("value") == "true")
             .then(pl.format("{} opted them out at {}; the stricter wins", "source", when))

@@ -13,6 +13,8 @@ the rarer. **Merged ones** are neither found nor archived: they are named by the
 new one. A record whose person had it erased is nowhere: `look_up` finds that, after the webhook that tells of it or a
 full reading that it did not come with.
 
+**Deleting for a person's sake** is HubSpot's permanent deletion, a call a contact.
+
 **Writing** goes in batches of 100, by id, and by address where no id is known. HubSpot has no If-Match: a batch is
 read before it is written, and what changed since it was last seen is a conflict. Tasks carry their key in a property
 of ours whose values are unique, so that none is made twice.
@@ -46,6 +48,7 @@ from crm.base import (
     Kind,
     Pulled,
     Pushed,
+    Removed,
     SetUp,
     require,
     utc_time,
@@ -61,7 +64,14 @@ from crm.hubspot_contract import (
     milliseconds,
     zone_of,
 )
-from crm.hubspot_writing import NOT_WRITTEN, Definitions, push_contacts, push_tasks, set_up_fields
+from crm.hubspot_writing import (
+    NOT_WRITTEN,
+    Definitions,
+    erase_contacts,
+    push_contacts,
+    push_tasks,
+    set_up_fields,
+)
 from crm.pacing import allowance
 from crm.settings import CrmSettings
 from warehouse.errors import SettingsError
@@ -100,6 +110,7 @@ class HubSpot(HttpConnector):
     capabilities: ClassVar[Capabilities] = Capabilities(
         kinds=frozenset({"contact", "company", "deal", "task"}),
         pushes=frozenset({"contact", "task"}),
+        erases=frozenset({"contact"}),
         can_set_up=True,
         tells_deletes=True,
         tells_merges=True,
@@ -341,6 +352,11 @@ class HubSpot(HttpConnector):
     def unwritable(self, names: Sequence[str]) -> Mapping[str, str]:
         """See `Connector.unwritable`. Asks nothing of HubSpot."""
         return {name: "" for name in names if name in NOT_WRITTEN}
+
+    def erase(self, kind: Kind, ids: Sequence[str]) -> list[Removed]:
+        """See `Connector.erase`. HubSpot's permanent deletion: nothing can be restored."""
+        require(self, erase=kind)
+        return erase_contacts(self, ids)
 
     def set_up(self, fields: Sequence[CustomField]) -> SetUp:
         """See `Connector.set_up`. Also makes the property by which tasks are found again."""

@@ -14,7 +14,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from crm.base import Change, CrmError, CrmRefusedError, CustomField, Kind, Pushed, PushStatus, Scalar, SetUp
+from crm.base import (
+    Change,
+    CrmError,
+    CrmRefusedError,
+    CustomField,
+    Kind,
+    Pushed,
+    PushStatus,
+    Removed,
+    Scalar,
+    SetUp,
+)
 from crm.http import objects_of
 from crm.hubspot_contract import (
     CHANGED,
@@ -33,6 +44,8 @@ if TYPE_CHECKING:
 GROUP: Final = "mailhouse"
 """The group of our properties."""
 
+# has no path with a date
+_ERASE = "/crm/v3/objects/contacts/gdpr-delete"
 _INPUTS = 100
 _OURS: Final[Mapping[str, str]] = {ours: theirs for theirs, ours in RENAMED.items()}
 NOT_WRITTEN: Final = frozenset({"created_at", "push_token"})
@@ -352,6 +365,39 @@ def push_tasks(hub: HubSpot, changes: Sequence[Change]) -> list[Pushed]:
         }
         _associate(hub, pushing, kind, wanted)
     return pushing.results()
+
+
+def erase_contacts(hub: HubSpot, ids: Sequence[str]) -> list[Removed]:
+    """See `HubSpot.erase`."""
+    wanted = list(dict.fromkeys(ids))
+    # an id that was merged away leads to the record that is left, and deleting it would delete that
+    there: dict[str, str] = {}
+    numbers = [number for number in wanted if number.isdigit()]
+    for start in range(0, len(numbers), _INPUTS):
+        left = set(numbers[start : start + _INPUTS])
+        for is_archived in (False, True):
+            for record in hub.read("contact", left, MERGED, is_archived=is_archived) if left else ():
+                found = ({str(record["id"])} | merged_ids(record)) & left
+                there |= dict.fromkeys(found, str(record["id"]))
+                left -= found
+    results = {number: _erased(hub, number, there.get(number, ""), wanted) for number in wanted}
+    return [results[number] for number in ids]
+
+
+def _erased(hub: HubSpot, number: str, now: str, wanted: Sequence[str]) -> Removed:
+    if now != number:
+        if not now or now in wanted:
+            return Removed(number, "gone")
+        return Removed(number, "refused", f"it was merged into {now}: see whether that is the same person")
+    try:
+        hub.ask("POST", _ERASE, what="permanent deletion", body={"objectId": number})
+    except HubSpotRefusalError as error:
+        if error.status == 404 and not error.is_about_path:
+            return Removed(number, "gone")
+        if error.status not in _ROW_AT_FAULT or error.is_about_path:
+            raise
+        return Removed(number, "refused", _reason(error.said))
+    return Removed(number, "erased")
 
 
 def set_up_fields(hub: HubSpot, fields: Sequence[CustomField]) -> SetUp:

@@ -49,6 +49,7 @@ from crm.base import (
     Pulled,
     Pushed,
     PushStatus,
+    Removed,
     Row,
     Scalar,
     SetUp,
@@ -87,7 +88,7 @@ NEW: Final = timedelta(minutes=15)
 """How far back people are listed before one is created: search learns of new ones a little later."""
 
 # tokens of the daily budget (x-token-cost of the OpenAPI documents)
-_GET, _LIST, _WRITE, _SEARCH = 1, 10, 5, 20
+_GET, _DELETE, _LIST, _WRITE, _SEARCH = 1, 3, 10, 5, 20
 _WINDOW = 2.0  # seconds of the burst limit
 _SEARCHES = 10  # a window, on every plan
 _SHARE = 0.9  # of what a window allows: others use the token, too
@@ -256,6 +257,7 @@ class Pipedrive(HttpConnector):
     capabilities: ClassVar[Capabilities] = Capabilities(
         kinds=frozenset({"contact", "company", "deal", "task"}),
         pushes=frozenset({"contact", "task"}),
+        erases=frozenset({"contact"}),
         can_set_up=True,
         tells_deletes=True,
         tells_merges=True,
@@ -823,6 +825,25 @@ class Pipedrive(HttpConnector):
                 has_written = has_written or result.status in ("written", "created")
                 results.append(result)
         return results
+
+    def erase(self, kind: Kind, ids: Sequence[str]) -> list[Removed]:
+        """See `Connector.erase`. Pipedrive keeps a deleted person for 30 days, then deletes it for good."""
+        require(self, erase=kind)
+        results = {number: self._erase(number) for number in dict.fromkeys(ids)}
+        return [results[number] for number in ids]
+
+    def _erase(self, number: str) -> Removed:
+        if not number.isdigit():
+            return Removed(number, "gone")
+        try:
+            self._ask("DELETE", f"/api/v2/persons/{number}", "deletion of a person", cost=_DELETE)
+        except PipedriveAnswerError as error:
+            if error.status in (404, 410):
+                return Removed(number, "gone")
+            if error.status not in (400, 409, 422):
+                raise
+            return Removed(number, "refused", error.reason)
+        return Removed(number, "erased")
 
 
 class _Pushing:

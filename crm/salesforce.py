@@ -50,9 +50,11 @@ from crm.base import (
     Pulled,
     Pushed,
     PushStatus,
+    Removed,
     Row,
     Scalar,
     SetUp,
+    require,
     table_of,
     utc_time,
 )
@@ -235,6 +237,7 @@ class Salesforce(HttpConnector):
     capabilities = Capabilities(
         kinds=frozenset(_OBJECTS),
         pushes=frozenset({"contact", "task"}),
+        erases=frozenset({"contact"}),
         can_set_up=True,
         tells_deletes=True,
         tells_merges=True,
@@ -1090,6 +1093,67 @@ class Salesforce(HttpConnector):
             locator = following
 
     # custom fields
+
+    def erase(self, kind: Kind, ids: Sequence[str]) -> list[Removed]:
+        """See `Connector.erase`. Records go to the recycle bin, which Salesforce empties by itself."""
+        require(self, erase=kind)
+        wanted = list(dict.fromkeys(ids))
+        results: dict[str, Removed] = {}
+        due: list[str] = []
+        states = self._states(_OBJECTS[kind], [number for number in wanted if ID.fullmatch(number)])
+        shorts = {number[:_SHORT_ID] for number in wanted}
+        for number in wanted:
+            state = states.get(number[:_SHORT_ID])
+            if state is not None and not state.is_deleted:
+                due.append(number)
+            elif state is None or not state.merged_into or state.merged_into[:_SHORT_ID] in shorts:
+                results[number] = Removed(number, "gone")
+            else:
+                reason = f"it was merged into {state.merged_into}: see whether that is the same person"
+                results[number] = Removed(number, "refused", reason)
+        for attempt in range(_LOCK_TRIES):
+            for start in range(0, len(due), COLLECTION):
+                results |= self._erase_batch(due[start : start + COLLECTION])
+            due = [number for number in due if results[number].status == "failed"]
+            if not due:
+                break
+            if attempt < _LOCK_TRIES - 1:
+                self._sleep(min(30.0, 2.0**attempt))
+        return [results[number] for number in ids]
+
+    def _erase_batch(self, numbers: Sequence[str]) -> dict[str, Removed]:
+        """Delete up to 200 records by one call; those that others hold locked have failed."""
+        answer = self.json(
+            self.request(
+                "DELETE",
+                f"{self._data}/composite/sobjects",
+                what="deletion",
+                params={"ids": ",".join(numbers), "allOrNone": "false"},
+            )
+        )
+        if not isinstance(answer, list) or len(answer) != len(numbers):
+            raise CrmUnavailableError(
+                "Salesforce's answer to a deletion does not say what became of each record.",
+                fix="Run again later.",
+            )
+        results: dict[str, Removed] = {}
+        for number, said in zip(numbers, answer, strict=True):
+            said = said if isinstance(said, dict) else {}
+            errors = [entry for entry in said.get("errors") or () if isinstance(entry, dict)]
+            codes = [str(entry.get("statusCode") or "") for entry in errors]
+            reason = self._clean(
+                "; ".join(
+                    f"{code}: {entry.get('message') or ''}" for code, entry in zip(codes, errors, strict=True)
+                )
+            )
+            if said.get("success") is True:
+                results[number] = Removed(number, "erased")
+            elif (_GONE | {"INVALID_CROSS_REFERENCE_KEY"}) & set(codes):
+                results[number] = Removed(number, "gone")
+            else:
+                status = "failed" if _is_locked(codes, reason) else "refused"
+                results[number] = Removed(number, status, reason or "no reason given")
+        return results
 
     def set_up(self, fields: Sequence[CustomField]) -> SetUp:
         """Make fields on Contact, and an external id on Contact and Task; show them all to our user.

@@ -58,6 +58,7 @@ from crm.base import (
     Pulled,
     Pushed,
     PushStatus,
+    Removed,
     Row,
     Scalar,
     Usage,
@@ -120,6 +121,7 @@ def _connector(source: str, specs: Mapping[Kind, SqlSource]) -> type[SqlConnecto
     capabilities = Capabilities(
         kinds=frozenset(specs),
         pushes=frozenset(kind for kind, spec in specs.items() if spec.writes),
+        erases=frozenset(kind for kind, spec in specs.items() if spec.erases),
         tells_deletes=any(spec.mapping.is_deleted for spec in specs.values()),
         looks_up=True,
         most_per_push=CHANGES,
@@ -538,6 +540,30 @@ class SqlConnector(Connector):
 
         return find
 
+    def erase(self, kind: Kind, ids: Sequence[str]) -> list[Removed]:
+        """See `Connector.erase`. A row that others refer to is refused by the database."""
+        require(self, erase=kind)
+        table = self._table(kind)
+        wanted = list(dict.fromkeys(ids))
+        results: dict[str, Removed] = {}
+        for start in range(0, len(wanted), CHANGES):
+            with self._transaction(f"deletion of {table.spec.object}", is_writing=True) as connection:
+                for number in wanted[start : start + CHANGES]:
+                    results[number] = self._erase(connection, table, number)
+        return [results[number] for number in ids]
+
+    def _erase(self, connection: sa.Connection, table: _Table, number: str) -> Removed:
+        value = table.id_of(number)
+        if value is None:
+            return Removed(number, "gone")
+        self.usage.add("delete")
+        try:
+            with connection.begin_nested():
+                count = connection.execute(table.delete(self._bound(value))).rowcount
+        except IntegrityError as error:
+            return Removed(number, "refused", self._reason(error))
+        return Removed(number, "erased" if count else "gone")
+
     # Tables, connections, errors
 
     def _table(self, kind: Kind) -> _Table:
@@ -719,6 +745,11 @@ class _Table:
         if self.email is not None and self.email.name not in names:
             columns.append(self.email)
         return sa.select(*columns).with_for_update()
+
+    def delete(self, number: sa.BindParameter[Any]) -> sa.Delete:
+        """Takes one row away."""
+        assert isinstance(self.source, sa.TableClause)
+        return sa.delete(self.source).where(self.id == number)
 
     def update(self, names: Sequence[str]) -> sa.Update:
         """Writes columns of the row whose id and time, or without a time whose values, are still these."""

@@ -35,6 +35,7 @@ class SqlSource(Spec):
         table: `table` or `schema.table`. query: instead of it, a SELECT of one's own.
         ignore: columns that are not kept.
         writes: columns that may be written, from our field to the column; nothing else is ever written.
+        erases: whether `mailhouse gdpr erase --in-crms` may delete a person's rows.
         overlap: before the newest time that was read, from where reading starts again: transactions that take long
             bring changes with an earlier time.
     """
@@ -48,6 +49,7 @@ class SqlSource(Spec):
     query: Word | None = Field(default=None, description="a SELECT.")
     ignore: list[str] = Field(default_factory=list)
     writes: dict[str, Word] = Field(default_factory=dict)
+    erases: bool = Field(default=False, description="true or false")
     overlap: Duration = timedelta(minutes=5)
 
     @model_validator(mode="after")
@@ -56,6 +58,8 @@ class SqlSource(Spec):
             raise ValueError("needs exactly one of table and query")
         if self.writes and self.table is None:
             raise ValueError("writes into a query; name the table instead, or take writes: out")
+        if self.erases and self.table is None:
+            raise ValueError("deletes rows of a query; name the table instead, or take erases: out")
         if self.name != f"{self.source}_{self.object}":
             # so is its asset called, and no other source must be
             raise ValueError(f"is not called as what it reads; rename it to {self.source}_{self.object}")

@@ -106,12 +106,14 @@ class History:
         pushes: columns of `PUSHES`.
         decided: columns of `DECIDED`.
         own: columns of `CANDIDATES`.
+        corrections: columns of `CORRECTIONS`; none if left out.
     """
 
     versions: pl.DataFrame
     pushes: pl.DataFrame
     decided: pl.DataFrame
     own: pl.DataFrame
+    corrections: pl.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -369,7 +371,9 @@ class Sync:
             for name, connector in self._connectors.items()
             if name not in self._report.failures and "contact" in connector.capabilities.pushes
         }
-        found = resolve(rules, pushed, history.versions, history.pushes, history.decided, history.own)
+        found = resolve(
+            rules, pushed, history.versions, history.pushes, history.decided, history.own, history.corrections
+        )
         self._report.add("decisions", found.decisions.height)
         if self._is_dry:
             self._planned.append(found.changes)

@@ -15,14 +15,15 @@ from typing import Any, Final
 
 import polars as pl
 
+from campaigns.permissions import restricted_sql
 from crm.base import Connector, Kind
-from crm.conflicts import CANDIDATES, DECIDED, DECISIONS, OWN, PUSHES, UTC_MS, VERSIONS
+from crm.conflicts import CANDIDATES, CORRECTIONS, DECIDED, DECISIONS, OWN, PUSHES, UTC_MS, VERSIONS
 from crm.pulling import Told, load, stored_cursor
 from crm.rules import ENGAGEMENT, OPT_OUTS, CrmRules
 from crm.settings import CrmSettings
 from crm.sync import EPOCH, PENDING, History, Mark, Shown, Task, Touched
 from warehouse.client import Warehouse
-from warehouse.loads import LoadResult, load_consents
+from warehouse.loads import RECTIFICATION, LoadResult, load_consents
 
 OVERLAP: Final = timedelta(minutes=5)
 """Records that were loaded so long before what has been looked at are looked at again: a load may end later."""
@@ -101,7 +102,10 @@ class WarehouseStore:
             or ends["identities_through"] < since.identities_through
         )
         if is_all:
-            several = "" if rules.opt_outs else "having count() > 1"
+            several = "" if rules.opt_outs else (
+                "having count() > 1 or countIf((source, identifier) in"
+                " (select source, external_id from raw.rectifications)) > 0"
+            )  # fmt: skip
             ids = self._warehouse.frame(
                 f"select contact_id from {self._identified} where kind = 'record' group by contact_id {several}"  # noqa: S608
             )
@@ -152,7 +156,7 @@ class WarehouseStore:
         )
         return History(
             self._versions(records, rules), self._pushes(records, given), self._decided(given),
-            self._own(given, rules),
+            self._own(given, rules), self._corrections(records),
         )  # fmt: skip
 
     def add_decisions(self, decisions: pl.DataFrame) -> None:
@@ -322,7 +326,10 @@ class WarehouseStore:
         )
 
     def tasks(self, crm: str, within: timedelta) -> list[Task]:
-        """Tasks that are asked for and have not been made, in the order in which they were asked for."""
+        """Tasks that are asked for and have not been made, in the order in which they were asked for; none about
+        somebody whose data may not be processed since.
+        """
+        asked_of = "toInt64OrZero(ifNull(properties.contact_id::Nullable(String), ''))"
         has_identity = self._has("intermediate.int_contacts__identified")
         found = self._warehouse.frame(
             f"""
@@ -332,13 +339,14 @@ class WarehouseStore:
                 any(ifNull(properties.note::Nullable(String), '')) as note,
                 any(ifNull(properties.owner::Nullable(String), '')) as owner,
                 any(ifNull(properties.due_at::Nullable(String), '')) as due_at
-            from raw.events
+            from raw.events as events
             where type = 'crm.task_requested' and occurred_at >= {{since:DateTime64(3, 'UTC')}}
                 and event_id not in (
                     select key from raw.crm_pushes
                     where object = 'task' and source = {{crm:String}}
                         and status in ('created', 'written', 'gone', 'invalid')
                 )
+                and not {restricted_sql(asked_of, "events.email")}
             group by event_id
             order by asked_at, event_id
             limit {BATCH}
@@ -365,9 +373,9 @@ class WarehouseStore:
             body = "\n\n".join(part for part in (row["note"], about) if part)
             # a task without a day would be nowhere in a CRM's list
             fields = {
-                "subject": row["subject"], "body": body or None,
+                "subject": row["subject"], "note": body or None,
                 "due_at": _due(row["due_at"]) or row["asked_at"].isoformat(),
-                "owner_id": row["owner"] or None, "contact_id": external_id or None,
+                "owner": row["owner"] or None, "contact_id": external_id or None,
             }  # fmt: skip
             tasks.append(
                 Task(
@@ -528,11 +536,28 @@ class WarehouseStore:
             from raw.crm_records
             prewhere external_id in (select external_id from given)
             where object = 'contact' and (source, external_id) in (select source, external_id from given)
+                and run_id != '{RECTIFICATION}'
             """,  # noqa: S608
             external={"given": records.select("source", "external_id")},
         )
         return versions.join(records, on=["source", "external_id"]).select(
             *VERSIONS, *[name for name in versions.columns if name not in VERSIONS]
+        )
+
+    def _corrections(self, records: pl.DataFrame) -> pl.DataFrame:
+        """What was put right of some records."""
+        found = self._warehouse.frame(
+            """
+            select toString(source) as source, external_id, toString(field) as field, value, wrong,
+                corrected_at as updated_at, least(corrected_at, loaded_at) as at
+            from raw.rectifications
+            where (source, external_id) in (select source, external_id from given)
+            order by corrected_at, loaded_at
+            """,
+            external={"given": records.select("source", "external_id")},
+        )
+        return found.join(records, on=["source", "external_id"], maintain_order="left").select(
+            pl.col(name).cast(dtype) for name, dtype in CORRECTIONS.items()
         )
 
     def _pushes(self, records: pl.DataFrame, contact_ids: pl.DataFrame) -> pl.DataFrame:

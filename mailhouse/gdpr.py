@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +16,7 @@ from warehouse.actor import own_name
 from warehouse.errors import InputError
 
 if TYPE_CHECKING:
+    from crm.base import Connector
     from privacy.erasing import Place, Plan
     from privacy.person import Person
     from privacy.stores import Relation
@@ -120,15 +121,29 @@ def erase(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with erasures that were broken off.")
     ] = False,
+    in_crms: Annotated[
+        bool | None,
+        typer.Option(
+            "--in-crms/--no-in-crms",
+            help="Delete their records in CRMs and databases, too. An erasure that goes on does as it was begun.",
+            show_default=False,
+        ),
+    ] = None,
     actor: Actor = "",
     reason: Reason = "",
 ) -> None:
     """Erase a person from every store, keep them from coming back, and search for what is left."""
+    from crm.erasing import reach
     from privacy import audit
     from privacy.erasing import Plan, planned, unfinished
 
-    with _place("erase") as place:
+    with _place("erase") as place, contextlib.ExitStack() as stack:
         begun = unfinished(place.settings.home)
+        for plan in begun:
+            plan.in_crms = plan.in_crms if in_crms is None else in_crms
+        connectors: Sequence[Connector] = ()
+        if in_crms or any(plan.in_crms for plan in begun):
+            connectors = stack.enter_context(_crms(place))
         if begun and not dry_run:
             console.print(f"{len(begun)} erasures were broken off; they go on first.", markup=False)
             for plan in begun:
@@ -140,6 +155,8 @@ def erase(
         person = _find(place, (contact, email, phone, record), reason, actor)
         for name, rows in planned(place, person).items():
             console.print(f"{rows:>9,}  {name}", markup=False, highlight=False)
+        for name, ids in (reach(person.records, connectors) if in_crms else {}).items():
+            console.print(f"{len(ids):>9,}  crm: {name}", markup=False, highlight=False)
         if dry_run:
             console.print("Nothing was changed.")
             return
@@ -155,7 +172,39 @@ def erase(
             actor=actor,
             reason=reason,
         )
-        _carry_out(place, Plan.new(person, actor=actor, reason=reason, subject=subject))
+        _carry_out(
+            place, Plan.new(person, actor=actor, reason=reason, subject=subject, in_crms=bool(in_crms))
+        )
+
+
+@contextlib.contextmanager
+def _crms(place: Place) -> Iterator[Sequence[Connector]]:
+    """The CRMs in which a place erases from then on; what is wrong in their settings is told before that."""
+    from crm.base import CrmError
+    from crm.erasing import erase_records
+    from crm.settings import CrmSettings
+    from crm.syncing import connected
+
+    settings = CrmSettings.load()
+    with connected(settings) as connectors:
+        if not connectors:
+            raise InputError(
+                "No CRM is set up that records could be deleted in.",
+                fix="Set it up (docs/crm.md), or give --no-in-crms: then what is to be deleted there is listed.",
+            )
+
+        def erase_there(records: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+            try:
+                return erase_records(settings, records, connectors)
+            except CrmError as error:
+                raise CrmError(
+                    f"The person is erased here, and not yet in every CRM. {error.message}",
+                    fix=f"{error.fix} Then `mailhouse gdpr erase --resume` goes on; with --no-in-crms it lists what is"
+                    " to be deleted there by hand, and ends.",
+                ) from None
+
+        place.on_crm = erase_there
+        yield connectors
 
 
 def _carry_out(place: Place, plan: Plan) -> None:
@@ -173,7 +222,7 @@ def _carry_out(place: Place, plan: Plan) -> None:
     if done.residue:
         raise ResidueError(done.residue)
     console.print(
-        f"Erased: {sum(done.counts.values()):,} rows and files. Nothing is left that names the person.",
+        f"Erased: {sum(done.counts.values()):,} rows, files and records. Nothing is left here that names the person.",
         markup=False,
     )
 

@@ -3,7 +3,8 @@
 
 1. restrict: nobody writes to them any more; 2. refuse: hashes keep out what is loaded from now on; 3. find once more
 what came meanwhile; 4. ledger; 5. streams; 6. what stays for accounting goes under a pseudonym; 7. rows go from every
-table, and parts that held them; 8. logs of queries; 9. files; 10. free pages of databases; then the search for residue.
+table, and parts that held them; 8. logs of queries; 9. files; 10. free pages of databases; then the search for residue,
+and last, if that is asked, the records in CRMs: one that does not answer keeps nothing else waiting.
 
 The plan, in `erasures/` of the home folder, holds whom it is about and a secret from which new ids follow, and is the
 last thing that goes: a process that dies at any point is taken up by the next `gdpr erase`, of anybody. What stays
@@ -20,7 +21,7 @@ import secrets
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -79,6 +80,7 @@ class Plan:
         pseudonym: what stands in place of the person's records; in `raw.erasures` and in rows that stay.
         secret: makes new ids of old ones; goes with the plan.
         done: steps that need not be repeated.
+        in_crms: whether the records are to be deleted in CRMs, too.
     """
 
     erasure_id: str
@@ -90,9 +92,12 @@ class Plan:
     subject: str = ""
     done: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    in_crms: bool = False
 
     @classmethod
-    def new(cls, person: Person, *, actor: str = "", reason: str = "", subject: str = "") -> Plan:
+    def new(
+        cls, person: Person, *, actor: str = "", reason: str = "", subject: str = "", in_crms: bool = False
+    ) -> Plan:
         """A plan for somebody who was found."""
         return cls(
             str(uuid.uuid4()),
@@ -102,6 +107,7 @@ class Plan:
             actor,
             reason,
             subject,
+            in_crms=in_crms,
         )
 
     @property
@@ -209,7 +215,8 @@ class Place:
     Attributes:
         relations: what dbt's manifest knows.
         file_columns: see `privacy.files.Finder`.
-        on_crm: told which records are to be deleted in CRMs, by source; returns those that it has deleted there.
+        on_crm: deletes records, each a source and an id, in CRMs; returns why those that are still there are, '' for
+            those that are not, and nothing of those that are in no CRM. Safe to repeat.
     """
 
     settings: SenderSettings
@@ -217,7 +224,7 @@ class Place:
     ledger: Ledger
     relations: Sequence[Relation] = ()
     finder: stored_files.Finder | None = None
-    on_crm: Callable[[Sequence[tuple[str, str]]], set[tuple[str, str]]] | None = None
+    on_crm: Callable[[Sequence[tuple[str, str]]], Mapping[tuple[str, str], str]] | None = None
     wait: float = 2 * REFRESH_SECONDS
 
     @property
@@ -246,7 +253,7 @@ def erase(place: Place, plan: Plan, on_progress: Progress = lambda _: None) -> E
     """Carry out an erasure, from wherever it stopped. The plan goes when nothing is left.
 
     Raises:
-        MailhouseError: a store does not answer or a message to the person is on its way; begin again later.
+        MailhouseError: a store or a CRM does not answer, or a message to the person is on its way; begin again later.
     """
     home = place.settings.home
     require_registered(place.warehouse)
@@ -279,13 +286,15 @@ def erase(place: Place, plan: Plan, on_progress: Progress = lambda _: None) -> E
                 on_progress(f"{name}, again")
                 step()
             left = residue(place, plan.person)
+    if left:
+        plan.done = ["restrict", "refuse"]
+        plan.save(home)
+    on_progress("crms")
+    notes += _crms(place, plan)
     if not left:
         restricting.forget(place.warehouse, plan.person)
         _purge(place.warehouse, ["raw.restrictions"])
         plan.discard(home)
-    else:
-        plan.done = ["restrict", "refuse"]
-        plan.save(home)
     return Erased(dict(plan.counts), left, list(dict.fromkeys(notes)))
 
 
@@ -875,13 +884,6 @@ def _files(place: Place, plan: Plan) -> list[str]:
     for one in place.files.find(plan.person):
         place.files.erase(one, plan.person)
         _count(plan, {f"files: {one.kind}": 1})
-    outside = [source for source in plan.person.records if source[0]]
-    done = place.on_crm(sorted(outside)) if place.on_crm and outside else set()
-    notes += [
-        f"Delete {external_id} in {source}, and with it what {source} itself holds."
-        for source, external_id in sorted(plan.person.records)
-        if (source, external_id) not in done
-    ]
     waiting = place.warehouse.value(
         "select count() from system.parts where not active and database != 'system'"
     )
@@ -896,6 +898,21 @@ def _files(place: Place, plan: Plan) -> list[str]:
         for path in place.files.outside(plan.person)
     ]
     return notes
+
+
+def _crms(place: Place, plan: Plan) -> list[str]:
+    """Delete the person's records where they come from; what is left to be done by hand."""
+    records = sorted(one for one in plan.person.records if one[0])
+    told = place.on_crm(records) if place.on_crm and plan.in_crms and records else {}
+    away = Counter(source for (source, _), reason in told.items() if not reason)
+    # no sum: whoever goes on with a plan deletes again what is deleted
+    plan.counts |= {f"crm: {source}": count for source, count in away.items()}
+    return [
+        f"Delete {external_id} in {source}, and with it what {source} itself holds"
+        + (f": {told[source, external_id].rstrip('.')}." if (source, external_id) in told else ".")
+        for source, external_id in sorted(plan.person.records)
+        if told.get((source, external_id)) != ""
+    ]
 
 
 def readmit(place: Place, *, email: str = "", record: str = "") -> int:

@@ -13,11 +13,13 @@ from privacy.person import Person
 from privacy.stores import quoted
 from warehouse.client import Warehouse
 from warehouse.errors import InputError
-from warehouse.loads import load_crm_records
+from warehouse.loads import RECTIFICATION, load_crm_records
 from warehouse.yaml_specs import nearest
 
-RECTIFICATION: Final = "rectification"
-"""Source of records that a person's own correction makes."""
+_WRONGS: Final = {
+    "source": pl.String(), "external_id": pl.String(), "field": pl.String(), "wrong": pl.String(),
+    "value": pl.String(), "corrected_at": pl.Datetime("ms", "UTC"),
+}  # fmt: skip
 FIELDS: Final = (
     "email", "first_name", "last_name", "country", "city", "timezone", "locale", "phone", "mobile_phone",
 )  # fmt: skip
@@ -91,8 +93,9 @@ def rectify(warehouse: Warehouse, person: Person, changes: Mapping[str, str], no
     """Write a corrected version of each of the person's records, newer than all that are there.
 
     A correction stands in the record's own history, under its own source and id, so that identity, marts and profiles
-    take it as what was said last. `rectification` in its properties says which fields, so that whoever pulls records
-    can tell.
+    take it as what was said last. The value that was wrong is kept (`raw.rectifications`): where the record goes on
+    saying it, the correction holds (`stg_crm__rectified` of the models, `crm.conflicts` of the sync), until it says
+    something else.
 
     Returns:
         the records, as source:external_id.
@@ -104,6 +107,10 @@ def rectify(warehouse: Warehouse, person: Person, changes: Mapping[str, str], no
         """
         select source::String as source, external_id,
             argMax(toJSONString(made.properties), tuple(made.updated_at, made.loaded_at)) as properties,
+            -- what the source itself said last
+            argMaxIf(
+                toJSONString(made.properties), tuple(made.updated_at, made.loaded_at), made.run_id != {ours:String}
+            ) as told,
             argMax(made.is_deleted, tuple(made.updated_at, made.loaded_at)) as is_deleted,
             max(made.updated_at) as updated_at
         from raw.crm_records as made
@@ -111,6 +118,7 @@ def rectify(warehouse: Warehouse, person: Person, changes: Mapping[str, str], no
             and concat(source::String, '\\x1f', external_id) in (select value from keys where kind = 'record')
         group by source, external_id order by source, external_id
         """,
+        {"ours": RECTIFICATION},
         external={"keys": person.keys()},
     )
     if rows.is_empty():
@@ -119,18 +127,28 @@ def rectify(warehouse: Warehouse, person: Person, changes: Mapping[str, str], no
             fix="Import one, or let the person sign up again.",
         )
     made: list[dict[str, object]] = []
+    wrongs: list[tuple[str, str, str, str, str, datetime]] = []
     for row in rows.iter_rows(named=True):
-        properties = {**json.loads(row["properties"] or "{}"), **changes}
-        properties["rectification"] = {
-            "fields": sorted(changes),
-            "at": now.isoformat(timespec="milliseconds"),
-        }
+        at = max(now, row["updated_at"] + timedelta(milliseconds=1))
+        before = json.loads(row["properties"] or "{}")
+        told = json.loads(row["told"] or "{}")
+        for name, value in changes.items():
+            wrong = str(told.get(name) or "").strip()
+            if wrong != value:
+                wrongs.append((row["source"], row["external_id"], name, wrong, value, at))
         made.append(
             {
                 "source": row["source"], "object": "contact", "external_id": row["external_id"],
-                "updated_at": max(now, row["updated_at"] + timedelta(milliseconds=1)), "is_deleted": row["is_deleted"],
-                "properties": json.dumps(properties),
+                "updated_at": at, "is_deleted": row["is_deleted"],
+                "properties": json.dumps(
+                    {
+                        **before, **changes,
+                        "rectification": {"fields": sorted(changes), "at": now.isoformat(timespec="milliseconds")},
+                    }
+                ),
             }
         )  # fmt: skip
+    # first what was wrong: a version without it would be outdone by the next that the source sends
+    warehouse.insert("raw.rectifications", pl.DataFrame(wrongs, schema=_WRONGS, orient="row"))
     load_crm_records(warehouse, pl.DataFrame(made), run_id=RECTIFICATION)
     return [f"{row['source']}:{row['external_id']}" for row in made]

@@ -104,6 +104,12 @@ TABLES: Final[Mapping[str, Rule]] = {
     "raw.crm_syncs": Rule("none", "Syncs with CRMs: counts"),
     "raw.retention_runs": Rule("none", "What retention deleted: counts"),
     "raw.field_decisions": Rule("delete", "Which of several sources was believed about you"),
+    "raw.rectifications": Rule(
+        "delete",
+        "What you had put right, and what was wrong",
+        "concat(source::String, '\\x1f', external_id) in (select value from keys where kind = 'record')"
+        f" or {_any('email', [email_sql('wrong'), email_sql('value')])}",
+    ),
     "raw.identity_changes": Rule(
         "delete",
         "By hand: who is one person with whom",

@@ -39,6 +39,8 @@ REMEMBERED: Final = timedelta(hours=6)
 CONTENT_CHARACTERS: Final = 2_000
 """As much of a quarantined row as is kept."""
 
+RECTIFICATION: Final = "rectification"
+"""Run of versions of records that no source told: what `mailhouse gdpr rectify` put right."""
 MAIL_EVENT_TYPES: Final = (
     "queued",
     "sent",

@@ -448,6 +448,21 @@ _PRIVACY = (
     """,
 )
 
+_RECTIFICATIONS = (
+    """
+    create table if not exists raw.rectifications (
+        source LowCardinality(String),
+        external_id String,
+        field LowCardinality(String),
+        wrong String,
+        value String,
+        corrected_at DateTime64(3, 'UTC'),
+        loaded_at DateTime64(3, 'UTC') default now64(3)
+    ) engine = MergeTree order by (source, external_id, field, corrected_at)
+    comment 'One field of one record that was put right, and what was wrong: source, external_id, field, corrected_at.'
+    """,
+)
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "raw tables", _CREATE_RAW),
     Migration(2, "campaign files, static lists, indexes of load times", _INCREMENTS),
@@ -457,6 +472,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(6, "imports of files of contacts", _IMPORTS),
     Migration(7, "two-way sync with CRMs", _CRM_SYNC),
     Migration(8, "erasures, restrictions and the audit log", _PRIVACY),
+    Migration(9, "fields that were put right", _RECTIFICATIONS),
 )
 
 

@@ -24,6 +24,7 @@ from orchestration.lib.experiment_runs import Running, due_tasks
 from privacy.person import Person
 from privacy.restricting import change
 from senders.settings import SenderSettings
+from senders.why import journey_path, move_text
 from warehouse.client import Warehouse
 from warehouse.errors import InputError
 from warehouse.settings import MailhouseSettings
@@ -498,6 +499,57 @@ def test_tags_and_tasks(bench: Bench) -> None:
     assert {name: said[name] for name in ("contact_id", "subject", "owner", "due_at")} == {
         "contact_id": "1", "subject": "Call them", "owner": "sales", "due_at": f"{day(3):%Y-%m-%d %H:%M:%S}",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_steps_for_a_restricted_contact_are_passed_and_do_nothing(bench: Bench) -> None:
+    bench.write(
+        entry={"segment": "at_risk"},
+        steps=[
+            {"id": "pause", "wait": "1d"},
+            {"id": "mark", "tag": {"add": ["welcomed"]}},
+            {"id": "call", "crm_task": {"subject": "Call them"}},
+            {"id": "rest", "wait": "1d"},
+            {"id": "again", "crm_task": {"subject": "Call again"}},
+        ],
+    )
+    bench.people(1, 2, 3)
+    bench.tick(day(0))
+    bench.enter(day(0.5), 1, 2, 3)
+    bench.tick(day(1))
+
+    def restrict(*people: Person, is_restricted: bool = True) -> None:
+        for person in people:
+            change(
+                bench.warehouse, person, is_restricted=is_restricted, allows_transactional=True, reason="", actor="",
+                now=START,
+            )  # fmt: skip
+
+    by_address = Person(emails={"c2@example.com"})
+    restrict(Person(contact_ids={1}), by_address)
+    bench.tick(day(2))
+    for contact in (1, 2):
+        assert bench.path(contact)[-3:] == [
+            ("waited", "mark"),
+            ("restricted", "call"),
+            ("restricted", "rest"),
+        ]
+    assert bench.path(3)[-3:] == [("waited", "mark"), ("done", "call"), ("done", "rest")]
+    # what `mailhouse why` and `mailhouse journey path` say of it
+    assert move_text(journey_path(bench.warehouse, "j", 1)[-1]) == (
+        "call: restricted (skipped: processing of the contact's data is restricted), to rest"
+    )
+    restrict(by_address, is_restricted=False)
+    assert bench.tick(day(3)).endings == {"finished": 3}
+    assert bench.warehouse.frame("select email from raw.list_members")["email"].to_list() == [
+        "c3@example.com"
+    ]
+    asked = bench.warehouse.frame(
+        "select email, properties.subject::String from raw.events where type = 'crm.task_requested' order by all"
+    )
+    assert asked.rows() == [
+        ("c2@example.com", "Call again"), ("c3@example.com", "Call again"), ("c3@example.com", "Call them"),
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

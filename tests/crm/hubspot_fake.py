@@ -215,6 +215,8 @@ class FakeHubSpot:
             return limited
         self._catch_up()
         given = {key: values[0] for key, values in parse_qs(query).items()}
+        if (method, path) == ("POST", "/crm/v3/objects/contacts/gdpr-delete"):
+            return self._erase(body)
         is_old = self.version == "v3"
         for name, handle in (
             ("objects", self._objects),
@@ -260,6 +262,14 @@ class FakeHubSpot:
                 return self._read(kind, body, query.get("archived") == "true")
             return self._write(kind, body["inputs"], is_upsert=action == "batch/upsert")
         return _error(405, "no such method")
+
+    def _erase(self, body: dict[str, Any]) -> Answer:
+        """Permanent deletion, of archived records too; an id that was merged away leads to what is left of it."""
+        found = self._found("contacts", str(body["objectId"]), body.get("idProperty", ""))
+        if found is None:
+            return _error(404, "contact does not exist", category="OBJECT_NOT_FOUND")
+        self.erase("contacts", found.number)
+        return 204, {}, b""
 
     def _search(self, kind: str, body: dict[str, Any]) -> Answer:
         limit, after = body["limit"], int(body.get("after", 0))

@@ -304,7 +304,7 @@ class FakePipedrive:
         if path.endswith("/me"):
             return 2
         if method != "GET":
-            return 5
+            return 3 if method == "DELETE" else 5
         return 1 if path.rpartition("/")[2].isdigit() else 10
 
     def _route(self, method: str, path: str, query: dict[str, str], body: Any) -> httpx.Response:
@@ -329,6 +329,8 @@ class FakePipedrive:
             if record is None or (record["is_deleted"] and not self.shows_deleted):
                 return self._error(404, f"{PATHS[kind]} not found")
             return self._data(self._shown(record))
+        if method == "DELETE":
+            return self._delete(kind, int(parts[1]))
         return self._write(method, kind, int(parts[1]) if len(parts) == 2 else 0, body)
 
     def _list(self, kind: str, query: dict[str, str], *, is_archived: bool) -> httpx.Response:
@@ -463,6 +465,13 @@ class FakePipedrive:
         options = [option["label"] for option in body["options"]] if "options" in body else None
         key = self.add_field(body["field_name"], body["field_type"], options)
         return self._data(next(one for one in self.fields[kind] if one["field_code"] == key))
+
+    def _delete(self, kind: str, number: int) -> httpx.Response:
+        if number not in self.records[kind] or self.records[kind][number]["is_deleted"]:
+            return self._error(404, f"{PATHS[kind]} not found")
+        self.delete(kind, number)
+        self.calls[-1]["meta"]["change_source"] = "api"
+        return self._data({"id": number})
 
     def _write(self, method: str, kind: str, number: int, body: dict[str, Any]) -> httpx.Response:
         if strange := body.keys() - WRITABLE[kind]:

@@ -119,6 +119,7 @@ class FakeSalesforce:
         after: as `failures`, but the work is done first.
         before: called with each request before it is answered; may change records.
         locked: how often each record still says that it is locked.
+        held: records that cannot be deleted, since others need them.
         polls: how often a job says that it is not done yet.
         has_headers: parts of a job's result all begin with the columns' names, not only the first.
         calls: path and query of each call; `by_path` counts them.
@@ -132,6 +133,7 @@ class FakeSalesforce:
     after: deque[httpx.Response | Exception | None] = field(default_factory=deque)
     before: Callable[[httpx.Request], None] = lambda request: None
     locked: Counter[str] = field(default_factory=Counter)
+    held: set[str] = field(default_factory=set)
     polls: int = 1
     has_headers: bool = True
     records: dict[str, dict[str, Record]] = field(default_factory=lambda: {name: {} for name in PREFIXES})
@@ -276,6 +278,8 @@ class FakeSalesforce:
                 return self._collection(json.loads(request.content), None)
             case "POST", ["composite", "sobjects"]:
                 return self._collection(json.loads(request.content), None, is_insert=True)
+            case "DELETE", ["composite", "sobjects"]:
+                return self._delete(query["ids"].split(","))
             case "PATCH", ["composite", "sobjects", sobject, name]:
                 return self._collection(json.loads(request.content), name, sobject=sobject)
             case "POST", ["jobs", "query"]:
@@ -470,6 +474,34 @@ class FakeSalesforce:
             **({"Status": "Not Started"} if sobject == "Task" and created else {}) | record,
         )
         return {"id": number, "success": True, "errors": [], **({"created": created} if key else {})}
+
+    def _delete(self, ids: list[str]) -> httpx.Response:
+        if len(ids) > 200:
+            return error(
+                400, "EXCEEDED_ID_LIMIT", "record limit reached. cannot submit more than 200 records"
+            )
+        return httpx.Response(200, json=[self._deleted(number) for number in ids])
+
+    def _deleted(self, number: str) -> dict[str, Any]:
+        def bad(code: str, message: str) -> dict[str, Any]:
+            return {
+                "id": number,
+                "success": False,
+                "errors": [{"statusCode": code, "message": message, "fields": []}],
+            }
+
+        record = self.records["Contact"].get(number)
+        if record is None:
+            return bad("INVALID_CROSS_REFERENCE_KEY", "invalid cross reference id")
+        if record.is_deleted:
+            return bad("ENTITY_IS_DELETED", "entity is deleted")
+        if self.locked[number] > 0:
+            self.locked[number] -= 1
+            return bad("UNABLE_TO_LOCK_ROW", "unable to obtain exclusive access to this record")
+        if number in self.held:
+            return bad("DELETE_FAILED", "it is associated with the following cases.: 00001026")
+        self.delete(number)
+        return {"id": number, "success": True, "errors": []}
 
     # Bulk API 2.0
 

@@ -75,7 +75,8 @@ def holds_to_contract(request: httpx.Request) -> None:
             value = given_.get(one["name"])
             assert value is not None or not one.get("required"), one
             if value is not None:
-                value = int(value) if one["schema"].get("type") == "integer" else value
+                of_type = {"integer": int, "boolean": json.loads}
+                value = of_type.get(one["schema"].get("type"), str)(value)
                 Draft202012Validator(one["schema"]).validate(value)
         known = {one["name"] for one in call.get("parameters", ()) if one["in"] == "query"}
         assert set(request.url.params) <= known, (name, set(request.url.params) - known)

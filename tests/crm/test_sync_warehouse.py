@@ -15,11 +15,14 @@ from memory_crm import MemoryCrm
 from sync_world import CheckedStore, crm_settings, identify, make_models, make_profiles
 from test_sync_convergence import CONTACTS, FIELDS, World, play
 
+from crm.base import TASK_FIELDS
 from crm.conflicts import PUSHES
 from crm.rules import CrmRules
 from crm.settings import CrmSettings
 from crm.sync import Report, Sync
 from crm.sync_store import DryStore, WarehouseStore
+from privacy.person import Person
+from privacy.restricting import change, rectify
 from warehouse.client import Warehouse
 from warehouse.loads import load_events
 from warehouse.settings import MailhouseSettings
@@ -210,8 +213,61 @@ def test_tasks_are_made_once(
         "subject": "Ring", "due_at": "2026-03-04T05:06:07+00:00", "contact_id": "n1",
     }  # fmt: skip
     # the CRM has no such contact: the task says who it is; one that is too old is none any more
-    assert north.tasks["crm.task_requested:7"]["body"] == "About p7@example.com"
+    assert north.tasks["crm.task_requested:7"]["note"] == "About p7@example.com"
     assert len(north.tasks) == 2
+    assert all(task.keys() <= set(TASK_FIELDS) for task in north.tasks.values())
+
+
+def test_no_task_about_somebody_whose_data_are_restricted_meanwhile_is_made(
+    warehouse: Warehouse, crms: tuple[MemoryCrm, MemoryCrm], run: Callable[..., Report]
+) -> None:
+    north, _ = crms
+    run()
+    identify(warehouse)
+    asked = [
+        {
+            "event_id": f"crm.task_requested:{number}", "type": "crm.task_requested", "source": "trigger",
+            "email": f"p{number}@example.com", "occurred_at": clock(),
+            "properties": json.dumps({"contact_id": number, "subject": "Ring", "owner": "sam@example.com"}),
+        }
+        for number in (1, 2, 3)
+    ]  # fmt: skip
+    load_events(
+        warehouse, pl.DataFrame(asked).with_columns(pl.col("occurred_at").cast(pl.Datetime("ms", "UTC")))
+    )
+    for person in (Person(contact_ids={1}), Person(emails={"p2@example.com"})):
+        change(
+            warehouse, person, is_restricted=True, allows_transactional=True, reason="", actor="", now=clock()
+        )
+    assert run().counts["tasks"] == 1
+    assert [task["owner"] for task in north.tasks.values()] == ["sam@example.com"]
+    change(
+        warehouse, Person(contact_ids={1}), is_restricted=False, allows_transactional=False, reason="", actor="",
+        now=clock(),
+    )  # fmt: skip
+    assert run().counts["tasks"] == 1
+    assert set(north.tasks) == {"crm.task_requested:1", "crm.task_requested:3"}
+
+
+def test_what_was_put_right_reaches_every_crm_and_a_first_sync_finds_it(
+    warehouse: Warehouse, crms: tuple[MemoryCrm, MemoryCrm], run: Callable[..., Report]
+) -> None:
+    north, south = crms
+    north.add("n9", email="p9@example.com", first_name="Jon")
+    rules = CrmRules.model_validate({"fields": {"first_name": "newest"}, "push": {"north": {}, "south": {}}})
+    run(rules=CrmRules())  # read only
+    identify(warehouse)
+    ann = Person(records={("north", "n1"), ("south", "s1"), ("north", "n9")})
+    rectify(warehouse, ann, {"first_name": "Anna"}, clock())
+    assert run(dry=True, rules=rules).changes["rule"].sort().to_list() == ["newest"] * 2 + ["rectified"] * 3
+    assert run(rules=rules).counts["written"] == 5
+    assert [north.records[number].fields["first_name"] for number in ("n1", "n9")] == ["Anna", "Anna"]
+    assert south.records["s1"].fields["first_name"] == "Anna"
+    report = run(rules=rules)
+    assert (report.counts["written"], report.counts["decisions"]) == (0, 0)
+    south.edit("s1", first_name="Ann")
+    assert run(rules=rules).counts["written"] == 1
+    assert north.records["n1"].fields["first_name"] == "Ann"
 
 
 def test_an_opt_out_anywhere_is_a_withdrawn_consent_and_reaches_everybody(

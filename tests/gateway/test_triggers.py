@@ -577,6 +577,8 @@ def test_a_restriction_counts_within_a_second_and_when_it_is_lifted_too(shop: Sh
         left="event: cart.updated\ncooldown: none\n" + MARKETING,
         told="event: cart.updated\ncooldown: none\n" + SEND,
         moved="event: cart.updated\ncooldown: none\nenter_journey: j\n",
+        rung="event: cart.updated\ncooldown: none\ncrm_task: {subject: Ring them}\n",
+        tagged="event: cart.updated\ncooldown: none\ntag: {add: warm}\n",
     )
     one, two, three = (Person(contact_ids={contact_of(shop.warehouse, number)}) for number in (1, 2, 3))
     by_address = Person(emails={"p4@example.com"})
@@ -606,5 +608,11 @@ def test_a_restriction_counts_within_a_second_and_when_it_is_lifted_too(shop: Sh
         feed(handler, events(*({"id": f"{name}{n}", "person": n, "at": 1} for n in range(1, 6))), shop.at(2))
         assert outcomes("left") == ["restricted", "restricted", "fired", "restricted", "fired"]
         assert outcomes("told") == ["restricted", "fired", "fired", "restricted", "fired"]
-        assert outcomes("moved") == ["restricted", "restricted", "fired", "restricted", "fired"]
+        for name in ("moved", "rung", "tagged"):
+            assert outcomes(name) == ["restricted", "restricted", "fired", "restricted", "fired"]
     assert set(received(shop.settings)) == {"p2@example.com", "p3@example.com", "p5@example.com"}
+    for query in (
+        "select distinct email from raw.list_members order by email",
+        "select distinct email from raw.events where type = 'crm.task_requested' order by email",
+    ):
+        assert shop.warehouse.frame(query)["email"].to_list() == ["p3@example.com", "p5@example.com"]

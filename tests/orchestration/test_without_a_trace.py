@@ -25,6 +25,7 @@ from privacy import exporting
 from privacy.erasing import Place, Plan, erase, planned, residue, unfinished
 from privacy.files import Finder, source_columns
 from privacy.person import Person, find_person
+from privacy.restricting import rectify
 from privacy.stores import StoreTable, counted, quoted
 from senders.export import export_messages
 from senders.firings import Firing, Firings
@@ -252,6 +253,7 @@ def test_the_canary_is_gone_from_everywhere(location: Location, story: dict[str,
         person = find_person(warehouse, ledger, email=EMAIL)
         assert person.contact_ids == {contact_of(OLD_EMAIL)} and person.emails == {EMAIL, OLD_EMAIL}
         assert person.visitors == {("birdwatch", "visitor-quetzal")} and message_id in person.message_ids
+        rectify(warehouse, person, {"city": "Resplendent"}, NOW)
         plant_files(home, min(person.contact_ids))
         place = place_of(location, ledger, wait=0.0)
         plant_everywhere(warehouse, place.tables(), person)

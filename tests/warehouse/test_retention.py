@@ -21,7 +21,7 @@ TABLES = (
     "crm_records", "events", "messages", "campaigns", "products", "list_members", "consents", "consent_texts",
     "recommendations", "predictions", "model_evaluations", "quarantined_rows", "retention_runs",
     "crm_cursors", "crm_pushes", "crm_shown", "crm_syncs", "field_decisions", "identity_changes", "imports",
-    "erasures", "restrictions", "audit_log",
+    "rectifications", "erasures", "restrictions", "audit_log",
 )  # fmt: skip
 
 

@@ -4,29 +4,56 @@ with
 records as (
 
     select * from {{ source('raw', 'crm_records') }}
+    where object = 'contact'
+
+),
+
+as_told as (
+
+    select * from records
+    where (source, external_id) not in (select source, external_id from {{ source('raw', 'rectifications') }})
+
+),
+
+-- few: records of people who had something put right
+rectified as (
+
+    select
+        records.*,
+        rights.put_right as put_right
+    from records
+    left any join {{ ref('stg_crm__rectified') }} as rights
+        on
+            rights.source = records.source
+            and rights.external_id = records.external_id
+            and rights.updated_at = records.updated_at
+            and rights.loaded_at = records.loaded_at
+    where
+        (records.source, records.external_id) in (
+            select source, external_id from {{ source('raw', 'rectifications') }}
+        )
 
 )
 
+{% for relation in ['as_told', 'rectified'] -%}
+{%- set is_rectified = relation == 'rectified' -%}
 select
     ---------- ids
     source,
     external_id,
 
     ---------- text
-    {{ normalised_email("coalesce(properties.email::Nullable(String), '')") }} as email,
-    nullIf(trim(properties.first_name::Nullable(String)), '') as first_name,
-    nullIf(trim(properties.last_name::Nullable(String)), '') as last_name,
-    nullIf(trim(properties.country::Nullable(String)), '') as country,
-    nullIf(trim(properties.city::Nullable(String)), '') as city,
-    nullIf(trim(properties.timezone::Nullable(String)), '') as timezone,
-    nullIf(trim(properties.locale::Nullable(String)), '') as locale,
+    {{ normalised_email("coalesce(" ~ told_or_right('email', is_rectified) ~ ", '')") }} as email,
+    {%- for name in ['first_name', 'last_name', 'country', 'city', 'timezone', 'locale'] %}
+    nullIf(trim({{ told_or_right(name, is_rectified) }}), '') as {{ name }},
+    {%- endfor %}
     -- the first that names its country, a mobile before a landline; else the first as it was given
     coalesce(
         {%- for name in phones %}
-        {{ e164('properties.' ~ name ~ '::Nullable(String)') }},
+        {{ e164(told_or_right(name, is_rectified)) }},
         {%- endfor %}
         {%- for name in phones %}
-        nullIf(trim(properties.{{ name }}::Nullable(String)), ''){{ ',' if not loop.last }}
+        nullIf(trim({{ told_or_right(name, is_rectified) }}), ''){{ ',' if not loop.last }}
         {%- endfor %}
     ) as phone,
     nullIf(trim(properties.push_token::Nullable(String)), '') as push_token,
@@ -41,5 +68,9 @@ select
     parseDateTime64BestEffortOrNull(properties.created_at::Nullable(String), 3, 'UTC') as created_at,
     updated_at,
     loaded_at
-from records
-where object = 'contact'
+from {{ relation }}
+{% if not loop.last %}
+union all
+
+{% endif %}
+{%- endfor %}
