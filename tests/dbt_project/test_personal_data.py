@@ -16,6 +16,7 @@ KINDS = {
     "anonymous_id": "identifier", "identifier": "identifier", "contact_key": "identifier", "properties": "content",
     "properties_text": "content", "esp_event": "content", "details": "content", "provider_reply": "content",
     "subject": "content", "content": "content", "into_email": "email", "into_external_id": "identifier",
+    "put_right": "content",
 }  # fmt: skip
 #: These say nothing of a person.
 IMPERSONAL = {
@@ -32,6 +33,7 @@ ALSO = {
         for table in ("field_decisions", "stg_crm__decisions")
         for name in ("value", "losers")
     },
+    **{("rectifications", name): "content" for name in ("wrong", "value")},
 }
 CLEAR = {"customers": "personal_customers", "consent_proofs": "personal_consent_proofs"}
 
