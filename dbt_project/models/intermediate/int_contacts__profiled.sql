@@ -32,9 +32,10 @@ messages as (
 
 addressees as (
 
+    -- all others are who the ledger says
     select identity_id as addressee_id, contact_id as addressee_contact_id
     from {{ ref('int_contacts__identified') }}
-    where kind = 'message'
+    where kind = 'message' and contact_id != message_contact_id
 
 ),
 
