@@ -67,7 +67,8 @@
 
 
 {#-
-    For `int_events__recorded`: load days to build, the partition of each, and the months in which their events happened.
+    For `int_events__recorded`: load days to build, the partition of each, the months in which their events happened, and how
+    many rows each day has. A row that comes after the question makes that number too small, and its day due again.
 
     A day is due if the number of its rows differs from what its partition was built of, if the ledger has told since whose
     message an event was about, or if a visitor turned out to have been another person at the time of an event. Days that
@@ -81,6 +82,7 @@
         {{ return({
             'days': none,
             'months': none,
+            'count': none,
             'slot': "if(loaded_on < toDate('" ~ newest ~ "') - 35, toStartOfMonth(loaded_on), loaded_on)",
         }) }}
     {%- endif -%}
@@ -145,16 +147,18 @@
                 or loaded_on in (select told_on from told)
                 or {{ is_of_days('loaded_on', moved) }}
             )
-            {%- endif %} as is_due
+            {%- endif %} as is_due,
+            coalesce(loads_count, 0) as day_loads_count
         from loaded
         full outer join built on built_on = loaded_on
         order by day
     {%- endset -%}
     {%- set rows = run_query(query).rows -%}
     {%- set slots = rows | selectattr(3) | map(attribute=1) | unique | list -%}
-    {%- set days, months, places, others = [], [], [], [] -%}
+    {%- set days, months, places, counts, others = [], [], [], [], [] -%}
     {%- for row in rows if row[1] in slots -%}
         {%- do days.append(row[0]) -%}
+        {%- do counts.append(row[4]) -%}
         {%- do places.append("toDate('" ~ row[1] ~ "')") -%}
         {%- if row[2] -%}
             {%- do months.extend(row[2].split(',')) -%}
@@ -176,6 +180,8 @@
         'months': months | unique | sort | list,
         'slot': "transform(loaded_on, [" ~ keys | join(', ') ~ "], [" ~ places | join(', ') ~ "], loaded_on)"
             if keys else "loaded_on",
+        'count': "transform(loaded_on, [" ~ keys | join(', ') ~ "], [" ~ counts | join(', ') ~ "]::Array(UInt64), 0::UInt64)"
+            if keys else "0",
     }) }}
 {% endmacro %}
 
@@ -185,6 +191,16 @@
     up by identity, and only for visitors that were named anew since days were last built.
 -#}
 {% macro moved_visits() -%}
+    {%- set is_new -%}
+        recorded_at >= (
+            select greatest(max(recorded_at), toDateTime64(0, 3, 'UTC')) from {{ this }}
+            where slot >= toStartOfMonth({{ newest_load_day(this) }})
+        )
+    {%- endset -%}
+    {#- asked first, since on most days there is none -#}
+    {%- if not run_query("select count() from " ~ ref('int_visitors__shared') ~ " where " ~ is_new).rows[0][0] | int -%}
+        {{ return([]) }}
+    {%- endif -%}
     {%- set query -%}
         with
 
@@ -192,10 +208,7 @@
 
             select visitor_id, turns
             from {{ newest(ref('int_visitors__shared')) }}
-            where recorded_at >= (
-                select greatest(max(recorded_at), toDateTime64(0, 3, 'UTC')) from {{ this }}
-                where slot >= toStartOfMonth({{ newest_load_day(this) }})
-            )
+            where {{ is_new }}
 
         ),
 

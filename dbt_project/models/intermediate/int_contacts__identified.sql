@@ -13,7 +13,8 @@
 {%- set before = identities_before() %}
 {%- set query -%}
     select
-        (select countIf(what = 'all') from {{ ref('int_identities__touched') }}),
+        -- what is worked out in part goes through lists: a reload of everything is quicker without them
+        (select countIf(what = 'all') + (count() > 500000) from {{ ref('int_identities__touched') }}),
         (select count() from {{ ref('int_identities__merged') }}),
         (select count() from {{ ref('int_identities__split') }}),
         (select count() from {{ ref('int_visitors__told') }}),
@@ -202,8 +203,7 @@ owned_emails as (
 
 ),
 
-emails as (
-
+{% set emails %}
     select
         owned_emails.*,
         {% if has_splits -%}
@@ -215,9 +215,39 @@ emails as (
     {% if has_splits -%}
     left any join splits on splits.split_identity_id = owned_emails.identity_id
     {%- endif %}
+{%- endset -%}
+
+{% if is_partial -%}
+-- a list: each name of a CTE is a copy of it that is looked at and run again, and this one is asked for three times
+(
+
+    select groupArray(tuple(identity_id, own_contact_id, email, is_known_to_crm, contact_id))
+    from (
+    {{ emails }}
+    )
+
+) as email_list,
+
+emails as (
+
+    select
+        listed.1 as identity_id,
+        listed.2 as own_contact_id,
+        listed.3 as email,
+        listed.4 as is_known_to_crm,
+        listed.5 as contact_id
+    from (select arrayJoin(email_list) as listed)
 
 ),
 
+{% else -%}
+emails as (
+
+    {{ emails }}
+
+),
+
+{% endif -%}
 {% if has_accounts -%}
 told_accounts as (
 

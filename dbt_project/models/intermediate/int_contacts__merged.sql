@@ -1,8 +1,10 @@
 {{
     config(
-        materialized='view'
+        order_by='contact_id'
     )
 }}
+
+-- a table, though few are in it: as a view it would be looked at, with all records, by each of those that ask
 
 select
     ---------- ids

@@ -32,9 +32,10 @@ messages as (
 
 addressees as (
 
+    -- all others are who the ledger says
     select identity_id as addressee_id, contact_id as addressee_contact_id
     from {{ ref('int_contacts__identified') }}
-    where kind = 'message'
+    where kind = 'message' and contact_id != message_contact_id
 
 ),
 
@@ -52,6 +53,12 @@ addressed as (
         push_token,
         has_unusable_phone as has_unusable_told_phone
     from {{ ref('int_contacts__addressed') }}
+
+),
+
+silenced as (
+
+    select contact_id as silenced_contact_id from {{ ref('int_contacts__silenced') }}
 
 ),
 
@@ -155,7 +162,7 @@ select
     contacts.is_deleted as is_deleted,
     (contacts.email != '' and contacts.email in (select email from stopped))::Bool as is_suppressed,
     (coalesce(phone in (select phone from {{ ref('int_phones__stopped') }}), false) or is_push_suppressed)::Bool as is_sms_suppressed,
-    (contacts.contact_id in (select contact_id from {{ ref('int_contacts__silenced') }}))::Bool as is_push_suppressed,
+    (coalesce(silenced.silenced_contact_id, 0) != 0)::Bool as is_push_suppressed,
     coalesce(permissions.has_email_change and permissions.is_email_granted, false)::Bool as has_marketing_consent,
     coalesce(permissions.has_sms_change and permissions.is_sms_granted, false)::Bool as has_sms_consent,
     -- a device has a token once the platform has been allowed to show messages: consent, unless somebody said otherwise
@@ -190,4 +197,5 @@ left join rfm on rfm.contact_id = contacts.contact_id
 left join engagement on engagement.contact_id = contacts.contact_id
 left join mail on mail.contact_id = contacts.contact_id
 left any join addressed on addressed.addressed_contact_id = contacts.contact_id
+left any join silenced on silenced.silenced_contact_id = contacts.contact_id
 left any join permissions on permissions.permitting_contact_id = contacts.contact_id

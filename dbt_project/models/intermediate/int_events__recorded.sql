@@ -38,6 +38,7 @@ due as (
 
 ),
 
+{% if days is none -%}
 sizes as (
 
     select loaded_on as size_of, count() as day_loads_count
@@ -46,6 +47,7 @@ sizes as (
 
 ),
 
+{% endif -%}
 (
 
     -- what was loaded more than once, today or before: a list, since both halves of `once` ask for it
@@ -91,62 +93,53 @@ once as (
 
 ),
 
-clicks as (
+followed_links as (
 
-    select loaded_on, message_hash, url, toUnixTimestamp64Milli(occurred_at) as clicked_ms
-    from due
-    where type = 'clicked' and message_hash != 0
-
-),
-
-bursts as (
-
-    -- too many different links of one message within two seconds: from when to when
+    -- in one pass over what happened to messages: each name of `due` is a copy of it that is read again
     select
-        loaded_on as burst_on,
-        message_hash as burst_hash,
-        arraySort(groupArray(tuple(clicked_ms, url))) as links,
-        arrayFilter(
-            start -> length(arrayDistinct(arrayMap(
-                link -> link.2, arrayFilter(link -> link.1 >= start and link.1 <= start + 2000, links)
-            ))) >= {{ machine_number('links_in_a_burst') }},
-            arrayDistinct(arrayMap(link -> link.1, links))
-        ) as starts
-    from clicks
-    group by loaded_on, message_hash
-    having uniqExact(url) >= {{ machine_number('links_in_a_burst') }}
-
-),
-
-deliveries as (
-
-    select
-        loaded_on as delivered_on,
-        message_hash as delivered_hash,
-        groupArray(toUnixTimestamp64Milli(occurred_at)) as delivered_ms
+        loaded_on,
+        message_hash,
+        arraySort(groupArrayIf(tuple(toUnixTimestamp64Milli(occurred_at), url), type = 'clicked')) as links,
+        groupArrayIf(toUnixTimestamp64Milli(occurred_at), type = 'delivered') as delivered_ms
     from due
-    where type = 'delivered' and message_hash in (select message_hash from clicks)
+    where
+        type in ('clicked', 'delivered')
+        and message_hash != 0
+        {% if days is none -%}
+        -- of all that was ever delivered, what was clicked is little
+        and message_hash in (select message_hash from due where type = 'clicked')
+        {%- endif %}
     group by loaded_on, message_hash
+    having notEmpty(links)
 
 ),
 
 quick as (
 
-    -- clicks that no hand did
-    select distinct
-        clicks.loaded_on as quick_on,
-        clicks.message_hash as quick_hash,
-        clicks.clicked_ms as quick_ms
-    from clicks
-    left any join bursts on burst_on = clicks.loaded_on and burst_hash = clicks.message_hash
-    left any join deliveries on delivered_on = clicks.loaded_on and delivered_hash = clicks.message_hash
-    where
-        arrayExists(start -> clicked_ms >= start and clicked_ms <= start + 2000, starts)
-        or arrayExists(
-            moment -> clicked_ms >= moment
-                and clicked_ms <= moment + 1000 * coalesce({{ machine_number('seconds_after_delivery') }}, -1),
-            delivered_ms
-        )
+    -- clicks that no hand did: too many different links of one message within two seconds, or too soon after the delivery
+    select
+        loaded_on as quick_on,
+        message_hash as quick_hash,
+        if(
+            length(arrayDistinct(arrayMap(link -> link.2, links))) >= {{ machine_number('links_in_a_burst') }},
+            arrayFilter(
+                start -> length(arrayDistinct(arrayMap(
+                    link -> link.2, arrayFilter(link -> link.1 >= start and link.1 <= start + 2000, links)
+                ))) >= {{ machine_number('links_in_a_burst') }},
+                arrayDistinct(arrayMap(link -> link.1, links))
+            ),
+            []
+        ) as starts,
+        arrayJoin(arrayFilter(
+            clicked -> arrayExists(start -> clicked >= start and clicked <= start + 2000, starts)
+                or arrayExists(
+                    moment -> clicked >= moment
+                        and clicked <= moment + 1000 * coalesce({{ machine_number('seconds_after_delivery') }}, -1),
+                    delivered_ms
+                ),
+            arrayDistinct(arrayMap(link -> link.1, links))
+        )) as quick_ms
+    from followed_links
 
 ),
 
@@ -207,7 +200,11 @@ select
 
     ---------- numerics
     loads_count::UInt32 as loads_count,
+    {% if days is none -%}
     sizes.day_loads_count::UInt64 as day_loads_count,
+    {%- else -%}
+    {{ due_loads.count }}::UInt64 as day_loads_count,
+    {%- endif %}
 
     ---------- semi-structured
     properties,
@@ -220,6 +217,8 @@ select
     {{ due_loads.slot }} as slot,
     {{ stamp() }} as recorded_at
 from once
+{% if days is none -%}
 left join sizes on sizes.size_of = once.loaded_on
+{% endif -%}
 left any join addressed on addressed.known_message_hash = once.message_hash
 left any join visitors on visitors.shared_visitor_id = {{ visitor_of('once.source', 'once.anonymous_id') }}

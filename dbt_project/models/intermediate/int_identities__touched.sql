@@ -24,6 +24,14 @@ select
 
 {%- else %}
 
+{#- constants: as subqueries they would be looked at wherever they stand -#}
+{%- set query -%}
+    select toString(max(records_through)), toString(max(hints_through)), toString(max(visitors_through)) from {{ before }}
+{%- endset %}
+{%- set through = run_query(query).rows[0] %}
+
+-- Lists, since each of them is asked for several times, and each name of a CTE is a copy of it that is looked at and run again.
+
 with
 
 known as (
@@ -32,98 +40,105 @@ known as (
 
 ),
 
-(select max(records_through) from known) as old_records_through,
-
-(select max(hints_through) from known) as old_hints_through,
-
-(select max(visitors_through) from known) as old_visitors_through,
-
-splits as (
+(
 
     -- they are few, and one that was undone counts as much as one that is new: all are looked at
-    select distinct identity_id as split_identity_id
+    select groupUniqArray(identity_id)
     from {{ ref('stg_identities__changes') }}
     where action = 'split'
 
-),
+) as split_ids,
 
 records as (
 
     select identity_id, contact_id, emails
     from {{ ref('int_records__combined') }}
     where
-        recorded_at > assumeNotNull(old_records_through)
-        or identity_id in (select split_identity_id from splits)
+        recorded_at > toDateTime64('{{ through[0] }}', 3, 'UTC')
+        or identity_id in (select arrayJoin(split_ids))
 
 ),
+
+(
+
+    select groupUniqArray(identity_id) from records
+
+) as record_ids,
 
 heard as (
 
     select identity_id, record_identity_id, email_identity_id
     from {{ ref('int_contacts__hinted') }}
-    where recorded_at > assumeNotNull(old_hints_through)
+    where recorded_at > toDateTime64('{{ through[1] }}', 3, 'UTC')
 
 ),
 
-new_hints as (
+(
 
     -- the rest of a row follows from its identity, so one that is known says nothing new
-    select identity_id, email_identity_id
+    select tuple(groupUniqArray(identity_id), groupUniqArray(email_identity_id))
     from heard
     where identity_id not in (
         select identity_id from known where identity_id in (select identity_id from heard)
     )
 
-),
+) as new_hints,
 
-emails as (
+(
 
-    select {{ identity_of("''", "''", 'arrayJoin(emails)') }} as identity_id
-    from records
+    select groupUniqArray(identity_id)
+    from (
+        select {{ identity_of("''", "''", 'arrayJoin(emails)') }} as identity_id
+        from records
 
-    union distinct
+        union all
 
-    select email_identity_id as identity_id from new_hints
+        select arrayJoin(new_hints.2) as identity_id
 
-    union distinct
+        union all
 
-    select email_identity_id as identity_id
-    from {{ ref('int_contacts__hinted') }}
-    where
-        record_identity_id in (select identity_id from records)
-        or email_identity_id in (select split_identity_id from splits)
-
-),
-
-named as (
-
-    -- when something was first heard of may change, too
-    select record_identity_id as identity_id from heard
-    where record_identity_id != 0
-
-    union distinct
-
-    select record_identity_id as identity_id
-    from {{ ref('int_contacts__hinted') }}
-    where
-        record_identity_id != 0
-        and (
-            email_identity_id in (select identity_id from emails)
-            or record_identity_id in (select split_identity_id from splits)
-        )
-
-),
-
-accounts as (
-
-    -- ids that no CRM knows
-    select identity_id from named
-    where identity_id not in (
-        select identity_id from {{ ref('int_records__combined') }}
-        where identity_id in (select identity_id from named)
+        select email_identity_id as identity_id
+        from {{ ref('int_contacts__hinted') }}
+        where
+            record_identity_id in (select arrayJoin(record_ids))
+            or email_identity_id in (select arrayJoin(split_ids))
     )
 
-),
+) as email_ids,
+
+(
+
+    -- when something was first heard of may change, too
+    select groupUniqArray(identity_id)
+    from (
+        select record_identity_id as identity_id from heard
+        where record_identity_id != 0
+
+        union all
+
+        select record_identity_id as identity_id
+        from {{ ref('int_contacts__hinted') }}
+        where
+            record_identity_id != 0
+            and (
+                email_identity_id in (select arrayJoin(email_ids))
+                or record_identity_id in (select arrayJoin(split_ids))
+            )
+    )
+
+) as named_ids,
+
+(
+
+    -- ids that no CRM knows
+    select groupArray(identity_id)
+    from (select arrayJoin(named_ids) as identity_id)
+    where identity_id not in (
+        select identity_id from {{ ref('int_records__combined') }}
+        where identity_id in (select arrayJoin(named_ids))
+    )
+
+) as account_ids,
 
 visitors as (
 
@@ -132,10 +147,10 @@ visitors as (
     where visitor_id in (
         select visitor_id from {{ ref('int_visitors__told') }}
         where
-            recorded_at > assumeNotNull(old_visitors_through)
-            or person_identity_id in (select identity_id from records)
-            or person_identity_id in (select identity_id from emails)
-            or person_identity_id in (select identity_id from accounts)
+            recorded_at > toDateTime64('{{ through[2] }}', 3, 'UTC')
+            or person_identity_id in (select arrayJoin(record_ids))
+            or person_identity_id in (select arrayJoin(email_ids))
+            or person_identity_id in (select arrayJoin(account_ids))
     )
 
 ),
@@ -147,21 +162,21 @@ contacts as (
     union distinct
 
     select arrayJoin([contact_id, named_contact_id, own_contact_id]) as contact_id from known
-    where identity_id in (select identity_id from records)
+    where identity_id in (select arrayJoin(record_ids))
 
 ),
 
 touched as (
 
-    select distinct identity_id as id, 'record' as what from records
+    select arrayJoin(record_ids) as id, 'record' as what
 
     union all
 
-    select identity_id as id, 'email' as what from emails
+    select arrayJoin(email_ids) as id, 'email' as what
 
     union all
 
-    select identity_id as id, 'account' as what from accounts
+    select arrayJoin(account_ids) as id, 'account' as what
 
     union all
 
@@ -177,9 +192,9 @@ touched as (
     select distinct identity_id as id, 'hint' as what
     from {{ ref('int_contacts__hinted') }}
     where
-        identity_id in (select identity_id from new_hints)
-        or record_identity_id in (select identity_id from records)
-        or email_identity_id in (select identity_id from emails)
+        identity_id in (select arrayJoin(new_hints.1))
+        or record_identity_id in (select arrayJoin(record_ids))
+        or email_identity_id in (select arrayJoin(email_ids))
         or (message_contact_id != 0 and message_contact_id in (select contact_id from contacts))
 
     union all
@@ -190,7 +205,7 @@ touched as (
         select identity_id, {{ identity_of("''", "''", 'arrayJoin(emails)') }} as email_identity_id
         from {{ ref('int_records__combined') }}
     )
-    where email_identity_id in (select identity_id from emails)
+    where email_identity_id in (select arrayJoin(email_ids))
 
     union all
 

@@ -32,28 +32,31 @@ changes as (
 ),
 
 {% if is_incremental() -%}
--- what the ledger or a provider said something about
-touched as (
+(
 
-    select message_hash from changes
+    -- what the ledger or a provider said something about: a list, since each name of a CTE is a copy of it that is run again
+    select groupUniqArray(message_hash)
+    from (
+        select message_hash from changes
 
-    union distinct
+        union all
 
-    -- too old a message is not looked up: an event cannot be part of its life
-    select message_hash
-    from {{ this }}
-    where
-        created_at > (
-            select greatest(min(occurred_at), toDateTime64('1971-01-01 00:00:00', 3, 'UTC')) - {{ life }}
-            from {{ ref('int_events__recorded') }}
-            where {{ is_recorded_on(days) }} and {{ happens }} and message_hash != 0
-        )
-        and message_hash in (
-            select message_hash from {{ ref('int_events__recorded') }}
-            where {{ is_recorded_on(days) }} and {{ happens }} and message_hash != 0
-        )
+        -- too old a message is not looked up: an event cannot be part of its life
+        select message_hash
+        from {{ this }}
+        where
+            created_at > (
+                select greatest(min(occurred_at), toDateTime64('1971-01-01 00:00:00', 3, 'UTC')) - {{ life }}
+                from {{ ref('int_events__recorded') }}
+                where {{ is_recorded_on(days) }} and {{ happens }} and message_hash != 0
+            )
+            and message_hash in (
+                select message_hash from {{ ref('int_events__recorded') }}
+                where {{ is_recorded_on(days) }} and {{ happens }} and message_hash != 0
+            )
+    )
 
-),
+) as touched,
 
 (
 
@@ -61,7 +64,7 @@ touched as (
     select least(
         coalesce((select minOrNull(changed_at) from changes), toDateTime64('2299-12-31 00:00:00', 3, 'UTC')),
         coalesce(
-            (select minOrNull(created_at) from {{ this }} where message_hash in (select message_hash from touched)),
+            (select minOrNull(created_at) from {{ this }} where message_hash in (select arrayJoin(touched))),
             toDateTime64('2299-12-31 00:00:00', 3, 'UTC')
         )
     )
@@ -89,7 +92,8 @@ versions as (
         null::Nullable(DateTime64(3, 'UTC')) as first_opened_at,
         null::Nullable(DateTime64(3, 'UTC')) as first_clicked_at,
         toDateTime64(0, 3, 'UTC') as sent_changed_at,
-        toDateTime64(0, 3, 'UTC') as touch_changed_at
+        toDateTime64(0, 3, 'UTC') as touch_changed_at,
+        true as is_told
     from changes
     {% if is_incremental() %}
     union all
@@ -112,9 +116,10 @@ versions as (
         first_opened_at,
         first_clicked_at,
         sent_changed_at,
-        touch_changed_at
+        touch_changed_at,
+        false as is_told
     from {{ this }}
-    where created_at >= born_from and message_hash in (select message_hash from touched)
+    where created_at >= born_from and message_hash in (select arrayJoin(touched))
     {% endif %}
 
 ),
@@ -129,7 +134,8 @@ lives as (
         max(versions.ledger_loaded_at) as ledger_loaded_at,
         argMax(tuple(versions.sent_at, versions.sent_changed_at), versions.rebuilt_at) as last_sent
         {%- if is_incremental() %},
-        argMax(tuple({{ what_touches('versions') }}, versions.touch_changed_at), versions.rebuilt_at) as last_touch
+        argMax(tuple({{ what_touches('versions') }}, versions.touch_changed_at), versions.rebuilt_at) as last_touch,
+        max(versions.is_told) as is_told
         {%- endif %}
     from versions
     group by message_hash
@@ -150,7 +156,12 @@ ledger as (
         {%- endfor %}
         sequence
     from versions
+    {% if is_incremental() -%}
+    order by sequence desc
+    {%- else -%}
+    -- all of them in order would cost more than to look the last one up
     where (message_hash, sequence) in (select life_hash, last_sequence from lives)
+    {%- endif %}
     limit 1 by message_hash
 
 ),
@@ -188,7 +199,7 @@ feedback as (
         and {{ happens }}
         and events.occurred_at < births.born_at + {{ life }}
         {% if is_incremental() -%}
-        and message_hash in (select message_hash from touched)
+        and message_hash in (select arrayJoin(touched))
         and {{ loaded_after('loaded_on', 'born_from') }}
         {%- endif %}
     group by message_hash
@@ -200,7 +211,7 @@ messages as (
     select
         ledger.message_hash as message_hash,
         ledger.* except (message_hash),
-        lives.* except (life_hash, last_sequence),
+        lives.* except (life_hash, last_sequence{{ ', is_told' if is_incremental() }}),
         feedback.* except (message_hash{{ ', is_news' if is_incremental() }}),
         coalesce(lives.accepted_at, feedback.confirmed_at) as sent_at
     from ledger
@@ -208,7 +219,7 @@ messages as (
     left join feedback on feedback.message_hash = ledger.message_hash
     {%- if is_incremental() %}
     -- an event that came after the message's life touches nothing
-    where ledger.message_hash in (select message_hash from changes) or feedback.is_news
+    where lives.is_told or feedback.is_news
     {%- endif %}
 
 )

@@ -37,9 +37,7 @@ with
 
 shared as (
 
-    select
-        visitor_id,
-        any(anonymous_id) as anonymous_id
+    select visitor_id
     from {{ ref('int_visitors__told') }}
     {% if is_incremental() -%}
     where visitor_id in (
@@ -56,13 +54,11 @@ moments as (
 
     -- of two people named at the same moment one counts, always the same
     select
-        {{ visitor_of('source', 'anonymous_id') }} as visitor_id,
+        visitor_id,
         occurred_at,
-        max({{ person_of('source', 'external_id', 'email') }}) as person_identity_id
-    from {{ ref('stg_events__events') }}
-    where
-        anonymous_id in (select anonymous_id from shared)
-        and (external_id != '' or email != '')
+        max(named.person_identity_id) as person_identity_id
+    from {{ ref('int_visitors__named') }} as named
+    where visitor_id in (select visitor_id from shared)
     group by visitor_id, occurred_at
 
 ),
@@ -73,7 +69,6 @@ visitors as (
         visitor_id,
         arraySort(groupArray(tuple(moments.occurred_at, moments.person_identity_id))) as told
     from moments
-    where visitor_id in (select visitor_id from shared)
     group by visitor_id
 
 )

@@ -1,0 +1,29 @@
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='append',
+        on_schema_change='fail',
+        engine=engine('ReplacingMergeTree'),
+        order_by=['visitor_id', 'occurred_at', 'person_identity_id'],
+        query_settings={'optimize_on_insert': 0}
+    )
+}}
+
+-- asked later than who is told, so that all that is told has its moments: depends_on: {{ ref('int_visitors__told') }}
+
+select
+    ---------- ids
+    {{ visitor_of('source', 'anonymous_id') }}::Int64 as visitor_id,
+    {{ person_of('source', 'external_id', 'email') }}::Int64 as person_identity_id,
+
+    ---------- timestamps
+    occurred_at,
+    loaded_at as event_loaded_at,
+    {{ stamp() }} as recorded_at
+from {{ ref('stg_events__events') }}
+where
+    anonymous_id != ''
+    and (external_id != '' or email != '')
+    {% if is_incremental() -%}
+    and loaded_at > {{ newest_load('event_loaded_at', 'recorded_at') }}
+    {%- endif %}
