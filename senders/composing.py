@@ -29,8 +29,8 @@ from senders.mime import (
     unstructured,
 )
 from senders.mime import address as header_address
-from senders.rows import Column, Rows, columns_of, cut, items_of
-from senders.tags import Pair, Product
+from senders.rows import Rows, columns_of, items_of
+from senders.tags import Pair, Product, Shelf
 from senders.templates import (
     GLOBALS,
     RENDER_ERRORS,
@@ -40,7 +40,7 @@ from senders.templates import (
     TemplateSource,
     render_error,
 )
-from senders.tracking import link_context
+from senders.tracking import MessageLinks
 from warehouse.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -160,9 +160,11 @@ class Composer:
         self.envelope = envelope
         # the header needs it whatever the template says
         self._names = self.template.names | ({"unsubscribe_url"} if envelope.is_marketing else set())
+        self._links = MessageLinks(envelope.links, self.template.source.tracking, self._names)
+        self._shelves: dict[tuple[Any, ...], Shelf] = {}
         self._headings: dict[tuple[Any, ...], tuple[str, str, bytes]] = {}
         self._constants = {
-            **GLOBALS, "preheader": "", **envelope.constants,
+            **GLOBALS, "preheader": "", **envelope.constants, **self._links.constants,
             "campaign": {"variant": "", **envelope.constants.get("campaign", {})},
         }  # fmt: skip
         domain = ascii_domain(envelope.sender.email.rpartition("@")[2])
@@ -197,12 +199,9 @@ class Composer:
     ) -> dict[str, Any]:
         """What merge tags of one message may name; the event is in the contact's `EVENT_COLUMN`."""
         context = {
-            **self._constants,
-            "contact": contact,
-            "recommendations": Recommendations(recommendations),
-            "now": now,
-            **link_context(self.envelope.links, message_id, self.template.source.tracking, self._names),
-        }
+            **self._constants, **self._links.of(message_id),
+            "contact": contact, "recommendations": Recommendations(recommendations), "now": now,
+        }  # fmt: skip
         if "event" in self._names:
             context["event"] = event_context(contact.get(EVENT_COLUMN))
         if variant and not context["campaign"]["variant"]:
@@ -265,6 +264,22 @@ class Composer:
             return raw
         # our quoted-printable and base64 are in that form; file names may not be
         return self.envelope.signer.sign(raw, is_relaxed=not template.source.attachments)
+
+    def products(self, template: Template, rows: Rows) -> Iterable[Sequence[Product]]:
+        """The products of each row, with what the tags of this translation print of them."""
+        if not rows.counts:
+            return [()] * rows.height
+        source = template.source
+        key = (source.locale, *((name, column.kind) for name, column in rows.items.items()))
+        shelf = self._shelves.get(key)
+        if shelf is None:
+            links, parameters = self.envelope.links, source.tracking.parameters
+            shelf = self._shelves[key] = Shelf(
+                template.tags, rows.items, source.locale,
+                lambda index, url: links.target_with(index, url, parameters) if source.tracking.clicks else None,
+            )  # fmt: skip
+        made = iter(shelf.products(rows.items, sum(rows.counts)))
+        return [tuple(itertools.islice(made, count)) for count in rows.counts]
 
     def _heading(self, template: Template, context: dict[str, Any]) -> tuple[str, str, bytes]:
         """Subject, preheader, and the subject as its header has it: once for all whose fields in it are the same."""
@@ -395,7 +410,7 @@ def _render_alike(
     for contact, pairs, products, message_id, variant in zip(
         rows.contacts(),
         _printed(template, rows),
-        _products(template, rows),
+        composer.products(template, rows),
         message_ids,
         variants,
         strict=True,
@@ -415,33 +430,3 @@ def _printed(template: Template, rows: Rows) -> Iterable[Sequence[Pair]]:
     locale = template.source.locale
     columns = [tag.pairs(rows.columns.get(tag.field), rows.height, locale) for tag in tags]
     return zip(*columns, strict=True) if columns else itertools.repeat((), rows.height)
-
-
-def _products(template: Template, rows: Rows) -> Sequence[Sequence[Product]]:
-    """The products of each contact, with what tags print of them."""
-    if not rows.counts:
-        return [()] * rows.height
-    tags = template.tags
-    total = sum(rows.counts)
-    columns = [
-        tag.pairs(rows.items.get(tag.field), total, template.source.locale) for tag in tags.of_products
-    ]
-    others = [name for name in rows.items if tags.product_fields is None or name in tags.product_fields]
-    made = [
-        Product(zip(others, values, strict=True))
-        for values in zip(*(rows.items[name].objects for name in others), strict=True)
-    ] if others else [Product() for _ in range(total)]  # fmt: skip
-    printed = zip(*columns, strict=True) if columns else itertools.repeat((), total)
-    for product, pairs in zip(made, printed, strict=True):
-        product.pairs = pairs
-    if len(others) < len(rows.items) and not all(map(all, itertools.chain.from_iterable(columns))):
-        # where a tag is evaluated, it finds all there is
-        for at, product in enumerate(made):
-            if not all(map(all, product.pairs)):
-                product.update((name, _object(one, at)) for name, one in rows.items.items())
-    return cut(iter(made), rows.counts)
-
-
-def _object(column: Column, at: int) -> Any:
-    value, decode = column.values[at], column.decode
-    return value if value is None or decode is None else decode(value)
