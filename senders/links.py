@@ -83,10 +83,7 @@ class Links:
         self.base_url = base_url.rstrip("/")
         self._key = LinkKey(key)
         self._targets: dict[tuple[int, str, tuple[tuple[str, str], ...]], Ready | None] = {}
-        self._pages = {
-            purpose: Stem(f"{self.base_url}/{purpose}/", TOKEN_LENGTH)
-            for purpose in PAGES
-        }
+        self._pages = {purpose: Stem(f"{self.base_url}/{purpose}/", TOKEN_LENGTH) for purpose in PAGES}
         self._click = Stem(f"{self.base_url}/c/", TOKEN_LENGTH, "/")
         self._pixel = Stem(f"{self.base_url}/o/", TOKEN_LENGTH, ".gif")
 

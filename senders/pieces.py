@@ -58,7 +58,7 @@ class Stem:
         end: what stands behind that.
     """
 
-    __slots__ = ("_cut", "_encoded", "_end", "_encoded_end", "_is_simple", "_text")
+    __slots__ = ("_cut", "_encoded", "_encoded_end", "_end", "_is_simple", "_text")
 
     def __init__(self, text: str, length: int, end: str = "") -> None:
         self._text, self._end = text, end

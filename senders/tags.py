@@ -6,6 +6,7 @@ depend on the field's value alone, and on the language of the file.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -42,10 +43,14 @@ _PLAIN_TYPES = (str, int, float, bool, type(None))
 
 
 class Product(dict[str, Any]):
-    """A recommended product: its fields, and what each tag prints of it, by the tag's number."""
+    """A recommended product: its fields, and what tags print of it.
 
-    __slots__ = ("pairs",)
-    pairs: Sequence[Pair]
+    Attributes:
+        pieces: for text and for HTML, one tag after the other; those of tag n begin at 2n.
+    """
+
+    __slots__ = ("pieces",)
+    pieces: Sequence[bytes | None]
 
     def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
         return dict, (dict(self),)
@@ -171,7 +176,8 @@ class Shelf(dict[tuple[Any, ...], Product]):
         super().__init__()
         places = {name: place for place, name in enumerate(columns)}
         self._tags = [
-            (places.get(tag.field), tag.printer(columns.get(tag.field), locale, targets)) for tag in tags.of_products
+            (places.get(tag.field), tag.printer(columns.get(tag.field), locale, targets))
+            for tag in tags.of_products
         ]
         self._fields = [(name, place, columns[name].decode) for name, place in places.items()]
         fields = tags.product_fields
@@ -208,7 +214,7 @@ class Shelf(dict[tuple[Any, ...], Product]):
         for name, place, decode in fields:
             value = values[place]
             product[name] = value if decode is None or value is None else decode(value)
-        product.pairs = pairs
+        product.pieces = tuple(itertools.chain.from_iterable(pairs))
         return product
 
 

@@ -175,9 +175,8 @@ class _WireGenerator(CodeGenerator):
             stands_in = (HTML_VALUES if self._is_html else TEXT_VALUES)[default] if default else b""
             default = MISSING
         number = self._tags.number((field, default, filters), is_contact=is_contact)
-        place = f"[{number}][{int(self._is_html)}]"
         if is_contact:
-            piece = f"_contact{place}"
+            piece = f"_contact[{number}][{int(self._is_html)}]"
             self.write(f"({piece} or (")
             if stands_in is not None:
                 self.write(f"{stands_in!r} if {piece} is None else ")
@@ -187,7 +186,7 @@ class _WireGenerator(CodeGenerator):
         self.write("(_click + _piece if _click and " if is_tracked else "(_piece if ")
         self.write("type(_record := ")
         self.visit(name, frame)
-        piece = f"_record.pairs{place}"
+        piece = f"_record.pieces[{2 * number + int(self._is_html)}]"
         self.write(f") is _Product and (_piece := {piece}) else ")
         if stands_in is not None:
             self.write(f"{stands_in!r} if type(_record) is _Product and {piece} is None else ")
