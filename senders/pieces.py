@@ -20,6 +20,8 @@ KEPT_LENGTH = 200
 _KEPT_VALUES = 2048
 _NUMBERS = frozenset({int, float, Decimal})
 _ESCAPED = re.compile(r"[&<>\"']")
+#: What HTML escapes, line ends of which text may make blank lines, or nothing at all.
+_DIFFERS = re.compile(r"[&<>\"'\r\n]|\A\Z")
 _PLAIN = re.compile(r"[ -<>-~]+")
 _PLAIN_HTML = re.compile(r"[ !#$%(-;?-~]+")
 
@@ -181,8 +183,8 @@ def pieces_of(of_text: Any, of_html: Any) -> tuple[bytes, bytes]:
                 # a number neither holds what is escaped nor begins with a dot
                 piece = written.encode() + b"=\r\n"
                 return piece, piece
-        elif kind is str and _PLAIN_HTML.fullmatch(of_text) and not of_text.isspace():
-            piece = _plain(of_text)
+        elif kind is str and not _DIFFERS.search(of_text) and not of_text.isspace():
+            piece = _plain(of_text) if _PLAIN_HTML.fullmatch(of_text) else quoted(of_text)
             return piece, piece
     text = TEXT_VALUES.made(of_text if kind is str else str(of_text))
     if of_html is of_text and _looks_alike(of_text) and not text.endswith(MARK):

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import operator
 import signal
 import threading
 import time
@@ -57,6 +58,7 @@ from warehouse.errors import InputError, MailhouseError
 
 _REQUIRED = ("contact_id", "email", "skip_reason")
 _JOURNALS = "journals"  # in the home folder
+_IS_TRANSIENT = operator.attrgetter("is_transient")
 _PAUSE_SECONDS = 2.0  # a pause takes hold within so many, and the windows under way
 
 
@@ -499,8 +501,10 @@ class _Sender:
         outcomes: list[Outcome] = []
         later: dict[float, list[int]] = {}
         released: list[int] = []
+        if not any(map(_IS_TRANSIENT, answer.deliveries)):
+            outcomes = Outcome.of_all(window.row_ids, answer.deliveries, answer.subjects)
         for place, (row_id, delivery, subject) in enumerate(
-            zip(window.row_ids, answer.deliveries, answer.subjects, strict=True)
+            () if outcomes else zip(window.row_ids, answer.deliveries, answer.subjects, strict=True)
         ):
             if delivery.is_transient:
                 wait = self.retry.wait(window.tries, delivery.retry_after)

@@ -67,7 +67,7 @@ class Printed:
         environments: of text and HTML.
     """
 
-    __slots__ = ("_environments", "_filters", "_index", "_is_same", "_memories", "default", "field")
+    __slots__ = ("_environments", "_filters", "_index", "_is_same", "_memories", "_steps", "default", "field")
 
     def __init__(self, key: Key, environments: tuple[Environment, Environment]) -> None:
         self.field, self.default, filters = key
@@ -78,6 +78,7 @@ class Printed:
         # nothing that depends on whether the part is escaped
         self._is_same = all(name in _SAME for name, _, _ in self._filters)
         self._memories: dict[tuple[str, str], _Memory] = {}
+        self._steps: dict[str, list[tuple[str, Callable[..., Any] | None, tuple[Any, ...], dict[str, Any]]]] = {}
 
     def pairs(self, column: Column | None, height: int, locale: str) -> list[Pair]:
         """What the tag prints for each value of a column."""
@@ -121,15 +122,29 @@ class Printed:
     def _of_nothing(self, locale: str) -> Pair:
         return EMPTY if self.default is MISSING else self.printed(self.default, locale)
 
+    @property
+    def takes_text(self) -> bool:
+        """Whether a number may come as a text: what writes amounts reads them as such."""
+        return bool(self._filters) and self._filters[0][0] == "money"
+
     def _filtered(self, environment: Environment, value: Any, locale: str) -> Any:
-        for name, positional, named in self._filters:
-            if name in LOCALISED:
-                value = LOCALISED[name](value, *positional, **{"locale": locale, **dict(named)})
-            elif name == "pluralize":
-                value = FILTERS[name](value, *positional, **dict(named))
+        steps = self._steps.get(locale)
+        if steps is None:
+            steps = self._steps[locale] = [
+                (
+                    name,
+                    LOCALISED.get(name) or (FILTERS[name] if name == "pluralize" else None),
+                    positional,
+                    {"locale": locale, **dict(named)} if name in LOCALISED else dict(named),
+                )
+                for name, positional, named in self._filters
+            ]
+        for name, function, positional, named in steps:
+            if function is not None:
+                value = function(value, *positional, **named)
             else:
                 context = Context(environment, {"locale": locale}, "", {})
-                value = environment.call_filter(name, value, positional, dict(named), context)
+                value = environment.call_filter(name, value, positional, named, context)
         return value
 
 
@@ -139,7 +154,7 @@ class _Memory(dict[Any, Pair]):
     def __init__(self, printed: Printed, column: Column, locale: str, targets: Targets | None = None) -> None:
         super().__init__()
         self._printed, self._locale, self._targets = printed, locale, targets
-        self._decode = column.decode
+        self._decode = None if column.kind == "decimal" and printed.takes_text else column.decode
         self._older: dict[Any, Pair] = {}
 
     def __missing__(self, value: Any) -> Pair:
