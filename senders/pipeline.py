@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import json
 import operator
@@ -45,6 +46,7 @@ from senders.rows import NOT_PROFILE, Rows
 from senders.settings import SenderSettings, require_identity, require_rehearsal_safe
 from senders.tracking import tracking_of
 from senders.workers import (
+    GARBAGE_THRESHOLDS,
     Answer,
     InProcess,
     Processes,
@@ -273,7 +275,7 @@ class _Sender:
         self.workers.run_id = run.run_id
         outcome = "failed"
         try:
-            with _heartbeat(self.ledger, run, self.settings.claim_lease):
+            with _heartbeat(self.ledger, run, self.settings.claim_lease), _rare_collections():
                 try:
                     for frame in frames:
                         if self.is_over:
@@ -582,6 +584,17 @@ def _signals(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Look for garbage rarely: a window is thousands of tuples, and none of them is part of a cycle."""
+    before = gc.get_threshold()
+    gc.set_threshold(max(before[0], GARBAGE_THRESHOLDS[0]), *GARBAGE_THRESHOLDS[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 @contextlib.contextmanager

@@ -78,7 +78,9 @@ class Printed:
         # nothing that depends on whether the part is escaped
         self._is_same = all(name in _SAME for name, _, _ in self._filters)
         self._memories: dict[tuple[str, str], _Memory] = {}
-        self._steps: dict[str, list[tuple[str, Callable[..., Any] | None, tuple[Any, ...], dict[str, Any]]]] = {}
+        self._steps: dict[
+            str, list[tuple[str, Callable[..., Any] | None, tuple[Any, ...], dict[str, Any]]]
+        ] = {}
 
     def pairs(self, column: Column | None, height: int, locale: str) -> list[Pair]:
         """What the tag prints for each value of a column."""

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 #: Windows that a worker is given at once: one at hand, one to go on with.
 _AHEAD = 2
 _MOST_DEATHS = 3
+#: Of `gc.set_threshold`, for processes that handle windows.
+GARBAGE_THRESHOLDS = (50_000, 20, 100)
 _ROOT = Path(__file__).resolve().parent.parent  # where a worker finds this code
 _STATUSES = {status.value: status for status in Status}
 _PR_SET_PDEATHSIG = 1
@@ -577,7 +579,7 @@ def settle_process() -> None:
     keep_heap()
     # templates and libraries live as long as this process; what a message leaves behind is freed by counting references
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
 def _serve(pipe: Connection, parent: int) -> None:

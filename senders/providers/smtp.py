@@ -48,6 +48,7 @@ _MOST_LINES = 100
 _MOST_HANDSHAKES = 20
 _WINDOW = 200
 _READ = 8192
+_RUN = 20  # messages made in a row
 _ENVELOPE = ("mail", "rcpt", "data")
 #: A message and the envelope of the next one were taken.
 _ALL_WELL = re.compile(rb"250 ([^\r\n]*)\r\n250 [^\r\n]*\r\n250 [^\r\n]*\r\n354 [^\r\n]*\r\n")
@@ -590,8 +591,8 @@ class _Lane:
 class _Transfer:
     """A batch on its way over several connections, in one thread.
 
-    A message is made when the network has nothing for us, or at the latest when its envelope is due, and is given up
-    with its answer: few are in memory at a time, and the processor's cache holds those.
+    Messages are made a few in a row, when the envelope of the first is due, and given up with their answers: so the
+    processor's cache holds what makes them, and them too until they have gone.
 
     Attributes:
         answers: by position in the batch. `message_ids`: of all of it.
@@ -642,7 +643,7 @@ class _Transfer:
 
     def turn(self) -> None:
         """Wait for the network once, and deal with what it has."""
-        for number, events in self._poll.poll(0 if self._make_ahead() else 1000):
+        for number, events in self._poll.poll(1000):
             lane = self._lanes.get(number)
             if lane is None:
                 continue
@@ -660,25 +661,16 @@ class _Transfer:
             for lane in [lane for lane in self.lanes if lane.deadline < now]:
                 self._lose(lane, "the server does not answer in time")
 
-    def _make_ahead(self) -> bool:
-        """Make a message to go next, if there is not one ready for each connection."""
-        if not self._waiting or len(self._ready) >= len(self.lanes):
-            return False
-        self._make_one()
-        return True
-
-    def _make_one(self) -> None:
-        position = self._waiting.popleft()
-        made = self._make(position)
-        if isinstance(made, Message):
-            self._ready.append((position, made))
-        else:
-            self.answers[position] = made
-
     def _next(self) -> int | None:
         """The next message, which is made now; None if none is left."""
         while not self._ready and self._waiting:
-            self._make_one()
+            for _ in range(min(_RUN, len(self._waiting))):
+                position = self._waiting.popleft()
+                made = self._make(position)
+                if isinstance(made, Message):
+                    self._ready.append((position, made))
+                else:
+                    self.answers[position] = made
         if not self._ready:
             return None
         position, self._made[position] = self._ready.popleft()
