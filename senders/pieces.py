@@ -72,8 +72,10 @@ class Stem:
         self._encoded_end = f"{end}=\r\n".encode()
         example = "A" * length
         # a line that begins with a dot, a break within the end: rare enough to go the long way
-        self._is_simple = True
-        self._is_simple = self.ready(example.encode()).encoded == Ready(text + example + end).encoded
+        self._is_simple = text.isascii()
+        self._is_simple = (
+            self._is_simple and self.ready(example.encode()).encoded == Ready(text + example + end).encoded
+        )
 
     def ready(self, middle: bytes) -> Ready:
         """The text with this in it."""
