@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -29,8 +29,8 @@ from senders.mime import (
     unstructured,
 )
 from senders.mime import address as header_address
-from senders.rows import Column, Rows, columns_of, cut, items_of
-from senders.tags import Pair, Product
+from senders.rows import Rows, columns_of, items_of
+from senders.tags import Pair, Product, Shelf
 from senders.templates import (
     GLOBALS,
     RENDER_ERRORS,
@@ -40,7 +40,7 @@ from senders.templates import (
     TemplateSource,
     render_error,
 )
-from senders.tracking import link_context
+from senders.tracking import MessageLinks
 from warehouse.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from senders.plan import SendPlan
     from senders.settings import SenderSettings
 
-__all__ = ["Composer", "Envelope", "RecipientError", "keep_heap", "render_batch", "render_rows"]
+__all__ = ["Batch", "Composer", "Envelope", "RecipientError", "keep_heap", "render_batch", "render_rows"]
 
 _log = logging.getLogger("mailhouse.composing")
 _KEPT_HEADINGS = 4096
@@ -160,9 +160,11 @@ class Composer:
         self.envelope = envelope
         # the header needs it whatever the template says
         self._names = self.template.names | ({"unsubscribe_url"} if envelope.is_marketing else set())
+        self._links = MessageLinks(envelope.links, self.template.source.tracking, self._names)
+        self._shelves: dict[tuple[Any, ...], Shelf] = {}
         self._headings: dict[tuple[Any, ...], tuple[str, str, bytes]] = {}
         self._constants = {
-            **GLOBALS, "preheader": "", **envelope.constants,
+            **GLOBALS, "preheader": "", **envelope.constants, **self._links.constants,
             "campaign": {"variant": "", **envelope.constants.get("campaign", {})},
         }  # fmt: skip
         domain = ascii_domain(envelope.sender.email.rpartition("@")[2])
@@ -197,32 +199,31 @@ class Composer:
     ) -> dict[str, Any]:
         """What merge tags of one message may name; the event is in the contact's `EVENT_COLUMN`."""
         context = {
-            **self._constants,
-            "contact": contact,
-            "recommendations": Recommendations(recommendations),
-            "now": now,
-            **link_context(self.envelope.links, message_id, self.template.source.tracking, self._names),
-        }
+            **self._constants, **self._links.of(message_id),
+            "contact": contact, "recommendations": Recommendations(recommendations), "now": now,
+        }  # fmt: skip
         if "event" in self._names:
             context["event"] = event_context(contact.get(EVENT_COLUMN))
         if variant and not context["campaign"]["variant"]:
             context["campaign"] = {**context["campaign"], "variant": variant}
         return context
 
-    def compose(
+    def compose(self, context: dict[str, Any], message_id: str, sent_at: datetime) -> bytes:
+        """One message, header and all, with CRLF line ends; see `composed`."""
+        return self.composed(context, message_id, sent_at)[0]
+
+    def composed(
         self,
         context: dict[str, Any],
         message_id: str,
         sent_at: datetime,
-        subjects: list[str] | None = None,
         pairs: Sequence[Pair] | None = None,
-    ) -> bytes:
-        """One message, header and all, with CRLF line ends.
+    ) -> tuple[bytes, str]:
+        """One message, header and all, with CRLF line ends, and its subject.
 
         Args:
             context: from `context`, with a contact that has `email`, and `first_name` and `last_name` if known; gets
                 `preheader`.
-            subjects: a list that the subject is appended to.
             pairs: what the template's `tags.of_contact` print of this contact; see `senders.wire.WirePart.write`.
 
         Raises:
@@ -231,13 +232,12 @@ class Composer:
         """
         contact = context["contact"]
         template = self.template.in_locale(contact.get("locale"))
-        context["locale"] = template.source.locale
-        first, last = contact.get("first_name"), contact.get("last_name")
-        name = f"{first} {last}" if first and last else str(first or last or "")
+        locale = context["locale"] = template.source.locale
         try:
-            recipient = header_address(Address(contact["email"] or "", one_line(name)), 4)
+            recipient = header_address(Address(contact["email"] or "", name_of(contact)), 4)
         except ValueError as error:
             raise RecipientError(str(error)) from None
+        attached = self._attached[locale]
         try:
             subject, context["preheader"], heading = self._heading(template, context)
             out = [
@@ -250,7 +250,6 @@ class Composer:
                     % context["unsubscribe_url"].encode("ascii")
                 )
             text, html = template.wire_parts
-            attached = self._attached[template.source.locale]
             out += (self._shared, attached[0])
             text.write(context, out, pairs)
             out.append(_HTML_BOUNDARY)
@@ -258,13 +257,27 @@ class Composer:
         except RENDER_ERRORS as error:
             raise render_error(error) from error
         out.append(attached[1])
-        if subjects is not None:
-            subjects.append(subject)
         raw = b"".join(out)
         if self.envelope.signer is None:
-            return raw
+            return raw, subject
         # our quoted-printable and base64 are in that form; file names may not be
-        return self.envelope.signer.sign(raw, is_relaxed=not template.source.attachments)
+        return self.envelope.signer.sign(raw, is_relaxed=not template.source.attachments), subject
+
+    def products(self, template: Template, rows: Rows) -> list[Sequence[Product]]:
+        """The products of each row, with what the tags of this translation print of them."""
+        if not rows.counts:
+            return [()] * rows.height
+        source = template.source
+        key = (source.locale, *((name, column.kind) for name, column in rows.items.items()))
+        shelf = self._shelves.get(key)
+        if shelf is None:
+            links, parameters = self.envelope.links, source.tracking.parameters
+            shelf = self._shelves[key] = Shelf(
+                template.tags, rows.items, source.locale,
+                lambda index, url: links.target_with(index, url, parameters) if source.tracking.clicks else None,
+            )  # fmt: skip
+        made = iter(shelf.products(rows.items, sum(rows.counts)))
+        return [tuple(itertools.islice(made, count)) for count in rows.counts]
 
     def _heading(self, template: Template, context: dict[str, Any]) -> tuple[str, str, bytes]:
         """Subject, preheader, and the subject as its header has it: once for all whose fields in it are the same."""
@@ -286,6 +299,12 @@ class Composer:
                 self._headings.clear()
             known = self._headings[key] = (subject, preheader, unstructured(subject, 9).encode())
         return known
+
+
+def name_of(contact: Mapping[str, Any]) -> str:
+    """A contact's name as one line of a header."""
+    first, last = contact.get("first_name"), contact.get("last_name")
+    return one_line(f"{first} {last}" if first and last else str(first or last or ""))
 
 
 def keep_heap(size: int = 256 << 20) -> bool:
@@ -349,24 +368,66 @@ def render_rows(
         variants: each contact's variant of the experiment.
         subjects: a list that gets each message's subject, empty where there is an error.
     """
-    everybody = [variants[at] if variants else "" for at in range(rows.height)]
-    found = subjects if subjects is not None else []
-    groups = _by_template(composer.template, rows)
-    if len(groups) == 1:
-        ((template, _),) = groups.items()
-        return _render_alike(composer, template, rows, message_ids, now, everybody, found)
-    done: list[bytes | RenderError] = [b""] * rows.height
-    theirs = [""] * rows.height
-    for template, places in groups.items():
-        of_group: list[str] = []
-        made = _render_alike(
-            composer, template, rows.only(places), [message_ids[at] for at in places], now,
-            [everybody[at] for at in places], of_group,
-        )  # fmt: skip
-        for at, raw, subject in zip(places, made, of_group, strict=True):
-            done[at], theirs[at] = raw, subject
-    found += theirs
+    batch = Batch(composer, rows, message_ids, now, variants=variants)
+    done = [batch.make(position) for position in range(rows.height)]
+    if subjects is not None:
+        subjects += batch.subjects
     return done
+
+
+class Batch:
+    """Messages of some contacts, each made when it is asked for. As `render_rows`.
+
+    Attributes:
+        subjects: of the messages made so far, by position; empty where there is none.
+    """
+
+    def __init__(
+        self,
+        composer: Composer,
+        rows: Rows,
+        message_ids: Sequence[str],
+        now: datetime,
+        *,
+        variants: Sequence[str] | None = None,
+    ) -> None:
+        self._composer, self._message_ids, self._now = composer, message_ids, now
+        self._sent_at = now.replace(microsecond=0)
+        self._variants = variants or [""] * rows.height
+        self.subjects = [""] * rows.height
+        self._contacts = rows.contacts()
+        groups = _by_template(composer.template, rows)
+        if len(groups) == 1:
+            ((template, _),) = groups.items()
+            self._pairs: Sequence[Sequence[Pair]] = _printed(template, rows)
+            self._products: Sequence[Sequence[Product]] = composer.products(template, rows)
+            return
+        pairs: list[Sequence[Pair]] = [()] * rows.height
+        products: list[Sequence[Product]] = [()] * rows.height
+        for template, places in groups.items():
+            mine = rows.only(places)
+            found = zip(places, _printed(template, mine), composer.products(template, mine), strict=True)
+            for at, printed, goods in found:
+                pairs[at], products[at] = printed, goods
+        self._pairs, self._products = pairs, products
+
+    def make(self, position: int) -> bytes | RenderError:
+        """One message, or why it could not be made."""
+        composer, message_id = self._composer, self._message_ids[position]
+        try:
+            context = composer.context(
+                self._contacts[position],
+                self._products[position],
+                message_id,
+                self._now,
+                self._variants[position],
+            )
+            raw, self.subjects[position] = composer.composed(
+                context, message_id, self._sent_at, self._pairs[position]
+            )
+        except RenderError as error:
+            return error
+        return raw
 
 
 def _by_template(template: Template, rows: Rows) -> dict[Template, list[int]]:
@@ -380,68 +441,9 @@ def _by_template(template: Template, rows: Rows) -> dict[Template, list[int]]:
     return groups or {template: []}
 
 
-def _render_alike(
-    composer: Composer,
-    template: Template,
-    rows: Rows,
-    message_ids: Sequence[str],
-    now: datetime,
-    variants: Sequence[str],
-    subjects: list[str],
-) -> list[bytes | RenderError]:
-    """Messages of rows that all get this translation."""
-    sent_at = now.replace(microsecond=0)
-    done: list[bytes | RenderError] = []
-    for contact, pairs, products, message_id, variant in zip(
-        rows.contacts(),
-        _printed(template, rows),
-        _products(template, rows),
-        message_ids,
-        variants,
-        strict=True,
-    ):
-        try:
-            context = composer.context(contact, products, message_id, now, variant)
-            done.append(composer.compose(context, message_id, sent_at, subjects, pairs))
-        except RenderError as error:
-            done.append(error)
-            subjects.append("")
-    return done
-
-
-def _printed(template: Template, rows: Rows) -> Iterable[Sequence[Pair]]:
+def _printed(template: Template, rows: Rows) -> list[Sequence[Pair]]:
     """What tags print of each contact."""
     tags = template.tags.of_contact
     locale = template.source.locale
     columns = [tag.pairs(rows.columns.get(tag.field), rows.height, locale) for tag in tags]
-    return zip(*columns, strict=True) if columns else itertools.repeat((), rows.height)
-
-
-def _products(template: Template, rows: Rows) -> Sequence[Sequence[Product]]:
-    """The products of each contact, with what tags print of them."""
-    if not rows.counts:
-        return [()] * rows.height
-    tags = template.tags
-    total = sum(rows.counts)
-    columns = [
-        tag.pairs(rows.items.get(tag.field), total, template.source.locale) for tag in tags.of_products
-    ]
-    others = [name for name in rows.items if tags.product_fields is None or name in tags.product_fields]
-    made = [
-        Product(zip(others, values, strict=True))
-        for values in zip(*(rows.items[name].objects for name in others), strict=True)
-    ] if others else [Product() for _ in range(total)]  # fmt: skip
-    printed = zip(*columns, strict=True) if columns else itertools.repeat((), total)
-    for product, pairs in zip(made, printed, strict=True):
-        product.pairs = pairs
-    if len(others) < len(rows.items) and not all(map(all, itertools.chain.from_iterable(columns))):
-        # where a tag is evaluated, it finds all there is
-        for at, product in enumerate(made):
-            if not all(map(all, product.pairs)):
-                product.update((name, _object(one, at)) for name, one in rows.items.items())
-    return cut(iter(made), rows.counts)
-
-
-def _object(column: Column, at: int) -> Any:
-    value, decode = column.values[at], column.decode
-    return value if value is None or decode is None else decode(value)
+    return list(zip(*columns, strict=True)) if columns else [()] * rows.height

@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import re
 import sqlite3
@@ -132,6 +133,18 @@ class Outcome(NamedTuple):
         return cls(
             row_id, delivery.status, delivery.reason, delivery.provider_message_id, delivery.reply, subject
         )
+
+    @classmethod
+    def of_all(
+        cls, row_ids: Sequence[int], deliveries: Sequence[Delivery], subjects: Sequence[str]
+    ) -> list[Outcome]:
+        """`of` for many, in their order."""
+        if not deliveries:
+            return []
+        _, statuses, reasons, ids, replies, *_ = zip(*deliveries, strict=True)
+        # `_make` without counting the fields
+        make = functools.partial(tuple.__new__, cls)
+        return list(map(make, zip(row_ids, statuses, reasons, ids, replies, subjects, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -579,24 +592,25 @@ class Ledger:
         sequences: dict[int, int] = {}
         for ids in _chunks([outcome.row_id for outcome in outcomes]):
             sequences.update(_directly(connection, _OWNED, ids, run_id=run.run_id, before=before))
+        # what another run has taken over, or was recorded before, is left alone
+        mine: dict[int, Outcome] = {one.row_id: one for one in outcomes if one.row_id in sequences}
+        if not mine:
+            return
+        row_ids, statuses, reasons, ids, replies, subjects = zip(*mine.values(), strict=True)
+        words = [
+            ended
+            for (status, reason), same in itertools.groupby(zip(statuses, reasons, strict=True))
+            for ended in [(str(status), str(reason)[:100])] * sum(1 for _ in same)
+        ]
         alike: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
-        changes: list[tuple[Any, ...]] = []
-        last: tuple[Status, str] | None = None
-        status = reason = ""
-        group: list[int] = []
-        for row_id, given, why, provider_message_id, reply, subject in outcomes:
-            sequence = sequences.pop(row_id, None)
-            if sequence is None:
-                continue
-            # nearly all of a window end alike
-            if last is None or given is not last[0] or why != last[1]:
-                last = given, why
-                status, reason = str(given), str(why)[:100]
-                group = alike[status, reason]
-            group.append(row_id)
-            changes.append(
-                (row_id, sequence + 1, status, reason, subject, provider_message_id[:250], reply[:_REPLY], at)
+        for row_id, ended in zip(row_ids, words, strict=True):
+            alike[ended].append(row_id)
+        changes = [
+            (row_id, sequences[row_id] + 1, *ended, subject, provider_message_id[:250], reply[:_REPLY], at)
+            for row_id, ended, subject, provider_message_id, reply in zip(
+                row_ids, words, subjects, ids, replies, strict=True
             )
+        ]
         if "\0" in "".join([text for change in changes for text in change[4:7]]):
             changes = [(*row[:4], *map(_storable, row[4:7]), row[7]) for row in changes]
         for (status, reason), row_ids in alike.items():

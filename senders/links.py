@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from urllib.parse import quote, urlsplit
 
-from senders.pieces import Ready
-from senders.unsubscribe import LinkKey, verify_token
+from senders.pieces import Ready, Stem
+from senders.unsubscribe import TOKEN_LENGTH, LinkKey, id_content, verify_token
 
-__all__ = ["Click", "Links", "Tracking", "with_parameters"]
+__all__ = ["PAGES", "Click", "Links", "Tracking", "with_parameters"]
 
 _SIGNATURE = 16
 _LONGEST = 1500  # characters; encoded, and with what is not ASCII trebled, some 6,000
@@ -32,6 +32,8 @@ _TARGETS_KEPT = 8192
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _WEB = re.compile(r"https?://[^/?#\s]", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
+#: Pages of the gateway that a message leads to; in templates `unsubscribe_url` and so on.
+PAGES = ("unsubscribe", "preferences", "confirm")
 UTM_NAMES = ("source", "medium", "campaign", "term", "content")
 
 
@@ -81,26 +83,49 @@ class Links:
         self.base_url = base_url.rstrip("/")
         self._key = LinkKey(key)
         self._targets: dict[tuple[int, str, tuple[tuple[str, str], ...]], Ready | None] = {}
+        self._pages = {purpose: Stem(f"{self.base_url}/{purpose}/", TOKEN_LENGTH) for purpose in PAGES}
+        self._click = Stem(f"{self.base_url}/c/", TOKEN_LENGTH, "/")
+        self._pixel = Stem(f"{self.base_url}/o/", TOKEN_LENGTH, ".gif")
 
     def __reduce__(self) -> tuple[type[Links], tuple[bytes, str]]:
         return Links, (self._key.key, self.base_url)
 
+    def page(self, purpose: str, content: bytes) -> Ready:
+        """The link of one message to a page: `unsubscribe`, `preferences` or `confirm`.
+
+        Args:
+            content: the message's id, see `senders.unsubscribe.id_content`.
+        """
+        return self._pages[purpose].ready(self._key.token_of(content, purpose))
+
     def unsubscribe(self, message_id: str) -> Ready:
         """The link of one message: GET shows a page that asks, POST unsubscribes (RFC 8058)."""
-        return Ready(f"{self.base_url}/unsubscribe/{self._key.token(message_id, 'unsubscribe')}")
+        return self.page("unsubscribe", id_content(message_id))
 
     def preferences(self, message_id: str) -> Ready:
         """The link to the page where the recipient chooses what to get."""
-        return Ready(f"{self.base_url}/preferences/{self._key.token(message_id, 'preferences')}")
+        return self.page("preferences", id_content(message_id))
 
     def confirm(self, message_id: str) -> Ready:
         """The link that confirms a subscription: GET shows a page that asks, POST confirms."""
-        return Ready(f"{self.base_url}/confirm/{self._key.token(message_id, 'confirm')}")
+        return self.page("confirm", id_content(message_id))
+
+    def tracking_token(self, content: bytes) -> bytes:
+        """The token of what is tracked in one message, from its id's bytes."""
+        return self._key.token_of(content, "track")
+
+    def click(self, token: bytes) -> Ready:
+        """What tracked links of a message begin with, from its `tracking_token`."""
+        return self._click.ready(token)
+
+    def pixel(self, token: bytes) -> Ready:
+        """The address of a message's pixel, from its `tracking_token`."""
+        return self._pixel.ready(token)
 
     def tracked(self, message_id: str) -> tuple[Ready, Ready]:
         """What tracked links of one message begin with, and the address of its pixel."""
-        token = self._key.token(message_id, "track")
-        return Ready(f"{self.base_url}/c/{token}/"), Ready(f"{self.base_url}/o/{token}.gif")
+        token = self.tracking_token(id_content(message_id))
+        return self.click(token), self.pixel(token)
 
     def target(self, index: int, url: str) -> Ready:
         """The part of a tracked link behind the token: number, signature and address."""

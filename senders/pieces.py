@@ -20,6 +20,8 @@ KEPT_LENGTH = 200
 _KEPT_VALUES = 2048
 _NUMBERS = frozenset({int, float, Decimal})
 _ESCAPED = re.compile(r"[&<>\"']")
+#: What HTML escapes, line ends of which text may make blank lines, or nothing at all.
+_DIFFERS = re.compile(r"[&<>\"'\r\n]|\A\Z")
 _PLAIN = re.compile(r"[ -<>-~]+")
 _PLAIN_HTML = re.compile(r"[ !#$%(-;?-~]+")
 
@@ -47,6 +49,46 @@ class Ready(str):
 
     def __reduce__(self) -> tuple[type[Ready], tuple[str]]:
         return Ready, (str(self),)
+
+
+class Stem:
+    """What many texts begin with, encoded once: links that differ in their token only.
+
+    Args:
+        text: what they begin with.
+        length: of what follows: characters of URL-safe base64.
+        end: what stands behind that.
+    """
+
+    __slots__ = ("_cut", "_encoded", "_encoded_end", "_end", "_is_simple", "_text")
+
+    def __init__(self, text: str, length: int, end: str = "") -> None:
+        self._text, self._end = text, end
+        # lines break where they always do; what follows cannot be longer than one
+        whole = len(text) // QUOTED_LENGTH * QUOTED_LENGTH
+        lines = [text[at : at + QUOTED_LENGTH] for at in range(0, whole, QUOTED_LENGTH)]
+        self._encoded = "=\r\n".join([*lines, text[whole:]]).encode()
+        self._cut = QUOTED_LENGTH - (len(text) - whole)
+        self._encoded_end = f"{end}=\r\n".encode()
+        example = "A" * length
+        # a line that begins with a dot, a break within the end: rare enough to go the long way
+        self._is_simple = text.isascii()
+        self._is_simple = (
+            self._is_simple and self.ready(example.encode()).encoded == Ready(text + example + end).encoded
+        )
+
+    def ready(self, middle: bytes) -> Ready:
+        """The text with this in it."""
+        text = f"{self._text}{middle.decode()}{self._end}"
+        if not self._is_simple:
+            return Ready(text)
+        made = str.__new__(Ready, text)
+        cut = self._cut
+        if cut < len(middle):
+            made.encoded = b"%b%b=\r\n%b%b" % (self._encoded, middle[:cut], middle[cut:], self._encoded_end)
+        else:
+            made.encoded = b"%b%b%b" % (self._encoded, middle, self._encoded_end)
+        return made
 
 
 class _Encoded(dict[str, bytes]):
@@ -129,19 +171,37 @@ def made_in_text(text: str) -> bytes:
     return TEXT_VALUES["".join((text,))]
 
 
-def looks_alike(value: Any) -> bool:
+def pieces_of(of_text: Any, of_html: Any) -> tuple[bytes, bytes]:
+    """Pieces of a value in text and in HTML, made anew; they are the same object where they are alike.
+
+    Args:
+        of_text, of_html: the value as filters left it in either part.
+    """
+    kind = type(of_text)
+    if of_html is of_text:
+        if kind in _NUMBERS:
+            written = str(of_text)
+            if len(written) <= QUOTED_LENGTH:
+                # a number neither holds what is escaped nor begins with a dot
+                piece = written.encode() + b"=\r\n"
+                return piece, piece
+        elif kind is str and not _DIFFERS.search(of_text) and not of_text.isspace():
+            piece = _plain(of_text) if _PLAIN_HTML.fullmatch(of_text) else quoted(of_text)
+            return piece, piece
+    text = TEXT_VALUES.made(of_text if kind is str else str(of_text))
+    if of_html is of_text and _looks_alike(of_text) and not text.endswith(MARK):
+        return text, text
+    html = _piece_in_html(of_html)
+    return (text, text) if text == html else (text, html)
+
+
+def _looks_alike(value: Any) -> bool:
     """Whether a value is written in HTML as in text: nothing in it is escaped."""
     return not _ESCAPED.search(value) if type(value) is str else type(value) in _NUMBERS
 
 
-def piece_in_html(value: Any) -> bytes:
-    """A value's piece, made anew."""
+def _piece_in_html(value: Any) -> bytes:
     if type(value) is str:
         return HTML_VALUES.made(value)
     # numbers hold nothing that is escaped
     return _done_values.made(str(value) if type(value) in _NUMBERS else str(escape(value)))
-
-
-def piece_in_text(value: Any) -> bytes:
-    """The same for text."""
-    return TEXT_VALUES.made(value if type(value) is str else str(value))

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import json
+import operator
 import signal
 import threading
 import time
@@ -44,6 +46,7 @@ from senders.rows import NOT_PROFILE, Rows
 from senders.settings import SenderSettings, require_identity, require_rehearsal_safe
 from senders.tracking import tracking_of
 from senders.workers import (
+    GARBAGE_THRESHOLDS,
     Answer,
     InProcess,
     Processes,
@@ -57,6 +60,7 @@ from warehouse.errors import InputError, MailhouseError
 
 _REQUIRED = ("contact_id", "email", "skip_reason")
 _JOURNALS = "journals"  # in the home folder
+_IS_TRANSIENT = operator.attrgetter("is_transient")
 _PAUSE_SECONDS = 2.0  # a pause takes hold within so many, and the windows under way
 
 
@@ -271,7 +275,7 @@ class _Sender:
         self.workers.run_id = run.run_id
         outcome = "failed"
         try:
-            with _heartbeat(self.ledger, run, self.settings.claim_lease):
+            with _heartbeat(self.ledger, run, self.settings.claim_lease), _rare_collections():
                 try:
                     for frame in frames:
                         if self.is_over:
@@ -499,8 +503,10 @@ class _Sender:
         outcomes: list[Outcome] = []
         later: dict[float, list[int]] = {}
         released: list[int] = []
+        if not any(map(_IS_TRANSIENT, answer.deliveries)):
+            outcomes = Outcome.of_all(window.row_ids, answer.deliveries, answer.subjects)
         for place, (row_id, delivery, subject) in enumerate(
-            zip(window.row_ids, answer.deliveries, answer.subjects, strict=True)
+            () if outcomes else zip(window.row_ids, answer.deliveries, answer.subjects, strict=True)
         ):
             if delivery.is_transient:
                 wait = self.retry.wait(window.tries, delivery.retry_after)
@@ -578,6 +584,17 @@ def _signals(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Look for garbage rarely: a window is thousands of tuples, and none of them is part of a cycle."""
+    before = gc.get_threshold()
+    gc.set_threshold(max(before[0], GARBAGE_THRESHOLDS[0]), *GARBAGE_THRESHOLDS[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import marshal
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -255,8 +255,3 @@ def items_of(recommendations: Sequence[Sequence[Mapping[str, Any]] | None]) -> d
 def _known(values: list[Any]) -> Column:
     kinds = set(map(type, values)) - {type(None)}
     return Column(values, "text" if kinds == {str} else "integer" if kinds == {int} else "")
-
-
-def cut(values: Iterator[Any], counts: Sequence[int]) -> list[list[Any]]:
-    """An iterator's values as lists of these lengths."""
-    return [list(itertools.islice(values, count)) for count in counts]

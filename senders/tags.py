@@ -6,14 +6,15 @@ depend on the field's value alone, and on the language of the file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, nodes
 from jinja2.runtime import Context
 
 from senders.filters import FILTERS, LOCALISED
-from senders.pieces import KEPT_LENGTH, MARK, looks_alike, piece_in_html, piece_in_text
+from senders.pieces import KEPT_LENGTH, Ready, pieces_of
 from senders.rows import Column
 
 #: What a tag prints in the text part and in the HTML part: both None where the field is empty and nothing stands for
@@ -25,7 +26,12 @@ EVALUATE: Pair = (b"", b"")
 MISSING: Any = object()
 #: A tag: field, default, filters with their arguments.
 Key = tuple[str, Any, tuple[tuple[str, tuple[Any, ...], tuple[tuple[str, Any], ...]], ...]]
+#: What stands behind the token of a tracked link: number of the link and address -> piece; None if it is no web link.
+Targets = Callable[[int, str], "Ready | None"]
+#: The filter of links that lead through the gateway; its argument is the link's number.
+TRACKED = "tracked"
 _KEPT_PAIRS = 8192
+_KEPT_PRODUCTS = 24_000
 #: Filters that depend on their value and arguments alone, and on the locale of the file.
 _SAME = frozenset(
     ("money", "number", "date", "pluralize", "plural", "upper", "lower", "title", "capitalize", "trim", "round", "int",
@@ -37,10 +43,14 @@ _PLAIN_TYPES = (str, int, float, bool, type(None))
 
 
 class Product(dict[str, Any]):
-    """A recommended product: its fields, and what each tag prints of it, by the tag's number."""
+    """A recommended product: its fields, and what tags print of it.
 
-    __slots__ = ("pairs",)
-    pairs: Sequence[Pair]
+    Attributes:
+        pieces: for text and for HTML, one tag after the other; those of tag n begin at 2n.
+    """
+
+    __slots__ = ("pieces",)
+    pieces: Sequence[bytes | None]
 
     def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
         return dict, (dict(self),)
@@ -49,65 +59,104 @@ class Product(dict[str, Any]):
 class Printed:
     """A tag that prints one field of a record, through filters that depend on nothing else.
 
+    Where the last of the filters is `TRACKED`, what it prints is the part of the link that all messages share.
+
     Args:
         default: what stands for an empty field; `MISSING` where nothing does.
         filters: name, positional and named arguments of each.
         environments: of text and HTML.
     """
 
-    __slots__ = ("_environments", "_filters", "_is_same", "_memories", "default", "field")
+    __slots__ = ("_environments", "_filters", "_index", "_is_same", "_memories", "_steps", "default", "field")
 
     def __init__(self, key: Key, environments: tuple[Environment, Environment]) -> None:
-        self.field, self.default, self._filters = key
+        self.field, self.default, filters = key
         self._environments = environments
+        is_tracked = bool(filters) and filters[-1][0] == TRACKED
+        self._index: int | None = filters[-1][1][0] if is_tracked else None
+        self._filters = filters[:-1] if is_tracked else filters
         # nothing that depends on whether the part is escaped
         self._is_same = all(name in _SAME for name, _, _ in self._filters)
         self._memories: dict[tuple[str, str], _Memory] = {}
+        self._steps: dict[
+            str, list[tuple[str, Callable[..., Any] | None, tuple[Any, ...], dict[str, Any]]]
+        ] = {}
 
     def pairs(self, column: Column | None, height: int, locale: str) -> list[Pair]:
         """What the tag prints for each value of a column."""
         if column is None:
-            return [EMPTY if self.default is MISSING else self.printed(self.default, locale)] * height
+            return [self._of_nothing(locale)] * height
+        return list(map(self.printer(column, locale), column.values))
+
+    def printer(
+        self, column: Column | None, locale: str, targets: Targets | None = None
+    ) -> Callable[[Any], Pair]:
+        """From a value of a column of this kind to what the tag prints of it.
+
+        Args:
+            targets: of tracked links; what is remembered of those goes with the answer.
+        """
+        if column is None:
+            pair = self._of_nothing(locale)
+            return lambda _: pair
         key = (column.kind, locale)
         memory = self._memories.get(key)
         if memory is None:
-            memory = self._memories[key] = _Memory(self, column, locale)
-        if column.kind:
-            return list(map(memory.__getitem__, column.values))
+            memory = _Memory(self, column, locale, targets)
+            if self._index is None:
+                self._memories[key] = memory
         # 1, True, 1.0 and Decimal('1.00') are one key and print differently
-        return [memory.made(value) for value in column.values]
+        return memory.__getitem__ if column.kind else memory.made
 
-    def printed(self, value: Any, locale: str) -> Pair:
+    def printed(self, value: Any, locale: str, targets: Targets | None = None) -> Pair:
         """What the tag prints of a value, which is not empty."""
         try:
+            if self._index is not None:
+                link = str(self._filtered(self._environments[1], value, locale))
+                target = None if targets is None else targets(self._index, link)
+                return EVALUATE if target is None else (target.encoded, target.encoded)
             of_text = self._filtered(self._environments[0], value, locale) if self._filters else value
             of_html = of_text if self._is_same else self._filtered(self._environments[1], value, locale)
-            text = piece_in_text(of_text)
-            is_alike = of_html is of_text and looks_alike(of_text) and not text.endswith(MARK)
-            html = text if is_alike else piece_in_html(of_html)
+            return pieces_of(of_text, of_html)
         except Exception:  # noqa: BLE001 - whatever it is, it is raised where the tag stands, if that is reached
             return EVALUATE
-        return (text, text) if text == html else (text, html)
+
+    def _of_nothing(self, locale: str) -> Pair:
+        return EMPTY if self.default is MISSING else self.printed(self.default, locale)
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether a number may come as a text: what writes amounts reads them as such."""
+        return bool(self._filters) and self._filters[0][0] == "money"
 
     def _filtered(self, environment: Environment, value: Any, locale: str) -> Any:
-        for name, positional, named in self._filters:
-            if name in LOCALISED:
-                value = LOCALISED[name](value, *positional, **{"locale": locale, **dict(named)})
-            elif name == "pluralize":
-                value = FILTERS[name](value, *positional, **dict(named))
+        steps = self._steps.get(locale)
+        if steps is None:
+            steps = self._steps[locale] = [
+                (
+                    name,
+                    LOCALISED.get(name) or (FILTERS[name] if name == "pluralize" else None),
+                    positional,
+                    {"locale": locale, **dict(named)} if name in LOCALISED else dict(named),
+                )
+                for name, positional, named in self._filters
+            ]
+        for name, function, positional, named in steps:
+            if function is not None:
+                value = function(value, *positional, **named)
             else:
                 context = Context(environment, {"locale": locale}, "", {})
-                value = environment.call_filter(name, value, positional, dict(named), context)
+                value = environment.call_filter(name, value, positional, named, context)
         return value
 
 
 class _Memory(dict[Any, Pair]):
     """What a tag prints, by value."""
 
-    def __init__(self, printed: Printed, column: Column, locale: str) -> None:
+    def __init__(self, printed: Printed, column: Column, locale: str, targets: Targets | None = None) -> None:
         super().__init__()
-        self._printed, self._locale = printed, locale
-        self._decode = column.decode
+        self._printed, self._locale, self._targets = printed, locale, targets
+        self._decode = None if column.kind == "decimal" and printed.takes_text else column.decode
         self._older: dict[Any, Pair] = {}
 
     def __missing__(self, value: Any) -> Pair:
@@ -124,8 +173,66 @@ class _Memory(dict[Any, Pair]):
         """What the tag prints of a value, without looking whether it is known."""
         printed = self._printed
         if value is None or value == "":
-            return EMPTY if printed.default is MISSING else printed.printed(printed.default, self._locale)
-        return printed.printed(value if self._decode is None else self._decode(value), self._locale)
+            if printed.default is MISSING:
+                return EMPTY
+            return printed.printed(printed.default, self._locale, self._targets)
+        decoded = value if self._decode is None else self._decode(value)
+        return printed.printed(decoded, self._locale, self._targets)
+
+
+class Shelf(dict[tuple[Any, ...], Product]):
+    """Products as the tags of a template print them, by the values of their fields: the same few go to many.
+
+    Args:
+        columns: the fields, of the kinds that all products of this shelf have.
+        locale: of the file.
+        targets: of tracked links.
+    """
+
+    def __init__(self, tags: Tags, columns: Mapping[str, Column], locale: str, targets: Targets) -> None:
+        super().__init__()
+        places = {name: place for place, name in enumerate(columns)}
+        self._tags = [
+            (places.get(tag.field), tag.printer(columns.get(tag.field), locale, targets))
+            for tag in tags.of_products
+        ]
+        self._fields = [(name, place, columns[name].decode) for name, place in places.items()]
+        fields = tags.product_fields
+        self._looked_at = [one for one in self._fields if fields is None or one[0] in fields]
+        self._texts = [places[name] for name, column in columns.items() if column.kind == "text"]
+        self._is_known = all(column.kind for column in columns.values())
+        self._older: dict[tuple[Any, ...], Product] = {}
+
+    def products(self, columns: Mapping[str, Column], total: int) -> Iterable[Product]:
+        """Products of these columns, so many; those with the same fields are the same object."""
+        if not columns:
+            return [self[()]] * total
+        rows = zip(*[column.values for column in columns.values()], strict=True)
+        # other objects may be equal and print differently, or not be hashable
+        return map(self.__getitem__ if self._is_known else self._made, rows)
+
+    def __missing__(self, values: tuple[Any, ...]) -> Product:
+        # as `_Memory` does
+        product = self._older.get(values) or self._made(values)
+        for place in self._texts:
+            if len(values[place] or "") > 2 * KEPT_LENGTH:
+                return product
+        if len(self) >= _KEPT_PRODUCTS:
+            self._older = dict(self)
+            self.clear()
+        self[values] = product
+        return product
+
+    def _made(self, values: tuple[Any, ...]) -> Product:
+        pairs = [printer(None if place is None else values[place]) for place, printer in self._tags]
+        # where a tag is evaluated, it finds all there is
+        fields = self._looked_at if all(map(all, pairs)) else self._fields
+        product = Product()
+        for name, place, decode in fields:
+            value = values[place]
+            product[name] = value if decode is None or value is None else decode(value)
+        product.pieces = tuple(itertools.chain.from_iterable(pairs))
+        return product
 
 
 class Tags:
@@ -151,9 +258,11 @@ class Tags:
             (self.of_contact if is_contact else self.of_products).append(Printed(key, self._environments))
         return numbers[key]
 
-    def look_at(self, tree: nodes.Template) -> None:
-        """Note which fields of products a part looks at beside what it prints of them."""
-        _, others = product_fields(tree)
+    def look_at(self, tree: nodes.Template, *, is_precompiled: bool = True) -> None:
+        """Note which fields of products a part looks at beside what it prints of them; all where each is evaluated."""
+        used, others = product_fields(tree)
+        if not is_precompiled:
+            others = used
         if others is None or self.product_fields is None:
             self.product_fields = None
         else:
@@ -163,6 +272,12 @@ class Tags:
 def printed_of(node: nodes.Node) -> tuple[nodes.Name, Key] | None:
     """The name and field that a tag prints, if that is all that it depends on."""
     filters: list[tuple[str, tuple[Any, ...], tuple[tuple[str, Any], ...]]] = []
+    if isinstance(node, nodes.Filter) and node.name == TRACKED and node.node is not None:
+        constants = _constants(node)
+        if constants is None or constants[1] or [type(one) for one in constants[0]] != [int]:
+            return None
+        filters.append((TRACKED, *constants))
+        node = node.node
     while isinstance(node, nodes.Filter) and node.name in _PURE and node.node is not None:
         constants = _constants(node)
         if constants is None:

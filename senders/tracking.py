@@ -10,7 +10,8 @@ from jinja2 import pass_context
 from jinja2.runtime import Context
 from markupsafe import escape
 
-from senders.links import Links, Tracking, is_web, with_parameters
+from senders.links import PAGES, Links, Tracking, is_web, with_parameters
+from senders.unsubscribe import id_content
 
 if TYPE_CHECKING:
     from senders.mjml import LinkPart
@@ -107,24 +108,35 @@ def with_utm(context: Context, url: Any) -> str:
     return with_parameters(link, context["_tracking"].parameters) if is_web(link) else link
 
 
-def link_context(links: Links, message_id: str, tracking: Tracking, names: frozenset[str]) -> dict[str, Any]:
-    """The links of one message, by the name that templates know them by.
+class MessageLinks:
+    """The links of one message after the other, by the names that templates know them by.
 
     Args:
         names: names that the template uses; a link that it does not use is not signed.
     """
-    context: dict[str, Any] = {}
-    if "unsubscribe_url" in names:
-        context["unsubscribe_url"] = links.unsubscribe(message_id)
-    if "preferences_url" in names:
-        context["preferences_url"] = links.preferences(message_id)
-    if "confirm_url" in names:
-        context["confirm_url"] = links.confirm(message_id)
-    if tracking.clicks or tracking.opens:
-        context["click_url"], context["open_url"] = links.tracked(message_id)
-    if tracking.is_on:
-        context["_links"], context["_tracking"] = links, tracking
-    return context
+
+    def __init__(self, links: Links, tracking: Tracking, names: frozenset[str]) -> None:
+        self._links, self._has_clicks, self._has_opens = links, tracking.clicks, tracking.opens
+        self._pages = [(f"{page}_url", page) for page in PAGES if f"{page}_url" in names]
+        #: What is the same for all messages.
+        self.constants: dict[str, Any] = {"_links": links, "_tracking": tracking} if tracking.is_on else {}
+
+    def of(self, message_id: str) -> dict[str, Any]:
+        """The links of a message.
+
+        Raises:
+            ValueError: the message id is no UUID.
+        """
+        content = id_content(message_id)
+        links = self._links
+        made: dict[str, Any] = {name: links.page(page, content) for name, page in self._pages}
+        if self._has_clicks or self._has_opens:
+            token = links.tracking_token(content)
+            if self._has_clicks:
+                made["click_url"] = links.click(token)
+            if self._has_opens:
+                made["open_url"] = links.pixel(token)
+        return made
 
 
 def tracking_of(plan: SendPlan, settings: SenderSettings) -> Tracking:

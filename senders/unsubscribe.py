@@ -17,6 +17,7 @@ _PREFIXES = {purpose: f"mailhouse\0{purpose}\0".encode() for purpose in PURPOSES
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _ID = 16
 _SIGNATURE = 16
+TOKEN_LENGTH = 43  # characters
 _BLOCK = 64  # bytes of SHA-256's block
 
 
@@ -32,11 +33,12 @@ class LinkKey:
 
     def token(self, message_id: str, purpose: str) -> str:
         """As `make_token`."""
-        content = bytes.fromhex(message_id.replace("-", ""))
-        if len(content) != _ID:
-            raise ValueError(f"{message_id!r} is no UUID")
+        return self.token_of(id_content(message_id), purpose).decode()
+
+    def token_of(self, content: bytes, purpose: str) -> bytes:
+        """The token, ASCII, of what `id_content` made of a message id."""
         token = binascii.b2a_base64(content + self.sign(purpose, content), newline=False)
-        return token.translate(_URL_SAFE)[:43].decode()
+        return token.translate(_URL_SAFE)[:TOKEN_LENGTH]
 
     def sign(self, purpose: str, content: bytes) -> bytes:
         """HMAC-SHA256 over purpose and content (RFC 2104), cut to 128 bits."""
@@ -50,6 +52,18 @@ class LinkKey:
 
     def __reduce__(self) -> tuple[type[LinkKey], tuple[bytes]]:
         return LinkKey, (self.key,)
+
+
+def id_content(message_id: str) -> bytes:
+    """The sixteen bytes of a message id.
+
+    Raises:
+        ValueError: the message id is no UUID.
+    """
+    content = bytes.fromhex(message_id.replace("-", ""))
+    if len(content) != _ID:
+        raise ValueError(f"{message_id!r} is no UUID")
+    return content
 
 
 def make_token(key: bytes, message_id: str, purpose: str = "unsubscribe") -> str:
@@ -66,7 +80,7 @@ def make_token(key: bytes, message_id: str, purpose: str = "unsubscribe") -> str
 def verify_token(key: bytes, token: str, purpose: str = "unsubscribe") -> str | None:
     """The message id that a token was made for; None if we did not make it for this purpose."""
     # other spellings of the same bytes are refused: one message has one link
-    if len(token) != 43 or not token.isascii():
+    if len(token) != TOKEN_LENGTH or not token.isascii():
         return None
     try:
         content = base64.b64decode(token + "=", altchars=b"-_", validate=True)

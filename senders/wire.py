@@ -23,6 +23,7 @@ from typing import Any
 
 from jinja2 import Environment, nodes
 from jinja2.compiler import CodeGenerator, Frame
+from jinja2.idtracking import VAR_LOAD_RESOLVE
 from jinja2.runtime import Context
 
 from senders.mime import base64_lines, prefers_base64, quoted
@@ -35,7 +36,7 @@ from senders.pieces import (
     other_in_html,
     other_in_text,
 )
-from senders.tags import EVALUATE, MISSING, Pair, Product, Tags, printed_of
+from senders.tags import EVALUATE, MISSING, TRACKED, Pair, Product, Tags, printed_of
 
 Pieces = Callable[[tuple[bytes, ...]], None]
 
@@ -70,6 +71,11 @@ class WireContext(Context):
     write: Pieces
     pairs: Sequence[Pair]
 
+    @property
+    def click(self) -> bytes:
+        """What tracked links of this message begin with."""
+        return getattr(self.parent.get("click_url"), "encoded", b"")
+
     def begin(self, given: dict[str, Any], pairs: Sequence[Pair]) -> None:
         """Forget the last message."""
         self.parent, self.pairs = given, pairs
@@ -96,9 +102,27 @@ class _WireGenerator(CodeGenerator):
             name.name == "contact" and name.ctx != "load" for name in tree.find_all(nodes.Name)
         )
 
+        self._has_tracked = any(one.name == TRACKED for one in tree.find_all(nodes.Filter))
+
     def write_commons(self) -> None:
         super().write_commons()
         self.writeline("_contact = context.pairs")
+        self.writeline("_given = context.parent.get")
+        if self._has_tracked:
+            self.writeline("_click = context.click")
+
+    def enter_frame(self, frame: Frame) -> None:
+        if not (frame.toplevel and frame.rootlevel):
+            super().enter_frame(frame)
+            return
+        # when a message begins, the context has only what it was given: that needs no call into Python
+        loads = frame.symbols.loads
+        asked = {target: name for target, (action, name) in loads.items() if action == VAR_LOAD_RESOLVE}
+        for target, name in asked.items():
+            self.writeline(f"{target} = _given({name!r}, missing)")
+        frame.symbols.loads = {target: load for target, load in loads.items() if target not in asked}
+        super().enter_frame(frame)
+        frame.symbols.loads = loads
 
     def visit_Output(self, node: nodes.Output, frame: Frame) -> None:  # noqa: N802
         if frame.buffer is not None or frame.require_output_check:
@@ -141,24 +165,28 @@ class _WireGenerator(CodeGenerator):
             self._evaluated(node, frame)
             return
         name, (field, default, filters) = found
+        is_tracked = bool(filters) and filters[-1][0] == TRACKED
+        if is_tracked and (is_contact or not self._is_html):
+            self._evaluated(node, frame)
+            return
         stands_in = None
         if not filters and default is not MISSING:
             # the default stands apart, so tags of one field are one tag
             stands_in = (HTML_VALUES if self._is_html else TEXT_VALUES)[default] if default else b""
             default = MISSING
         number = self._tags.number((field, default, filters), is_contact=is_contact)
-        place = f"[{number}][{int(self._is_html)}]"
         if is_contact:
-            piece = f"_contact{place}"
+            piece = f"_contact[{number}][{int(self._is_html)}]"
             self.write(f"({piece} or (")
             if stands_in is not None:
                 self.write(f"{stands_in!r} if {piece} is None else ")
             self._evaluated(node, frame)
             self.write("))")
             return
-        self.write("(_piece if type(_record := ")
+        self.write("(_click + _piece if _click and " if is_tracked else "(_piece if ")
+        self.write("type(_record := ")
         self.visit(name, frame)
-        piece = f"_record.pairs{place}"
+        piece = f"_record.pieces[{2 * number + int(self._is_html)}]"
         self.write(f") is _Product and (_piece := {piece}) else ")
         if stands_in is not None:
             self.write(f"{stands_in!r} if type(_record) is _Product and {piece} is None else ")
@@ -264,14 +292,15 @@ class WirePart:
         head = b'Content-Type: text/%b; charset="utf-8"\r\nContent-Transfer-Encoding: %b\r\n\r\n'
         self._root: Callable[[Context], Iterator[str]] | None = None
         self.is_precompiled = not prefers_base64(_TAGS.sub("", source))
+        self._tags = tags or Tags(environment, environment)
         if not self.is_precompiled:
+            self._tags.look_at(environment.parse(source), is_precompiled=False)
             self._head, self._as_text = head % (subtype, b"base64"), as_text
             return
         self._head = head % (subtype, b"quoted-printable")
         if not is_trimmed and not source.endswith("\n"):
             source += "\n"
         tree = environment.parse(source)
-        self._tags = tags or Tags(environment, environment)
         self._tags.look_at(tree)
         generator = _WireGenerator(environment, tree, self._tags)
         generator.visit(tree)

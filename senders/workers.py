@@ -30,13 +30,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from campaigns.permissions import ADDRESS_COLUMNS
-from senders import mime
-from senders.composing import Composer, Envelope, RecipientError, keep_heap, render_rows
+from senders.composing import Batch, Composer, Envelope, RecipientError, keep_heap, name_of
 from senders.event_context import EVENT_COLUMN
 from senders.journal import Journal, Journals, Marks
 from senders.message import Address, Delivery, Message, Reason, RejectReason, Status
 from senders.providers import provider_class
-from senders.providers.base import Provider, ProviderError
+from senders.providers.base import Provider, ProviderError, unanswered
 from senders.rows import Rows
 from senders.templates import RenderError, Template
 from warehouse.errors import MailhouseError
@@ -48,6 +47,8 @@ if TYPE_CHECKING:
 #: Windows that a worker is given at once: one at hand, one to go on with.
 _AHEAD = 2
 _MOST_DEATHS = 3
+#: Of `gc.set_threshold`, for processes that handle windows.
+GARBAGE_THRESHOLDS = (50_000, 20, 100)
 _ROOT = Path(__file__).resolve().parent.parent  # where a worker finds this code
 _STATUSES = {status.value: status for status in Status}
 _PR_SET_PDEATHSIG = 1
@@ -106,10 +107,7 @@ class Answer:
         """The answer to a window, from what was composed and what the provider said of it, by message id."""
         return cls(
             [
-                one
-                if isinstance(one, Delivery)
-                else deliveries.get(message_id)
-                or Delivery(message_id, Status.UNKNOWN, reply="the provider gave no answer")
+                one if isinstance(one, Delivery) else deliveries.get(message_id) or unanswered(message_id)
                 for message_id, one in zip(window.message_ids, made, strict=True)
             ],
             [one.subject if isinstance(one, Message) else "" for one in made],
@@ -159,6 +157,7 @@ class Worker:
         self._address_column = ADDRESS_COLUMNS.get(plan.channel, "")
         self._envelope = envelope
         self._composer = Composer(template, self._envelope)
+        self.sender = envelope.sender
 
     def work(self, window: Window, marks: Marks | None = None) -> Answer:
         """Render a window and hand over what could be rendered.
@@ -166,71 +165,31 @@ class Worker:
         Args:
             marks: notes of what becomes of each message.
         """
-        made = self.compose(window)
-        messages = [one for one in made if isinstance(one, Message)]
-        found: dict[str, Delivery] = {}
-        if messages:
-            self.provider.marks = marks
-            if marks is not None and not self.provider.capabilities.marks_each:
-                marks.all_handed_over()
-            try:
-                found = {delivery.message_id: delivery for delivery in self.provider.send(messages)}
-            except ProviderError as error:
-                return Answer(error=error)
-        return Answer.of(window, made, found)
+        self.provider.marks = marks
+        making = _Making(self, window)
+        try:
+            deliveries = self.provider.send_each(window.message_ids, making.make)
+        except ProviderError as error:
+            return Answer(error=error)
+        return Answer(deliveries, making.subjects)
 
     def compose(self, window: Window) -> list[Message | Delivery]:
-        """A message for each row, or why there is none: made before the provider is called, so that this is known."""
-        now = datetime.now(UTC) + self._clock_offset
-        now = now.replace(microsecond=now.microsecond // 1000 * 1000)
-        rows = window.rows
-        if self.provider.capabilities.wants_raw:
-            return self._written(rows, window.message_ids, now)
-        made: list[Message | Delivery] = []
-        for contact, items, variant, message_id in zip(
-            rows.contacts(),
-            rows.recommendations(),
-            rows.texts("variant"),
-            window.message_ids,
-            strict=True,
-        ):
-            try:
-                made.append(self._in_parts(contact, items, variant, message_id, now))
-            except RenderError as error:
-                made.append(_not_rendered(message_id, error))
-            except ValueError as error:
-                made.append(Delivery(message_id, Status.INVALID, RejectReason.INVALID, reply=str(error)))
-        return made
+        """A message for each row, or why there is none."""
+        making = _Making(self, window)
+        return [making.make(position) for position in range(len(window.message_ids))]
 
-    def _written(self, rows: Rows, message_ids: Sequence[str], now: datetime) -> list[Message | Delivery]:
+    def batch(self, window: Window, now: datetime) -> Batch:
         """Whole messages as bytes, for providers that take those."""
-        subjects: list[str] = []
-        raws = render_rows(
-            self._composer, rows, message_ids, now, variants=rows.texts("variant"), subjects=subjects
+        return Batch(
+            self._composer, window.rows, window.message_ids, now, variants=window.rows.texts("variant")
         )
-        sent_at = now.replace(microsecond=0)
-        made: list[Message | Delivery] = []
-        for contact_id, email, message_id, raw, subject in zip(
-            rows.columns["contact_id"].values, rows.columns["email"].values, message_ids, raws, subjects,
-            strict=True,
-        ):  # fmt: skip
-            if isinstance(raw, RenderError):
-                made.append(_not_rendered(message_id, raw))
-            else:
-                made.append(
-                    Message.composed(
-                        raw,
-                        message_id=message_id,
-                        contact_id=contact_id,
-                        sender=self._envelope.sender,
-                        recipient=Address(email),
-                        subject=subject,
-                        sent_at=sent_at,
-                    )
-                )
-        return made
 
-    def _in_parts(
+    def now(self) -> datetime:
+        """When messages are made, by our clock; to the millisecond."""
+        now = datetime.now(UTC) + self._clock_offset
+        return now.replace(microsecond=now.microsecond // 1000 * 1000)
+
+    def in_parts(
         self, contact: dict[str, Any], items: Sequence[Any], variant: str, message_id: str, now: datetime
     ) -> Message:
         """Subject, HTML and text, for providers that put messages together themselves."""
@@ -244,14 +203,13 @@ class Worker:
                 ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click"),
                 *headers,
             )
-        names = (contact.get("first_name"), contact.get("last_name"))
         return Message.in_pieces(
             rendered.html_pieces,
             rendered.text_pieces,
             message_id=message_id,
             contact_id=contact["contact_id"],
             sender=envelope.sender,
-            recipient=Address(contact["email"], mime.one_line(" ".join(str(name) for name in names if name))),
+            recipient=Address(contact["email"], name_of(contact)),
             subject=rendered.subject,
             sent_at=now.replace(microsecond=0),
             reply_to=envelope.reply_to,
@@ -261,6 +219,56 @@ class Worker:
             deliver_at=now + plan.hold if plan.hold else None,
             is_tracked=plan.is_tracked,
         )
+
+
+class _Making:
+    """Makes the messages of a window, each when its turn comes.
+
+    Attributes:
+        subjects: of those made so far, by position.
+    """
+
+    def __init__(self, worker: Worker, window: Window) -> None:
+        self._worker, self._message_ids = worker, window.message_ids
+        self._now = worker.now()
+        self._sent_at = self._now.replace(microsecond=0)
+        rows = window.rows
+        if worker.provider.capabilities.wants_raw:
+            self._batch = worker.batch(window, self._now)
+            self._contact_ids, self._emails = (rows.columns[name].values for name in ("contact_id", "email"))
+            self.subjects, self.make = self._batch.subjects, self._written
+        else:
+            self._parts = rows.contacts(), rows.recommendations(), rows.texts("variant")
+            self.subjects, self.make = [""] * rows.height, self._in_parts
+
+    def _written(self, position: int) -> Message | Delivery:
+        raw = self._batch.make(position)
+        message_id = self._message_ids[position]
+        if isinstance(raw, RenderError):
+            return _not_rendered(message_id, raw)
+        return Message.composed(
+            raw,
+            message_id=message_id,
+            contact_id=self._contact_ids[position],
+            sender=self._worker.sender,
+            recipient=Address(self._emails[position]),
+            subject=self.subjects[position],
+            sent_at=self._sent_at,
+        )
+
+    def _in_parts(self, position: int) -> Message | Delivery:
+        message_id = self._message_ids[position]
+        contacts, products, variants = self._parts
+        try:
+            message = self._worker.in_parts(
+                contacts[position], products[position], variants[position], message_id, self._now
+            )
+        except RenderError as error:
+            return _not_rendered(message_id, error)
+        except ValueError as error:
+            return Delivery(message_id, Status.INVALID, RejectReason.INVALID, reply=str(error))
+        self.subjects[position] = message.subject
+        return message
 
 
 def _not_rendered(message_id: str, error: RenderError) -> Delivery:
@@ -571,7 +579,7 @@ def settle_process() -> None:
     keep_heap()
     # templates and libraries live as long as this process; what a message leaves behind is freed by counting references
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
 def _serve(pipe: Connection, parent: int) -> None:

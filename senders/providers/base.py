@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from campaigns.permissions import MAIL_CHANNELS, MARKETING_CHANNELS
-from senders.message import Delivery, Message
+from senders.message import Delivery, Message, Status
 from warehouse.errors import MailhouseError, SettingsError
 
 if TYPE_CHECKING:
@@ -149,6 +149,15 @@ def require_capabilities(name: str, capabilities: Capabilities, needs: Needs, *,
         )
 
 
+#: From a place in a batch to the message that stands there, or to what became of one that cannot be made.
+Make = Callable[[int], "Message | Delivery"]
+
+
+def unanswered(message_id: str) -> Delivery:
+    """What became of a message of which the provider said nothing."""
+    return Delivery(message_id, Status.UNKNOWN, reply="the provider gave no answer")
+
+
 class WebhookReader:
     """Reads the calls by which a provider reports what became of messages.
 
@@ -238,6 +247,28 @@ class Provider(WebhookReader, ABC):
         Raises:
             ProviderUnavailableError, ProviderRefusedError: nothing of this batch was handed over.
         """
+
+    def send_each(self, message_ids: Sequence[str], make: Make) -> list[Delivery]:
+        """As `send`, of messages that need not be made before their turn comes.
+
+        Args:
+            make: from a place in the batch to the message, or to what became of one that cannot be made; called once
+                each, in any order.
+
+        Raises:
+            ProviderUnavailableError, ProviderRefusedError: nothing of this batch was handed over.
+        """
+        made = [make(position) for position in range(len(message_ids))]
+        messages = [one for one in made if isinstance(one, Message)]
+        found: dict[str, Delivery] = {}
+        if messages:
+            if self.marks is not None and not self.capabilities.marks_each:
+                self.marks.all_handed_over()
+            found = {delivery.message_id: delivery for delivery in self.send(messages)}
+        return [
+            found.get(message_id) or unanswered(message_id) if isinstance(one, Message) else one
+            for message_id, one in zip(message_ids, made, strict=True)
+        ]
 
     def lookup(self, message_ids: Sequence[str]) -> Mapping[str, Delivery]:
         """What became of messages: `sent` where the provider has them, `failed` where it certainly has not.

@@ -65,10 +65,16 @@ def share(
     whole: list[Message] = []
     lying: dict[tuple[int, int], list[Message]] = {}
     for message in messages:
-        if message.pieces is None:
+        pieces = message.pieces
+        if pieces is None:
             whole.append(message)
+            continue
+        html, text = pieces
+        key = len(html), len(text)
+        if key in lying:
+            lying[key].append(message)
         else:
-            lying.setdefault((len(message.pieces[0]), len(message.pieces[1])), []).append(message)
+            lying[key] = [message]
     shapes: list[_Columns] = []
     for members in lying.values():
         while members:
@@ -239,7 +245,7 @@ class _Bundle:
         filled: list[dict[str, str]] = []
         rows = list(zip(*values, strict=True)) if values else [()] * len(members)
         # no character has more than four bytes
-        if size + 4 * sum(max(map(len, column)) for column in values) <= most_bytes:
+        if size + 4 * max(map(len, map("".join, rows)), default=0) <= most_bytes:
             together = members
             filled = [dict(zip(tags, row, strict=True)) for row in rows]
         else:

@@ -505,15 +505,19 @@ def unique_recipients(messages: Iterable[Message], most: int) -> list[list[Messa
     Raises:
         ValueError: an address is none; `HttpProvider.problem` finds those before.
     """
-    groups: list[list[Message]] = []
-    counts: dict[str, int] = {}
-    for message in messages:
-        key = mailbox(message.recipient.email).lower()
-        layer = counts.get(key, 0)
-        counts[key] = layer + 1
-        while len(groups) <= layer:
-            groups.append([])
-        groups[layer].append(message)
+    given = list(messages)
+    keys = [mailbox(message.recipient.email).lower() for message in given]
+    groups: list[list[Message]] = [given] if given else []
+    # nearly always no address is there twice
+    if len(set(keys)) < len(keys):
+        groups = []
+        counts: dict[str, int] = {}
+        for key, message in zip(keys, given, strict=True):
+            layer = counts.get(key, 0)
+            counts[key] = layer + 1
+            while len(groups) <= layer:
+                groups.append([])
+            groups[layer].append(message)
     return [group[start : start + most] for group in groups for start in range(0, len(group), most)]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -92,6 +93,7 @@ _OWN_KEYS = frozenset(
         "marketing_campaign_id", "marketing_campaign_name", "pool", "send_at", "newsletter", MESSAGE_ID, BATCH_ID,
     }
 )  # fmt: skip
+_ALIKE = operator.attrgetter("sender", "reply_to", "is_tracked", "attachments")
 _CULPRIT = re.compile(r"personalizations[.\[](\d+)")
 
 
@@ -153,17 +155,14 @@ class SendGridProvider(HttpProvider):
         """One call for up to 1,000 messages of one shape, sender and tracking."""
         alike: dict[tuple[Any, ...], list[Message]] = {}
         # nearly all have the same sender: comparing costs less than hashing
-        for key, run in itertools.groupby(
-            batch,
-            lambda message: (
-                message.sender,
-                message.reply_to,
-                message.is_tracked,
-                message.deliver_at is None,
-                message.attachments,
-            ),
-        ):
-            alike.setdefault(key, []).extend(run)
+        for key, run in itertools.groupby(batch, _ALIKE):
+            held: list[Message] = []
+            at_once: list[Message] = []
+            for message in run:
+                (at_once if message.deliver_at is None else held).append(message)
+            for is_held, messages in ((False, at_once), (True, held)):
+                if messages:
+                    alike.setdefault((key, is_held), []).extend(messages)
         for messages in alike.values():
             for group in unique_recipients(messages, MOST_PERSONALIZATIONS):
                 for shared in share(
@@ -375,8 +374,10 @@ def _personalization(message: Message, values: Mapping[str, str], batch_id: str)
     arguments = {MESSAGE_ID: message.message_id}
     if batch_id:
         arguments[BATCH_ID] = batch_id
+    email, name = message.recipient
+    email = mailbox(email)
     personalization: dict[str, Any] = {
-        "to": [_address(message.recipient)],
+        "to": [{"email": email, "name": name} if name else {"email": email}],
         "subject": message.subject,
         "custom_args": arguments,
     }

@@ -27,7 +27,13 @@ from senders.journal import Marks
 from senders.loopback import is_loopback
 from senders.message import Delivery, Message, Reason, RejectReason, Status
 from senders.mime import mailbox
-from senders.providers.base import Capabilities, Provider, ProviderRefusedError, ProviderUnavailableError
+from senders.providers.base import (
+    Capabilities,
+    Make,
+    Provider,
+    ProviderRefusedError,
+    ProviderUnavailableError,
+)
 from warehouse.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -42,7 +48,10 @@ _MOST_LINES = 100
 _MOST_HANDSHAKES = 20
 _WINDOW = 200
 _READ = 8192
+_RUN = 20  # messages made in a row
 _ENVELOPE = ("mail", "rcpt", "data")
+#: A message and the envelope of the next one were taken.
+_ALL_WELL = re.compile(rb"250 ([^\r\n]*)\r\n250 [^\r\n]*\r\n250 [^\r\n]*\r\n354 [^\r\n]*\r\n")
 
 
 @dataclass(frozen=True)
@@ -388,9 +397,17 @@ class SmtpProvider(Provider):
         Raises:
             ProviderUnavailableError, ProviderRefusedError: nothing was handed over.
         """
+        return self.send_each([message.message_id for message in batch], batch.__getitem__)
+
+    def send_each(self, message_ids: Sequence[str], make: Make) -> list[Delivery]:
+        """Hand messages over, each made while others are on their way.
+
+        Raises:
+            ProviderUnavailableError, ProviderRefusedError: nothing was handed over.
+        """
         if self._refused is not None:
             raise self._refused
-        transfer = _Transfer(batch, self.server, self.bounce_address, self.marks)
+        transfer = _Transfer(message_ids, make, self.server, self.bounce_address, self.marks)
         for connection in self._take(min(self.connections, transfer.left), transfer):
             transfer.begin(connection)
         while transfer.lanes:
@@ -408,7 +425,8 @@ class SmtpProvider(Provider):
         # what no connection took was certainly not handed over
         why = str(transfer.error.message if transfer.error else "not tried")
         return [
-            transfer.answers.get(position) or _lost(message, why) for position, message in enumerate(batch)
+            transfer.answers.get(position) or _lost(message_id, why)
+            for position, message_id in enumerate(message_ids)
         ]
 
     def _take(self, count: int, transfer: _Transfer) -> list[SmtpConnection]:
@@ -461,12 +479,15 @@ class _Lane:
         unsent: bytes that the network has not taken yet.
         before_end: how many of those come before and with the final dot of `ended`.
         sizes, reports: whether the server takes a message's length, and tells what became of it (DSN).
+        has_parameters: either of them.
         most_bytes: of a message; 0: it names no limit.
+        recipient: the RCPT command of the envelope under way.
     """
 
     __slots__ = (
-        "before_end", "buffer", "connection", "deadline", "ended", "expected", "is_encrypted", "lines", "most_bytes",
-        "pipelines", "position", "refusal", "reports", "sizes", "socket", "unsent",
+        "before_end", "buffer", "connection", "deadline", "ended", "expected", "has_parameters", "is_encrypted",
+        "lines", "most_bytes", "pipelines", "position", "recipient", "refusal", "reports", "sizes", "socket",
+        "unsent",
     )  # fmt: skip
 
     def __init__(self, connection: SmtpConnection) -> None:
@@ -479,6 +500,8 @@ class _Lane:
         self.sizes, self.reports = "SIZE" in features, "DSN" in features
         limit = features.get("SIZE", "")
         self.most_bytes = int(limit) if limit.isdigit() else 0
+        self.has_parameters = self.sizes or self.reports
+        self.recipient = ""
         self.expected: deque[str] = deque()
         self.position: int | None = None
         self.refusal: tuple[str, Reply] | None = None
@@ -505,9 +528,10 @@ class _Lane:
                 taken = self.socket.sendmsg(contents)
             except BlockingIOError:
                 taken = 0
-            self.before_end = max(0, self.before_end - taken)
-            if taken == sum(map(len, contents)):
+            if taken == sum([len(content) for content in contents]):
+                self.before_end = 0
                 return
+            self.before_end = max(0, self.before_end - taken)
         self.unsent = memoryview(b"".join(contents))[taken:]
         self.flush()
 
@@ -567,17 +591,26 @@ class _Lane:
 class _Transfer:
     """A batch on its way over several connections, in one thread.
 
+    Messages are made a few in a row, when the envelope of the first is due, and given up with their answers: so the
+    processor's cache holds what makes them, and them too until they have gone.
+
     Attributes:
-        answers: by position in the batch.
+        answers: by position in the batch. `message_ids`: of all of it.
         lanes: connections at work. `done`: those that have none left, still open. `missing`: lost since last asked.
         left: messages that no connection has taken.
         error: the first connection that could not be made. `refused`: the server does not want this sender.
     """
 
     def __init__(
-        self, batch: Sequence[Message], server: SmtpServer, bounce_address: str, marks: Marks | None
+        self,
+        message_ids: Sequence[str],
+        make: Make,
+        server: SmtpServer,
+        bounce_address: str,
+        marks: Marks | None,
     ) -> None:
-        self.batch, self.server, self.marks = batch, server, marks
+        self.message_ids, self.server, self.marks = message_ids, server, marks
+        self._make = make
         self._bounce_to = mailbox(bounce_address).rsplit("@", 1) if bounce_address else None
         self.answers: dict[int, Delivery] = {}
         self.lanes: set[_Lane] = set()
@@ -587,14 +620,18 @@ class _Transfer:
         self.refused: ProviderRefusedError | None = None
         self._poll = select.poll()
         self._lanes: dict[int, _Lane] = {}
-        self._waiting = deque(range(len(batch)))
-        self._mailboxes: dict[str, str] = {}
+        self._waiting = deque(range(len(message_ids)))
+        # made beforehand, to go next; and those that a connection has
+        self._ready: deque[tuple[int, Message]] = deque()
+        self._made: dict[int, Message] = {}
+        self._sender: str | None = None
+        self._sender_mailbox = ""
         self._again: set[int] = set()
         self._checked_at = time.monotonic()
 
     @property
     def left(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._ready)
 
     def begin(self, connection: SmtpConnection) -> None:
         """Put a connection to work."""
@@ -610,6 +647,9 @@ class _Transfer:
             lane = self._lanes.get(number)
             if lane is None:
                 continue
+            if events == select.POLLIN:
+                self._guarded(lane, self._read)
+                continue
             if events & select.POLLOUT:
                 self._guarded(lane, self._flush)
             # an error or a closed connection shows when it is read from
@@ -620,6 +660,21 @@ class _Transfer:
             self._checked_at = now
             for lane in [lane for lane in self.lanes if lane.deadline < now]:
                 self._lose(lane, "the server does not answer in time")
+
+    def _next(self) -> int | None:
+        """The next message, which is made now; None if none is left."""
+        while not self._ready and self._waiting:
+            for _ in range(min(_RUN, len(self._waiting))):
+                position = self._waiting.popleft()
+                made = self._make(position)
+                if isinstance(made, Message):
+                    self._ready.append((position, made))
+                else:
+                    self.answers[position] = made
+        if not self._ready:
+            return None
+        position, self._made[position] = self._ready.popleft()
+        return position
 
     def _guarded(self, lane: _Lane, act: Callable[[_Lane], None]) -> None:
         try:
@@ -642,27 +697,21 @@ class _Transfer:
     def _read(self, lane: _Lane) -> None:
         while received := lane.receive():
             # four answers are due only while a message and the envelope of the next one are under way
-            if len(lane.expected) == 4 and not lane.buffer and self._went_well(lane, received):
+            if len(lane.expected) == 4 and not lane.buffer and (all_well := _ALL_WELL.fullmatch(received)):
+                self._went_well(lane, all_well[1])
                 return
             self._dispatch(lane, received)
             if lane not in self.lanes or (len(received) < _READ and not lane.is_encrypted):
                 return
 
-    def _went_well(self, lane: _Lane, received: bytes) -> bool:
+    def _went_well(self, lane: _Lane, end: bytes) -> None:
         """What nearly always comes, at a quarter of the cost: message taken, next envelope taken, all in one piece."""
-        lines = received.split(b"\r\n")
-        if len(lines) != 5 or received.count(b"\n") != 4:
-            return False
-        end, mail, recipient, data, rest = lines
-        if rest or data[:4] != b"354 " or not end[:4] == mail[:4] == recipient[:4] == b"250 ":
-            return False
         ended, position = lane.ended, lane.position
         assert ended is not None
         assert position is not None
         lane.expected.clear()
-        self._accepted(lane, ended, "250 " + end[4:].decode("utf-8", "replace").strip())
+        self._accepted(lane, ended, f"250 {end.decode('utf-8', 'replace').strip()}")
         self._hand_over(lane, position)
-        return True
 
     def _dispatch(self, lane: _Lane, received: bytes) -> None:
         """Answers one by one."""
@@ -680,7 +729,7 @@ class _Transfer:
 
     def _accepted(self, lane: _Lane, position: int, reply: str) -> None:
         """The server has taken a message."""
-        message_id = self.batch[position].message_id
+        message_id = self._made.pop(position).message_id
         lane.connection.sent += 1
         if self.marks is not None:
             self.marks.accepted(message_id)
@@ -689,7 +738,7 @@ class _Transfer:
     def _hand_over(self, lane: _Lane, position: int) -> None:
         """The server waits for a message: here it is, and the next envelope behind it."""
         lane.position, lane.ended = None, position
-        message = self.batch[position]
+        message = self._made[position]
         content = message.raw if message.is_stuffed else _stuffed(message.raw)
         if self.marks is not None:
             self.marks.handed_over(message.message_id)
@@ -706,10 +755,10 @@ class _Transfer:
                 self._accepted(lane, position, str(reply))
             else:
                 lane.connection.sent += 1
-                message = self.batch[position]
+                message_id = self._made.pop(position).message_id
                 if self.marks is not None:
-                    self.marks.refused(message.message_id)
-                self.answers[position] = _refused(message, reply)
+                    self.marks.refused(message_id)
+                self.answers[position] = _refused(message_id, reply)
             if reply.code == 421:
                 self._lose(lane, str(reply))
             elif lane.position is None:
@@ -744,17 +793,15 @@ class _Transfer:
                 self._write(lane, b"RSET\r\n")
         elif not lane.pipelines:
             following, line = (
-                ("rcpt", self._recipient(lane, position).encode())
-                if command == "mail"
-                else ("data", b"DATA\r\n")
+                ("rcpt", lane.recipient.encode()) if command == "mail" else ("data", b"DATA\r\n")
             )
             lane.expected.append(following)
             self._write(lane, line)
 
     def _refuse(self, position: int, command: str, reply: Reply) -> None:
-        message = self.batch[position]
+        message = self._made.pop(position)
         if command != "mail" or reply.is_transient or reply.code == 552:
-            self.answers[position] = _refused(message, reply)
+            self.answers[position] = _refused(message.message_id, reply)
             return
         self.answers[position] = Delivery(
             message.message_id, Status.FAILED, Reason.SENDER_REFUSED, reply=str(reply)[:500]
@@ -775,51 +822,55 @@ class _Transfer:
 
     def _envelope(self, lane: _Lane) -> bytes:
         """Commands that begin the next message; none if no message is left."""
-        while self._waiting:
-            position = self._waiting.popleft()
-            message = self.batch[position]
-            if self.refused is not None:
+        if self.refused is not None:
+            left = [*(position for position, _ in self._ready), *self._waiting]
+            self._ready.clear()
+            self._waiting.clear()
+            for position in left:
                 self.answers[position] = Delivery(
-                    message.message_id, Status.FAILED, Reason.SENDER_REFUSED, reply=self.refused.message
+                    self.message_ids[position],
+                    Status.FAILED,
+                    Reason.SENDER_REFUSED,
+                    reply=self.refused.message,
+                )
+        while (position := self._next()) is not None:
+            message = self._made[position]
+            sender, recipient = message.sender.email, message.recipient.email
+            try:
+                if sender is not self._sender:
+                    self._sender, self._sender_mailbox = sender, mailbox(sender)
+                sender, recipient = self._sender_mailbox, mailbox(recipient)
+            except ValueError as error:
+                del self._made[position]
+                self.answers[position] = Delivery(
+                    message.message_id, Status.INVALID, RejectReason.INVALID, reply=str(error)
                 )
                 continue
-            parameters = self._parameters(message, lane)
-            if isinstance(parameters, Delivery):
-                self.answers[position] = parameters
-                continue
+            parameters = ""
+            if lane.has_parameters or not (recipient.isascii() and sender.isascii()):
+                found = self._parameters(
+                    message, lane, is_utf8=not (sender.isascii() and recipient.isascii())
+                )
+                if isinstance(found, Delivery):
+                    del self._made[position]
+                    self.answers[position] = found
+                    continue
+                parameters = found
             lane.position = position
-            mail = f"MAIL FROM:<{self._return_path(message)}>{parameters}\r\n"
+            if self._bounce_to is not None:
+                sender = f"{self._bounce_to[0]}+{message.message_id}@{self._bounce_to[1]}"
+            mail = f"MAIL FROM:<{sender}>{parameters}\r\n"
+            # RFC 3461: tell of what fails and what is late, never of what arrives
+            lane.recipient = f"RCPT TO:<{recipient}>{' NOTIFY=FAILURE,DELAY' if lane.reports else ''}\r\n"
             if not lane.pipelines:
                 lane.expected.append("mail")
                 return mail.encode()
             lane.expected += _ENVELOPE
-            return f"{mail}{self._recipient(lane, position)}DATA\r\n".encode()
+            return f"{mail}{lane.recipient}DATA\r\n".encode()
         return b""
 
-    def _return_path(self, message: Message) -> str:
-        if self._bounce_to is None:
-            return self._mailbox(message.sender.email)
-        local, domain = self._bounce_to
-        return f"{local}+{message.message_id}@{domain}"
-
-    def _recipient(self, lane: _Lane, position: int) -> str:
-        # RFC 3461: tell of what fails and what is late, never of what arrives
-        wanted = " NOTIFY=FAILURE,DELAY" if lane.reports else ""
-        return f"RCPT TO:<{self._mailbox(self.batch[position].recipient.email)}>{wanted}\r\n"
-
-    def _mailbox(self, address: str) -> str:
-        """`senders.mime.mailbox`, once an address and batch."""
-        if address not in self._mailboxes:
-            self._mailboxes[address] = mailbox(address)
-        return self._mailboxes[address]
-
-    def _parameters(self, message: Message, lane: _Lane) -> str | Delivery:
+    def _parameters(self, message: Message, lane: _Lane, *, is_utf8: bool) -> str | Delivery:
         """Parameters of MAIL, or why this server cannot take the message."""
-        try:
-            sender, recipient = self._mailbox(message.sender.email), self._mailbox(message.recipient.email)
-        except ValueError as error:
-            return Delivery(message.message_id, Status.INVALID, RejectReason.INVALID, reply=str(error))
-        is_utf8 = not (sender.isascii() and recipient.isascii())
         if is_utf8 and not {"SMTPUTF8", "8BITMIME"} <= lane.connection.features.keys():
             return Delivery(
                 message.message_id,
@@ -854,7 +905,7 @@ class _Transfer:
         ):
             if position is None:
                 continue
-            message = self.batch[position]
+            message = self._made.pop(position)
             if is_handed_over:
                 self.answers[position] = Delivery(
                     message.message_id,
@@ -863,12 +914,12 @@ class _Transfer:
                 )
             elif was_used and position not in self._again:
                 self._again.add(position)
-                self._waiting.appendleft(position)
+                self._ready.appendleft((position, message))
             elif reply is not None:
-                self.answers[position] = _refused(message, reply)
+                self.answers[position] = _refused(message.message_id, reply)
             else:
                 self.answers[position] = _lost(
-                    message, f"connection lost before the end of the message: {why}"
+                    message.message_id, f"connection lost before the end of the message: {why}"
                 )
 
     def _release(self, lane: _Lane) -> None:
@@ -883,15 +934,15 @@ def _stuffed(content: bytes) -> bytes:
     return b"." + content if content.startswith(b".") else content
 
 
-def _lost(message: Message, reply: str) -> Delivery:
-    return Delivery(message.message_id, Status.FAILED, Reason.DEFERRED, reply=reply[:500], is_transient=True)
+def _lost(message_id: str, reply: str) -> Delivery:
+    return Delivery(message_id, Status.FAILED, Reason.DEFERRED, reply=reply[:500], is_transient=True)
 
 
-def _refused(message: Message, reply: Reply) -> Delivery:
+def _refused(message_id: str, reply: Reply) -> Delivery:
     text = str(reply)[:500]
     if reply.is_transient:
-        return Delivery(message.message_id, Status.FAILED, Reason.DEFERRED, reply=text, is_transient=True)
-    return Delivery(message.message_id, Status.REJECTED, classify(reply), reply=text)
+        return Delivery(message_id, Status.FAILED, Reason.DEFERRED, reply=text, is_transient=True)
+    return Delivery(message_id, Status.REJECTED, classify(reply), reply=text)
 
 
 def classify(reply: Reply) -> RejectReason:

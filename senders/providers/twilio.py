@@ -31,7 +31,6 @@ from senders.providers.webhooks import (
     text,
 )
 from senders.settings import SenderSettings
-from warehouse.errors import SettingsError
 
 BASE_URL = "https://api.twilio.com"
 MOST_CHARACTERS = 1600
@@ -135,17 +134,14 @@ class TwilioProvider(HttpProvider):
             settings.twilio_token, "twilio", "a token", "twilio_token",
             "Copy account SID and auth token from Twilio's console.",
         )  # fmt: skip
-        for name, what in (("twilio_account", "an account"), ("twilio_from", "a sender")):
-            if not getattr(settings, name):
-                raise SettingsError(
-                    f"Provider twilio needs {what}, and MAILHOUSE_{name.upper()} is not set.",
-                    fix="Set the account SID (AC...), and a number or messaging service (MG...) to send from.",
-                )
+        fix = "Set the account SID (AC...), and a number or messaging service (MG...) to send from."
+        account = required(settings.twilio_account, "twilio", "an account", "twilio_account", fix)
+        sender = required(settings.twilio_from, "twilio", "a sender", "twilio_from", fix)
         base = settings.base_url.rstrip("/")
         # Twilio refuses addresses that it could not reach
         callback = f"{base}/webhooks/twilio" if urlsplit(base).scheme == "https" else ""
         return cls(
-            settings.twilio_account, token, sender=settings.twilio_from, callback=callback,
+            account, token, sender=sender, callback=callback,
             base_url=settings.twilio_url, connections=settings.http_connections,
         )  # fmt: skip
 

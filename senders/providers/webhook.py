@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from senders.loopback import is_loopback
 from senders.message import Delivery, EventType, Message, RejectReason, Status
 from senders.providers.base import Capabilities
-from senders.providers.http import Call, HttpProvider, Verdict
+from senders.providers.http import Call, HttpProvider, Verdict, required
 from senders.providers.webhooks import (
     event_row,
     event_type,
@@ -80,14 +80,12 @@ class WebhookProvider(HttpProvider):
         Raises:
             SettingsError: address or secret is missing or not usable.
         """
-        for name, value in (("url", settings.webhook_url), ("secret", settings.webhook_secret)):
-            if not value:
-                raise SettingsError(
-                    f"Provider webhook needs a {name}, and MAILHOUSE_WEBHOOK_{name.upper()} is not set.",
-                    fix="Set MAILHOUSE_WEBHOOK_URL to where messages go, and MAILHOUSE_WEBHOOK_SECRET to sign them.",
-                )
-        assert settings.webhook_secret is not None
-        return cls(settings.webhook_url, settings.webhook_secret, connections=settings.http_connections)
+        fix = "Set MAILHOUSE_WEBHOOK_URL to where messages go, and MAILHOUSE_WEBHOOK_SECRET to sign them."
+        return cls(
+            required(settings.webhook_url, "webhook", "a url", "webhook_url", fix),
+            required(settings.webhook_secret, "webhook", "a secret", "webhook_secret", fix),
+            connections=settings.http_connections,
+        )
 
     def problem(self, message: Message) -> str:
         """Anything goes."""

@@ -27,6 +27,7 @@ from senders.ledger import Ledger
 from senders.links import Links, Tracking
 from senders.message import Address, Message
 from senders.mime import build, quoted
+from senders.pieces import Ready, Stem
 from senders.pipeline import send
 from senders.providers import get_provider
 from senders.rendering import RenderError, Template, TemplateLibrary, TemplateSource, make_environment
@@ -81,8 +82,10 @@ CONTACT = st.fixed_dictionaries(
         "revenue": st.decimals(-(10**6), 10**6, places=2), "email": st.just("ann@example.org"),
     }
 )  # fmt: skip
+WEB = st.text("ab/.?&=é<'", max_size=80).map("https://shop.example/{}".format)
 PRODUCTS = st.lists(
-    st.fixed_dictionaries({"name": VALUE.filter(bool), "url": VALUE.filter(bool), "price": st.just(1)}), max_size=3
+    st.fixed_dictionaries({"name": VALUE.filter(bool), "url": VALUE.filter(bool) | WEB, "price": st.just(1)}),
+    max_size=3,
 )  # fmt: skip
 
 
@@ -286,6 +289,40 @@ def test_what_cannot_be_compiled_beforehand_is_said(tmp_path: Path, caplog: pyte
     composer(load(tmp_path, by_hand="Привет и спасибо, {{ contact.first_name }}"))
     (said,) = caplog.messages
     assert said.startswith("offer: the text part is mostly not ASCII")
+
+
+def test_a_template_that_goes_as_base64_finds_its_products(tmp_path: Path) -> None:
+    story = "Долго до того, как первая лампа была зажжена в мастерской, кто-то решил, для чего она. " * 60
+    made = composer(
+        load(tmp_path, TEMPLATE.replace("Nothing", story), "{{ unsubscribe_url }} {{ postal_address }}")
+    )
+    assert not made.template.wire_parts[1].is_precompiled
+    products = [{"name": "Лампа", "url": "https://shop.example/1", "price": Decimal("3.50")}]
+    check_against_slow_path(made, {"email": "ann@example.org", "revenue": Decimal(1)}, products)
+    (raw,) = render_batch(
+        made, [{"email": "ann@example.org", "revenue": Decimal(1)}], [ID], NOW, recommendations=[products]
+    )
+    assert isinstance(raw, bytes)
+    assert "Лампа" in bodies(parsed(raw))[1]
+
+
+@given(
+    st.text("abcF./ -", max_size=200), st.text("AZaz09-_F", min_size=43, max_size=43),
+    st.sampled_from(["", "/", ".gif"]),
+)  # fmt: skip
+def test_links_are_encoded_as_any_text(begin: str, token: str, end: str) -> None:
+    made, plain = Stem(begin, 43, end).ready(token.encode()), Ready(begin + token + end)
+    assert (made, made.encoded) == (plain, plain.encoded)
+
+
+def test_the_same_product_is_kept_and_others_never_mistaken_for_it(tmp_path: Path) -> None:
+    made = composer(load(tmp_path))
+    goods = [
+        {"name": name, "url": "https://x.example", "price": price}
+        for name, price in [("Lamp", 1), ("Lamp", 2), ("Lamp & Co", 1), ("Lamp", 1)]
+    ]
+    for one in [*goods, {**goods[0], "price": True}, {**goods[0], "price": Decimal("1.00")}]:
+        check_against_slow_path(made, {"email": "ann@example.org", "revenue": Decimal(1)}, [one])
 
 
 def test_a_worker_process_makes_the_same(tmp_path: Path) -> None:

@@ -124,6 +124,29 @@ def test_large_messages_go_out_in_pieces(serve: Callable[..., tuple[Sink, int]])
     assert sorted(sink.taken) == sorted((one.recipient.email, one.raw) for one in batch)
 
 
+def test_messages_are_made_when_their_turn_comes(serve: Callable[..., tuple[Sink, int]]) -> None:
+    sink, port = serve()
+    batch = [message(f"p{n}@example.com", n) for n in range(100)]
+    taken_before: list[int] = []
+
+    def make(position: int) -> Message | Delivery:
+        taken_before.append(len(sink.taken))
+        one = batch[position]
+        return Delivery(one.message_id, Status.FAILED, Reason.NOT_RENDERED) if position % 10 == 3 else one
+
+    with provider(port, connections=2) as smtp:
+        answers = smtp.send_each([one.message_id for one in batch], make)
+    assert [answer.message_id for answer in answers] == [one.message_id for one in batch]
+    assert [answer.status == Status.FAILED for answer in answers] == [n % 10 == 3 for n in range(100)]
+    assert sorted(email for email, _ in sink.taken) == sorted(
+        f"p{n}@example.com" for n in range(100) if n % 10 != 3
+    )
+    # each once, the last long after the first have gone
+    assert len(taken_before) == 100
+    assert taken_before[0] == 0
+    assert taken_before[-1] > 50
+
+
 def test_refusals_by_recipient_and_by_content(serve: Callable[..., tuple[Sink, int]]) -> None:
     sink, port = serve()
     people = ["a@example.com", "nobody@example.com", "spam@example.com", "full@example.com", "later@example.com",
