@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -118,11 +120,18 @@ class Decided:
 
     Attributes:
         due: what is to be done, in the order of the events.
-        rest: all else, columns of `ROW_COLUMNS`: with many triggers nearly all, so it never becomes objects.
+        make_rest: puts `rest` together; by any thread.
     """
 
     due: list[Decision]
-    rest: pl.DataFrame
+    make_rest: Callable[[], pl.DataFrame] = lambda: pl.DataFrame(schema=ROW_COLUMNS)
+
+    @cached_property
+    def rest(self) -> pl.DataFrame:
+        """All else, columns of `ROW_COLUMNS`: with many triggers nearly all, so it never becomes objects, and it is
+        put together when it is asked for: nobody who is to get a message waits for it.
+        """
+        return self.make_rest()
 
     def all(self) -> list[Decision]:
         """All of them, oldest event first; for a few."""
@@ -155,12 +164,22 @@ class Decider:
         self.specs = {spec.name: spec for spec in specs}
         self._parsed: dict[str, Conditions] = {}
         self._columns: dict[str, str] = {}
+        # what follows from the conditions, for each set of types of events once
+        self._needs: dict[frozenset[str], Needs] = {}
+        self._read: frozenset[str] | None = None
+        self._watched: frozenset[str] | None = None
+
+    def _look(self) -> dict[str, str]:
+        """The profile's columns; what was read with others is forgotten."""
+        columns = self.live.columns()
+        if columns is not self._columns:
+            self._parsed, self._needs, self._columns = {}, {}, columns
+            self._read = self._watched = None
+        return columns
 
     def conditions(self, spec: TriggerSpec) -> Conditions:
         """A trigger's conditions, read with the types that the profile's columns have now."""
-        columns = self.live.columns()
-        if columns != self._columns:
-            self._parsed, self._columns = {}, columns
+        columns = self._look()
         if spec.name not in self._parsed:
             self._parsed[spec.name] = conditions_of(spec, columns or None)
         return self._parsed[spec.name]
@@ -168,37 +187,46 @@ class Decider:
     @property
     def columns(self) -> frozenset[str]:
         """What all conditions read, of triggers whose conditions can be read."""
-        names: set[str] = set()
-        for spec in self.specs.values():
-            with contextlib.suppress(InputError):
-                names.update(name for one in self.conditions(spec).all for name in one.columns)
-        return frozenset(names)
+        self._look()
+        if self._read is None:
+            names: set[str] = set()
+            for spec in self.specs.values():
+                with contextlib.suppress(InputError):
+                    names.update(name for one in self.conditions(spec).all for name in one.columns)
+            self._read = frozenset(names)
+        return self._read
 
-    @property
+    @cached_property
     def event_types(self) -> frozenset[str]:
         """Types of events that fire anything."""
         return frozenset(kind for spec in self.specs.values() for kind in spec.event or ())
 
     def needs(self, types: Iterable[str]) -> Needs:
         """What of the state the conditions read of triggers that these types of events may fire."""
-        wanted = frozenset(types)
-        found: list[Predicate] = []
-        for spec in self.specs.values():
-            if wanted.intersection(spec.event or ()):
-                with contextlib.suppress(InputError):
-                    when = self.conditions(spec).when
-                    found += [when] if when is not None else []
-        return Needs.of(found)
+        wanted = self.event_types.intersection(types)
+        self._look()
+        if wanted not in self._needs:
+            found: list[Predicate] = []
+            for spec in self.specs.values():
+                if wanted.intersection(spec.event or ()):
+                    with contextlib.suppress(InputError):
+                        when = self.conditions(spec).when
+                        found += [when] if when is not None else []
+            self._needs[wanted] = Needs.of(found)
+        return self._needs[wanted]
 
     @property
     def watched_types(self) -> frozenset[str]:
         """Types of events that matter to any trigger: that fire it, that it counts, or that call it off."""
-        types = set(self.event_types)
-        for spec in self.specs.values():
-            types.update(spec.unless_events)
-            with contextlib.suppress(InputError):
-                types.update(call.event_type for one in self.conditions(spec).all for call in one.calls)
-        return frozenset(types)
+        self._look()
+        if self._watched is None:
+            types = set(self.event_types)
+            for spec in self.specs.values():
+                types.update(spec.unless_events)
+                with contextlib.suppress(InputError):
+                    types.update(call.event_type for one in self.conditions(spec).all for call in one.calls)
+            self._watched = frozenset(types)
+        return self._watched
 
     def decide(
         self,
@@ -228,13 +256,17 @@ class Decider:
         if names is not None and all(spec.event is None for spec in chosen):
             # due by the clock: the caller says for which triggers
             by_type = dict.fromkeys(events["type"].unique(), chosen)
-        events = (
-            events.filter(pl.col("type").is_in(list(by_type)))
-            .unique("event_id", keep="first", maintain_order=True)
-            .sort("occurred_at", "event_id")
-        )
+        if not by_type.keys() >= set(events["type"].to_list()):
+            events = events.filter(pl.col("type").is_in(list(by_type)))
+        keys = list(zip(events["occurred_at"].to_physical().to_list(), events["event_id"].to_list(), strict=True))
+        if len({event_id for _, event_id in keys}) < len(keys):
+            events = events.unique("event_id", keep="first", maintain_order=True).sort(
+                "occurred_at", "event_id"
+            )
+        elif any(one > other for one, other in pairwise(keys)):
+            events = events.sort("occurred_at", "event_id")
         if events.is_empty():
-            return Decided([], pl.DataFrame(schema=ROW_COLUMNS))
+            return Decided([])
         return self._decided(events, by_type, now, sent, is_history, more, ahead)
 
     def _decided(
@@ -260,7 +292,8 @@ class Decider:
                 if condition is not None:
                     when[name] = condition
         rows = judged_rows(events)
-        known = rows.filter(pl.col("contact_id") != 0)
+        is_nobody = rows["contact_id"].to_numpy() == 0
+        known = rows.filter(pl.col("contact_id") != 0) if is_nobody.any() else rows
         judged: dict[str, list[Any]] = {}
         if known.height and (when or more is not None):
             judged, unfit = self._judged(known, when, sent, is_history, more, ahead)
@@ -271,8 +304,7 @@ class Decider:
         is_late = np.zeros(events.height, bool)
         if not is_history:
             is_late = (events["received_at"] - events["occurred_at"] > LATE).to_numpy()
-        is_nobody = events["contact_id"].to_numpy() == 0
-        kinds = events["type"].to_numpy()
+        kinds = np.array(events["type"].to_list(), object)
         for kind in types:
             is_kind = kinds == kind
             nobody = np.flatnonzero(is_kind & is_nobody)
@@ -305,7 +337,7 @@ class Decider:
                     due.append((place, decision))
         # in the order of the events, whose cooldowns and caps are judged in that order
         due.sort(key=lambda one: one[0])
-        return Decided([decision for _, decision in due], asked.rows(rest, now))
+        return Decided([decision for _, decision in due], partial(asked.rows, rest, now))
 
     def _judged(
         self,

@@ -20,9 +20,10 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -148,6 +149,9 @@ class Performer:
         self._bounced: dict[str, tuple[float, bool]] = {}
         #: columns of a profile that triggers need, by name and version; None for all
         self.columns: dict[tuple[str, str], frozenset[str] | None] = {}
+        # what a state must have so that they need ask nothing; None: they always ask
+        self._wanted: dict[tuple[str, str], Set[str] | None] = {}
+        self._wanted_of: object = None
 
     def warm_up(self) -> bool:
         """Compile what the lane's triggers send, before the first is due; False if it is too early for that."""
@@ -297,12 +301,18 @@ class Performer:
     def _suffices(self, firing: Firing, state: Mapping[str, Any]) -> bool:
         """Whether a state has what the trigger, which may have changed meanwhile, needs."""
         spec = self.engine.decider.specs[firing.name]
-        if spec.unless_events or spec.unless_conditions:
-            return False
-        known = self.engine.live.columns().keys()
-        columns = self._columns([spec])
-        wanted = known if columns is None else known & {*columns, *_ALWAYS}
-        return wanted <= state.keys()
+        readable = self.engine.live.columns()
+        if self._wanted_of is not readable:
+            self._wanted_of, self._wanted = readable, {}
+        key = (spec.name, spec.version)
+        if key not in self._wanted:
+            wanted = None
+            if not (spec.unless_events or spec.unless_conditions):
+                columns = self._columns([spec])
+                wanted = readable.keys() if columns is None else readable.keys() & {*columns, *_ALWAYS}
+            self._wanted[key] = wanted
+        wanted = self._wanted[key]
+        return wanted is not None and wanted <= state.keys()
 
     def _acted(self, ready: Sequence[_Entry], now: datetime) -> dict[int, Outcome]:
         """Judge cooldowns and act: all messages together, everything else by trigger."""
@@ -532,7 +542,7 @@ class Performer:
                 settings.content_dir / "templates", columns, assets_url=settings.assets_url
             )
             self._loaded = self.engine.loads
-            self.columns = {}
+            self.columns, self._wanted = {}, {}
             if self.sender is not None:
                 self.sender.forget()
         return self.templates
@@ -827,26 +837,41 @@ class _Scribe(threading.Thread):
                 return
 
 
-@dataclass
+@dataclass(eq=False)
 class _Held:
     """A micro-batch that was judged, until it is kept.
 
     Attributes:
         events: that no trigger watches; nobody has looked yet whom they concern.
         resolved: the others, as `Live.take` returns them.
-        decisions: rows of `campaigns.trigger_decisions`.
+        decided: what came of it, and what was begun of that.
+        decisions: the same as rows of `campaigns.trigger_decisions`; made by the thread that keeps it.
     """
 
     events: pl.DataFrame
     resolved: pl.DataFrame
+    decided: tuple[Decided, list[Decision]] | None = None
     decisions: list[pl.DataFrame] = field(default_factory=list)
+
+    @cached_property
+    def event_ids(self) -> frozenset[str]:
+        """Of all of its events."""
+        return frozenset((*self.events["event_id"].to_list(), *self.resolved["event_id"].to_list()))
+
+    def told(self) -> _Held:
+        """The same with its decisions as rows."""
+        if self.decided is None:
+            return self
+        decided, named = self.decided
+        return _Held(self.events, self.resolved, None, [decision_rows(named), decided.rest])
 
     def only(self, is_wanted: pl.Expr) -> _Held:
         """The part of some events."""
         return _Held(
             self.events.filter(is_wanted),
             self.resolved.filter(is_wanted),
-            [one.filter(is_wanted) for one in self.decisions],
+            None,
+            [one.filter(is_wanted) for one in self.told().decisions],
         )
 
 
@@ -889,6 +914,8 @@ class TriggerHandler:
         self.loads = 0
         self.counts: Counter[tuple[str, str]] = Counter()
         self._held: list[_Held] = []
+        self._acting: dict[frozenset[str], Needs | None] = {}
+        self._acting_of: tuple[object, object] = (None, None)
         self._lanes: dict[str, _Lane] = {}
         self._performers: dict[str, Performer] = {}
         self._lock = threading.Lock()
@@ -944,8 +971,11 @@ class TriggerHandler:
         self.prepare()
         if events.is_empty():
             return
-        is_watched = pl.col("type").is_in(list(MOVING_TYPES | self.decider.watched_types))
-        watched, others = events.filter(is_watched), events.filter(~is_watched)
+        types = MOVING_TYPES | self.decider.watched_types
+        watched, others = events, events.clear()
+        if not types.issuperset(events["type"].to_list()):
+            is_watched = pl.col("type").is_in(list(types))
+            watched, others = events.filter(is_watched), events.filter(~is_watched)
         held = _Held(others, pl.DataFrame({"event_id": pl.Series([], dtype=pl.String())}))
         if watched.height:
             types = set(watched["type"]) & self.decider.event_types
@@ -967,7 +997,7 @@ class TriggerHandler:
                     if one.state is not None
                 }
                 _, named = self._begin(decided.due, now, handed)
-                held.decisions = [decision_rows(named), decided.rest]
+                held.decided = decided, named
         with self._lock:
             self._held.append(held)
 
@@ -980,9 +1010,11 @@ class TriggerHandler:
         Raises:
             WarehouseError: nothing was lost; call again.
         """
+        meant = set(loads["event_id"].to_list())
         is_meant = pl.col("event_id").is_in(loads["event_id"].implode())
         with self._lock:
-            parts = [one.only(is_meant) for one in self._held]
+            held = [one for one in self._held if not one.event_ids.isdisjoint(meant)]
+        parts = [one.told() if one.event_ids <= meant else one.only(is_meant) for one in held]
         resolved = [one.resolved for one in parts if one.resolved.height]
         if others := [one.events for one in parts if one.events.height]:
             rest = pl.concat(others).unique("event_id", keep="first", maintain_order=True)
@@ -993,8 +1025,11 @@ class TriggerHandler:
         if decisions := [rows for one in parts for rows in one.decisions if rows.height]:
             self.note(pl.concat(decisions))
         with self._lock:
-            left = (one.only(~is_meant) for one in self._held)
-            self._held = [one for one in left if one.events.height or one.resolved.height]
+            self._held = [
+                one if one.event_ids.isdisjoint(meant) else one.only(~is_meant)
+                for one in self._held
+                if not one.event_ids <= meant
+            ]
 
     def forget(self) -> None:
         """See `BatchHandler.forget`."""
@@ -1009,10 +1044,16 @@ class TriggerHandler:
 
     def _acting_needs(self, types: Iterable[str]) -> Needs | None:
         """What acting at once on events of these types needs; None if nothing acts at once."""
-        wanted = set(types)
-        known = self.live.columns().keys()
+        wanted = self.decider.event_types.intersection(types)
+        readable = self.live.columns()
+        if self._acting_of[0] is not self.decider or self._acting_of[1] is not readable:
+            self._acting_of, self._acting = (self.decider, readable), {}
+        if wanted in self._acting:
+            return self._acting[wanted]
+        known = readable.keys()
         columns: set[str] = set()
         has_proof = is_any = False
+        is_ready = True
         for spec in self.decider.specs.values():
             if (
                 not wanted.intersection(spec.event or ())
@@ -1024,6 +1065,7 @@ class TriggerHandler:
             performer = self._performer(self.lane_of(spec))
             key = (spec.name, spec.version)
             if performer is None or (not self.is_inline and key not in performer.columns):
+                is_ready = False
                 continue  # its lane has not got ready: it asks when it acts
             if self.is_inline:
                 with contextlib.suppress(MailhouseError):
@@ -1032,9 +1074,14 @@ class TriggerHandler:
             columns |= known if needed is None else known & needed
             has_proof |= spec.send is not None and spec.send.category == "marketing"
             is_any = True
-        if not is_any:
-            return None
-        return Needs(frozenset(columns | (known & set(_ALWAYS))), has_permission=True, has_proof=has_proof)
+        needs = None
+        if is_any:
+            needs = Needs(
+                frozenset(columns | (known & set(_ALWAYS))), has_permission=True, has_proof=has_proof
+            )
+        if is_ready and known and not self.is_inline:
+            self._acting[wanted] = needs
+        return needs
 
     def tick(self, now: datetime) -> None:
         """Take what is due by the clock, as far as lanes have room."""
@@ -1101,17 +1148,23 @@ class TriggerHandler:
                 named.append(one)
         begun: list[Firing] = []
         if fired:
-            paused = self.ledger.paused(KIND)
-            room = Counter[str]()
+            lanes = {
+                name: self.lane_of(self.decider.specs[name]) for name in {one.name for one in fired.values()}
+            }
+            room = {lane: self._room(lane) for lane in set(lanes.values())}
             at_once: set[str] = set()
-            for key, one in fired.items():
-                lane = self.lane_of(self.decider.specs[one.name])
-                if one.due_at <= now and one.name not in paused and room[lane] < self._room(lane):
-                    room[lane] += 1
-                    at_once.add(key)
-            begun = self.firings.add(self.run, fired, now, taken=at_once)
-            for lane in room:
-                mine = [one for one in begun if self.lane_of(self.decider.specs[one.name]) == lane]
+            with self.ledger.transaction():
+                paused = self.ledger.paused(KIND)
+                for key, one in fired.items():
+                    lane = lanes[one.name]
+                    if one.due_at <= now and one.name not in paused and room[lane] > 0:
+                        room[lane] -= 1
+                        at_once.add(key)
+                begun = self.firings.add(self.run, fired, now, taken=at_once)
+            by_lane: dict[str, list[Firing]] = {}
+            for one in begun:
+                by_lane.setdefault(lanes[one.name], []).append(one)
+            for lane, mine in by_lane.items():
                 self._give(lane, mine, handed)
         return begun, named
 
