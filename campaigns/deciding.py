@@ -294,7 +294,7 @@ class Decider:
         rows = judged_rows(events)
         is_nobody = rows["contact_id"].to_numpy() == 0
         known = rows.filter(pl.col("contact_id") != 0) if is_nobody.any() else rows
-        judged: dict[str, list[Any]] = {}
+        judged: dict[str, Any] = {}
         if known.height and (when or more is not None):
             judged, unfit = self._judged(known, when, sent, is_history, more, ahead)
             broken |= unfit
@@ -347,22 +347,25 @@ class Decider:
         is_history: bool,
         more: Needs | None,
         ahead: Ahead | None,
-    ) -> tuple[dict[str, list[Any]], dict[str, str]]:
+    ) -> tuple[dict[str, Any], dict[str, str]]:
         """Columns with verdicts, in the order of `known`; a condition that does not fit leaves all others judged."""
 
-        def asked(names: Iterable[str]) -> dict[str, list[Any]]:
+        def asked(names: Iterable[str]) -> dict[str, Any]:
             conditions = {f"met {name}": when[name] for name in names}
             needs = Needs.of(conditions.values())
             needs = needs if more is None else needs.and_also(more)
             found = self.live.judge(known, conditions, needs, sent=sent, is_history=is_history, ahead=ahead)
-            return found.to_dict(as_series=False)
+            return {
+                series.name: series.to_numpy() if series.name in conditions else series.to_list()
+                for series in found.get_columns()
+            }
 
         try:
             return asked(when), {}
         except WarehouseError as error:
             if error.code not in MISFITS:
                 raise
-        columns: dict[str, list[Any]] = {} if more is None else asked(())
+        columns: dict[str, Any] = {} if more is None else asked(())
         unfit: dict[str, str] = {}
         for name in when:
             try:
@@ -394,10 +397,14 @@ class _Asked:
         self,
         events: pl.DataFrame,
         known: pl.DataFrame,
-        judged: Mapping[str, Sequence[Any]],
+        judged: Mapping[str, Any],
         when: Mapping[str, Predicate],
     ) -> None:
         self._events, self._judged = events, judged
+        self._columns: dict[str, list[Any]] = {}
+        self._stated = [
+            (name, found) for name, found in judged.items() if name != "row" and not name.startswith("met ")
+        ]
         # rows of `judged` for events that lead to somebody
         self._rows = known["row"].to_numpy()
         self._at = {row: place for place, row in enumerate(self._rows.tolist())}
@@ -412,7 +419,9 @@ class _Asked:
 
     def event(self, place: int) -> dict[str, Any]:
         if place not in self._events_of:
-            self._events_of[place] = self._events.row(place, named=True)
+            if not self._columns:
+                self._columns = self._events.to_dict(as_series=False)
+            self._events_of[place] = {name: found[place] for name, found in self._columns.items()}
         return self._events_of[place]
 
     def words(self, place: int) -> dict[str, Any]:
@@ -442,11 +451,7 @@ class _Asked:
         """The state of an event's contact; empty for nobody."""
         if place not in self._states:
             at = self._at[place]
-            self._states[place] = {
-                column: found[at]
-                for column, found in self._judged.items()
-                if column != "row" and not column.startswith("met ")
-            }
+            self._states[place] = {name: found[at] for name, found in self._stated}
         return self._states[place]
 
     def rows(self, parts: Sequence[_Part], now: datetime) -> pl.DataFrame:

@@ -19,7 +19,7 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -764,13 +764,27 @@ class _Lane(threading.Thread):
     def __init__(self, engine: TriggerHandler, name: str) -> None:
         super().__init__(name=f"triggers {name or 'actions'}", daemon=True)
         self.engine = engine
-        self.queue: queue.Queue[tuple[Firing, Handed | None]] = queue.Queue(QUEUE)
         self.performer = Performer(engine, name)
         self._warm = -1
+        self._waiting: deque[tuple[Firing, Handed | None]] = deque()
+        self._change = threading.Condition()
 
     @property
     def room(self) -> int:
-        return QUEUE - self.queue.qsize()
+        return QUEUE - len(self._waiting)
+
+    def give(self, entries: Iterable[tuple[Firing, Handed | None]]) -> None:
+        """Let firings wait here, no more than there is room for."""
+        with self._change:
+            self._waiting.extend(entries)
+            self._change.notify()
+
+    def _next(self, seconds: float) -> list[tuple[Firing, Handed | None]]:
+        """What waits, as much as is judged together; nothing if nothing comes for so long."""
+        with self._change:
+            if not self._waiting:
+                self._change.wait(seconds)
+            return [self._waiting.popleft() for _ in range(min(WINDOW, len(self._waiting)))]
 
     def run(self) -> None:
         while not self.engine.stop.is_set():
@@ -778,13 +792,9 @@ class _Lane(threading.Thread):
                 loads = self.engine.loads
                 with contextlib.suppress(MailhouseError):
                     self._warm = loads if self.performer.warm_up() else self._warm
-            try:
-                entries = [self.queue.get(timeout=0.2)]
-            except queue.Empty:
+            entries = self._next(0.2)
+            if not entries:
                 continue
-            with contextlib.suppress(queue.Empty):
-                while len(entries) < WINDOW:
-                    entries.append(self.queue.get_nowait())
             firings = [one for one, _ in entries]
             handed = {one.row_id: known for one, known in entries if known is not None}
             try:
@@ -1328,8 +1338,7 @@ class TriggerHandler:
             self._perform(firings, by_row)
             return
         self._start(lane)
-        for one in firings:
-            self._lanes[lane].queue.put((one, known.get((one.name, one.event_id))))
+        self._lanes[lane].give((one, known.get((one.name, one.event_id))) for one in firings)
 
     def _performer(self, lane: str) -> Performer | None:
         """Who acts in a lane, if there is anybody yet."""
