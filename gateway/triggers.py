@@ -152,6 +152,7 @@ class Performer:
         # what a state must have so that they need ask nothing; None: they always ask
         self._wanted: dict[tuple[str, str], Set[str] | None] = {}
         self._wanted_of: object = None
+        self._plans: dict[tuple[str, str], SendPlan] = {}
 
     def warm_up(self) -> bool:
         """Compile what the lane's triggers send, before the first is due; False if it is too early for that."""
@@ -176,8 +177,15 @@ class Performer:
             return self.columns[key]
         templates = self._templates()
         if key not in self.columns:
-            self.columns[key] = self._sender().columns(plan_of(spec), templates)
+            self.columns[key] = self._sender().columns(self._plan(spec), templates)
         return self.columns[key]
+
+    def _plan(self, spec: TriggerSpec) -> SendPlan:
+        """`plan_of`, once a version; ask for templates before, which forgets what has changed."""
+        key = (spec.name, spec.version)
+        if key not in self._plans:
+            self._plans[key] = plan_of(spec)
+        return self._plans[key]
 
     def _columns(self, specs: Iterable[TriggerSpec]) -> frozenset[str] | None:
         """Columns of profiles that triggers need when they act; None for all."""
@@ -251,6 +259,9 @@ class Performer:
         asked = [one for one in left if one.row_id in people and one.row_id not in handed]
         called_off = engine.called_off(asked, [people[one.row_id] for one in asked], now) if asked else {}
         off = {asked[place].row_id: reason for place, reason in called_off.items()}
+        for one in asked:
+            known = people[one.row_id]
+            people[one.row_id] = {name: known[name] for name in known if not name.startswith("unless ")}
         ready: list[_Entry] = []
         for one in left:
             spec, person = specs[one.row_id], people[one.row_id]
@@ -408,8 +419,9 @@ class Performer:
                         one.row_id: Outcome("put_off", "the provider is away", again) for one, _, _ in entries
                     }
                     continue
-                plan = plan_of(spec)
-                columns = sender.columns(plan, self._templates())
+                templates = self._templates()
+                plan = self._plan(spec)
+                columns = sender.columns(plan, templates)
                 items = (
                     engine.recommended({one.contact_id for one, _, _ in entries}, send.recommendations)
                     if send.recommendations
@@ -427,7 +439,7 @@ class Performer:
             people: list[dict[str, Any]] = []
             details: list[dict[str, object]] = []
             for one, _, person in judged:
-                row = {key: value for key, value in person.items() if not key.startswith("unless ")}
+                row = dict(person)
                 if "skip_reason" not in row:
                     row["skip_reason"] = self._skip_reason(send, person)
                 if columns is None or EVENT_COLUMN in columns:
@@ -542,7 +554,7 @@ class Performer:
                 settings.content_dir / "templates", columns, assets_url=settings.assets_url
             )
             self._loaded = self.engine.loads
-            self.columns, self._wanted = {}, {}
+            self.columns, self._wanted, self._plans = {}, {}, {}
             if self.sender is not None:
                 self.sender.forget()
         return self.templates
