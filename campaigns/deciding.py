@@ -258,7 +258,9 @@ class Decider:
             by_type = dict.fromkeys(events["type"].unique(), chosen)
         if not by_type.keys() >= set(events["type"].to_list()):
             events = events.filter(pl.col("type").is_in(list(by_type)))
-        keys = list(zip(events["occurred_at"].to_physical().to_list(), events["event_id"].to_list(), strict=True))
+        keys = list(
+            zip(events["occurred_at"].to_physical().to_list(), events["event_id"].to_list(), strict=True)
+        )
         if len({event_id for _, event_id in keys}) < len(keys):
             events = events.unique("event_id", keep="first", maintain_order=True).sort(
                 "occurred_at", "event_id"

@@ -338,7 +338,9 @@ class Live:
         stops = [_stop_of(*one) for one in zip(types, events["properties"].to_list(), strict=True)]
         flying = made.hstack(
             [
-                pl.Series("address", [normalised_email(one) for one in events["email"].to_list()], pl.String()),
+                pl.Series(
+                    "address", [normalised_email(one) for one in events["email"].to_list()], pl.String()
+                ),
                 pl.Series("is_stop", [is_stop for is_stop, _ in stops], pl.Boolean()),
                 pl.Series("is_sms", [is_sms for _, is_sms in stops], pl.Boolean()),
             ]

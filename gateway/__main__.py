@@ -34,6 +34,7 @@ from warehouse.client import Warehouse
 from warehouse.errors import MailhouseError, SettingsError
 
 DEFAULT_PORT = 18124
+_SWITCH_SECONDS = 0.0005
 _FINISH_SECONDS = 10  # for requests under way, and again for batches
 
 
@@ -45,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="port, 0 for any free one")
     options = parser.parse_args(arguments)
+    # a thread that waited for the disk or the warehouse goes on soon, whatever the others have to compute
+    sys.setswitchinterval(_SWITCH_SECONDS)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
         settings = GatewaySettings.load()

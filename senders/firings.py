@@ -85,7 +85,9 @@ class Firings:
             _insert(connection, trigger_firings, _COLUMNS, rows, "on conflict (firing_id) do nothing")
             created = connection.execute(_CREATED, {"mark": mark, "run_id": run.run_id}).all()
         return [
-            firings[firing_id]._replace(row_id=row_id) for row_id, firing_id in created if firing_id in firings
+            firings[firing_id]._replace(row_id=row_id)
+            for row_id, firing_id in created
+            if firing_id in firings
         ]
 
     def take(
