@@ -356,10 +356,10 @@ class Decider:
             conditions = {f"met {name}": when[name] for name in names}
             needs = Needs.of(conditions.values())
             needs = needs if more is None else needs.and_also(more)
-            found = self.live.judge(known, conditions, needs, sent=sent, is_history=is_history, ahead=ahead)
+            found = self.live.judged(known, conditions, needs, sent=sent, is_history=is_history, ahead=ahead)
             return {
-                series.name: series.to_numpy() if series.name in conditions else series.to_list()
-                for series in found.get_columns()
+                name: np.array(values, bool) if name in conditions else values
+                for name, values in found.items()
             }
 
         try:

@@ -34,7 +34,7 @@ from typing import Any, Final
 import orjson
 import polars as pl
 
-from campaigns.evaluating import Rows, judged
+from campaigns.evaluating import Judged, Rows, judged
 from campaigns.predicates import EventCall, Predicate, property_sql
 from campaigns.recent import (
     FLIGHT,
@@ -463,6 +463,33 @@ class Live:
         Raises:
             WarehouseError: the marts have not been built, or the warehouse does not answer.
         """
+        state, verdicts = self._judged(rows, conditions, needs, sent, is_history, ahead)
+        return state.hstack(verdicts.frame(state["row"]).get_columns()[1:]) if verdicts.schema else state
+
+    def judged(
+        self,
+        rows: pl.DataFrame,
+        conditions: Mapping[str, Predicate],
+        needs: Needs,
+        *,
+        sent: pl.DataFrame | None = None,
+        is_history: bool = False,
+        ahead: Ahead | None = None,
+    ) -> dict[str, list[Any]]:
+        """What `judge` says, column by column: a frame of many conditions costs more than judging a few rows."""
+        state, verdicts = self._judged(rows, conditions, needs, sent, is_history, ahead)
+        return state.to_dict(as_series=False) | verdicts.values
+
+    def _judged(
+        self,
+        rows: pl.DataFrame,
+        conditions: Mapping[str, Predicate],
+        needs: Needs,
+        sent: pl.DataFrame | None,
+        is_history: bool,
+        ahead: Ahead | None,
+    ) -> tuple[pl.DataFrame, Judged]:
+        """The state and what was judged, in the order of `row`."""
         self.require_marts()
         frame = rows
         if rows.schema != JUDGED_COLUMNS:
@@ -470,17 +497,14 @@ class Live:
         if not frame["row"].is_sorted():
             frame = frame.sort("row")
         state = self._state(frame, needs, sent, is_history=is_history, ahead=ahead)
-        verdicts = self._verdicts(frame, state, conditions, needs)
-        if not state["row"].equals(verdicts["row"]):
-            return state.join(verdicts, on="row", maintain_order="left")
-        return state.hstack(verdicts.get_columns()[1:])
+        return state, self._verdicts(frame, state, conditions, needs)
 
     def _verdicts(
         self, frame: pl.DataFrame, state: pl.DataFrame, conditions: Mapping[str, Predicate], needs: Needs
-    ) -> pl.DataFrame:
+    ) -> Judged:
         """In process what can be judged so, the rest by one query over a flat table that travels with it."""
         if not conditions and not needs.properties:
-            return frame.select("row")
+            return Judged()
         types = {name: kind for name, kind in self._columns.items() if name in needs.columns}
         types |= {
             call.column: "UInt64" if call.function == "event_count" else "Nullable(DateTime64(3, 'UTC'))"
@@ -496,7 +520,7 @@ class Live:
                 values, answers = found.values[name], dict(zip(places, asked[name], strict=True))
                 for place in rows:
                     values[place] = answers[place]
-        return found.frame(frame["row"])
+        return found
 
     def _asked(
         self,

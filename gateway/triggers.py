@@ -69,7 +69,7 @@ _CALL_SECONDS = 10.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 10.0
 _LOOK_AROUND = 0.1  # seconds between looks whether something is to be asked in the background
 _SCRIBE_PACE = 1.0  # seconds between two writings of what became of firings: each is a part and a commit
-_ALWAYS = ("email", "timezone", "is_deleted")  # columns of a profile that every firing needs
+_ALWAYS = ("email", "is_deleted")  # columns of a profile that every firing needs
 _FIRES = frozenset(("fired", "unknown", "failed"))  # outcomes that a cooldown counts
 _SKIPPED = frozenset(
     ("no_consent", "suppressed", "invalid", "deleted", "restricted", "frequency_cap", "quiet_hours")
@@ -82,6 +82,11 @@ JourneyMoves = Callable[[Warehouse, pl.DataFrame], int]
 def retry_wait(tries: int, retry_after: float | None = None) -> timedelta:
     """How long what was put off waits: 30 seconds, two minutes, eight ... four hours; what was asked for is a floor."""
     return max(min(FIRST_RETRY * 4 ** min(tries, 8), LONGEST_RETRY), timedelta(seconds=retry_after or 0.0))
+
+
+def _always(spec: TriggerSpec) -> tuple[str, ...]:
+    """Columns of a profile that a trigger needs whatever it does."""
+    return (*_ALWAYS, "timezone") if spec.quiet_hours else _ALWAYS
 
 
 def plan_of(spec: TriggerSpec) -> SendPlan:
@@ -320,7 +325,7 @@ class Performer:
             wanted = None
             if not (spec.unless_events or spec.unless_conditions):
                 columns = self._columns([spec])
-                wanted = readable.keys() if columns is None else readable.keys() & {*columns, *_ALWAYS}
+                wanted = readable.keys() if columns is None else readable.keys() & {*columns, *_always(spec)}
             self._wanted[key] = wanted
         wanted = self._wanted[key]
         return wanted is not None and wanted <= state.keys()
@@ -1093,14 +1098,12 @@ class TriggerHandler:
                 with contextlib.suppress(MailhouseError):
                     performer.columns_of(spec)
             needed = performer.columns.get(key, frozenset[str]())
-            columns |= known if needed is None else known & needed
+            columns |= known if needed is None else known & {*needed, *_always(spec)}
             has_proof |= spec.send is not None and spec.send.category == "marketing"
             is_any = True
         needs = None
         if is_any:
-            needs = Needs(
-                frozenset(columns | (known & set(_ALWAYS))), has_permission=True, has_proof=has_proof
-            )
+            needs = Needs(frozenset(columns), has_permission=True, has_proof=has_proof)
         if is_ready and known and not self.is_inline:
             self._acting[wanted] = needs
         return needs
@@ -1230,7 +1233,8 @@ class TriggerHandler:
         }
         needs = Needs.of(conditions.values(), has_permission=True)
         known = self.live.columns().keys()
-        wanted = known if columns is None else known & {*columns, *needs.columns, *_ALWAYS}
+        always = {name for one in firings for name in _always(self.decider.specs[one.name])}
+        wanted = known if columns is None else known & {*columns, *needs.columns, *always}
         needs = replace(needs, columns=frozenset(wanted))
         rows = firing_rows(firings, now)
         sent = self.sent({one.contact_id for one in firings}) if needs.columns & SENT else None
