@@ -47,6 +47,7 @@ _PACE = 1.0  # seconds from one load to the next at least, unless a batch is ful
 _PACES = ((300, 2.0), (0, _PACE))
 _PARTS_EVERY = 5.0
 _LOOK_AROUND = 0.1
+_GATHER = 0.01
 _STANDBY = 0.5
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 10.0
 _LOADS = {"event_id": pl.String(), "loaded_at": pl.Datetime("ms", "UTC")}
@@ -217,6 +218,9 @@ class Consumer:
             if self._in_flight >= MOST_IN_FLIGHT:
                 self._change.wait(TICK)
                 return
+            if self._unhandled:
+                # the handler is at work: what comes meanwhile is read together
+                self._change.wait(_GATHER)
         batch = self._stream.read(MOST_EVENTS, TICK)
         if batch is None:
             return
