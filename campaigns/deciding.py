@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from itertools import pairwise
@@ -151,6 +151,17 @@ def decision_rows(decisions: Sequence[Decision]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=ROW_COLUMNS, orient="row")
 
 
+@dataclass
+class _Known:
+    """What follows from the conditions of all triggers while the profile has these columns; made when it is needed."""
+
+    columns: dict[str, str]
+    parsed: dict[str, Conditions] = field(default_factory=dict)
+    needs: dict[frozenset[str], Needs] = field(default_factory=dict)
+    read: frozenset[str] | None = None
+    watched: frozenset[str] | None = None
+
+
 class Decider:
     """Judges events by all triggers.
 
@@ -162,39 +173,34 @@ class Decider:
     def __init__(self, specs: Iterable[TriggerSpec], live: Live) -> None:
         self.live = live
         self.specs = {spec.name: spec for spec in specs}
-        self._parsed: dict[str, Conditions] = {}
-        self._columns: dict[str, str] = {}
-        # what follows from the conditions, for each set of types of events once
-        self._needs: dict[frozenset[str], Needs] = {}
-        self._read: frozenset[str] | None = None
-        self._watched: frozenset[str] | None = None
+        self._known = _Known({})
 
-    def _look(self) -> dict[str, str]:
-        """The profile's columns; what was read with others is forgotten."""
+    def _look(self) -> _Known:
+        """What follows from the conditions; nothing yet if the profile has other columns now."""
         columns = self.live.columns()
-        if columns is not self._columns:
-            self._parsed, self._needs, self._columns = {}, {}, columns
-            self._read = self._watched = None
-        return columns
+        known = self._known
+        if known.columns is not columns:
+            known = self._known = _Known(columns)
+        return known
 
     def conditions(self, spec: TriggerSpec) -> Conditions:
         """A trigger's conditions, read with the types that the profile's columns have now."""
-        columns = self._look()
-        if spec.name not in self._parsed:
-            self._parsed[spec.name] = conditions_of(spec, columns or None)
-        return self._parsed[spec.name]
+        known = self._look()
+        if spec.name not in known.parsed:
+            known.parsed[spec.name] = conditions_of(spec, known.columns or None)
+        return known.parsed[spec.name]
 
     @property
     def columns(self) -> frozenset[str]:
         """What all conditions read, of triggers whose conditions can be read."""
-        self._look()
-        if self._read is None:
+        known = self._look()
+        if known.read is None:
             names: set[str] = set()
             for spec in self.specs.values():
                 with contextlib.suppress(InputError):
                     names.update(name for one in self.conditions(spec).all for name in one.columns)
-            self._read = frozenset(names)
-        return self._read
+            known.read = frozenset(names)
+        return known.read
 
     @cached_property
     def event_types(self) -> frozenset[str]:
@@ -204,29 +210,29 @@ class Decider:
     def needs(self, types: Iterable[str]) -> Needs:
         """What of the state the conditions read of triggers that these types of events may fire."""
         wanted = self.event_types.intersection(types)
-        self._look()
-        if wanted not in self._needs:
+        known = self._look()
+        if wanted not in known.needs:
             found: list[Predicate] = []
             for spec in self.specs.values():
                 if wanted.intersection(spec.event or ()):
                     with contextlib.suppress(InputError):
                         when = self.conditions(spec).when
                         found += [when] if when is not None else []
-            self._needs[wanted] = Needs.of(found)
-        return self._needs[wanted]
+            known.needs[wanted] = Needs.of(found)
+        return known.needs[wanted]
 
     @property
     def watched_types(self) -> frozenset[str]:
         """Types of events that matter to any trigger: that fire it, that it counts, or that call it off."""
-        self._look()
-        if self._watched is None:
+        known = self._look()
+        if known.watched is None:
             types = set(self.event_types)
             for spec in self.specs.values():
                 types.update(spec.unless_events)
                 with contextlib.suppress(InputError):
                     types.update(call.event_type for one in self.conditions(spec).all for call in one.calls)
-            self._watched = frozenset(types)
-        return self._watched
+            known.watched = frozenset(types)
+        return known.watched
 
     def decide(
         self,

@@ -191,6 +191,7 @@ class Ledger:
         # runs of this very process, which end without the process ending; shared by all its ledgers of one database
         self._active = _ACTIVE.setdefault(place, set())
         self._joined = _Joined()
+        self._turn = threading.Lock()
 
     @classmethod
     def open(cls, settings: SenderSettings) -> Ledger:
@@ -911,12 +912,28 @@ class Ledger:
         if self._joined.connection is not None:
             yield
             return
-        with self._errors(), self._engine.begin() as connection:
+        with self._errors(), self._in_turn(), self._engine.begin() as connection:
             self._joined.connection = connection
             try:
                 yield
             finally:
                 self._joined.connection = None
+
+    @contextlib.contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """One writing thread at a time on SQLite, which has one write lock: whoever waits for that sleeps longer and
+        longer between looks, where this process knows at once.
+        """
+        if self._engine.dialect.name != "sqlite":
+            yield
+            return
+        # another process may hold the file, which BEGIN finds out and says
+        is_mine = self._turn.acquire(timeout=_LOCK_SECONDS)
+        try:
+            yield
+        finally:
+            if is_mine:
+                self._turn.release()
 
     @contextlib.contextmanager
     def _writing(self, *, lock: str = "") -> Iterator[sa.Connection]:
