@@ -169,7 +169,7 @@ def main() -> None:
                 frame, state = batch(rows)
 
                 def ours(frame: pl.DataFrame = frame, state: pl.DataFrame = state) -> pl.DataFrame:
-                    return live._verdicts(frame, state, conditions, needs)
+                    return live._verdicts(frame, state, conditions, needs).frame(frame["row"])
 
                 def query(frame: pl.DataFrame = frame, state: pl.DataFrame = state) -> pl.DataFrame:
                     return live._asked(frame, state, conditions, paths, types)

@@ -212,7 +212,7 @@ def make_home(settings: MailhouseSettings, contacts: int) -> None:
             "rename table marts.contact_profiles to marts.made_profiles",
             """
             create table marts.contact_profiles engine = MergeTree order by contact_id
-            settings index_granularity = 256 as
+            settings index_granularity = 256, min_compress_block_size = 4096 as
             select toInt64(bitShiftRight(sipHash64(email), 1)) as contact_id, * except (contact_id) from (
                 select * except (email),
                     concat('person', toString(intDiv(contact_id - 7, 1000003)), '@example.com') as email,

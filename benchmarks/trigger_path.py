@@ -28,6 +28,7 @@ from sqlalchemy.event import listen
 from benchmarks.gateway import await_port, cpu_seconds, make_home, process
 from benchmarks.lib.posting import event
 from campaigns.resolving import loads_of
+from gateway.__main__ import settle_process
 from gateway.events import frame_of, parse_event
 from gateway.triggers import TriggerHandler
 from senders.ledger import Ledger
@@ -105,6 +106,7 @@ def measure(handler: TriggerHandler, engine: int, arrivals: Path) -> None:
     counted(handler.warehouse, counts)
     sent, place = 0, 0
     handler.tick(datetime.now(UTC))
+    settle_process()
     time.sleep(3)
     for number, rounds in ((1, 3), (1, 20), (10, 10), (100, 5), (1000, 2)):
         walls: list[float] = []

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -118,11 +120,18 @@ class Decided:
 
     Attributes:
         due: what is to be done, in the order of the events.
-        rest: all else, columns of `ROW_COLUMNS`: with many triggers nearly all, so it never becomes objects.
+        make_rest: puts `rest` together; by any thread.
     """
 
     due: list[Decision]
-    rest: pl.DataFrame
+    make_rest: Callable[[], pl.DataFrame] = lambda: pl.DataFrame(schema=ROW_COLUMNS)
+
+    @cached_property
+    def rest(self) -> pl.DataFrame:
+        """All else, columns of `ROW_COLUMNS`: with many triggers nearly all, so it never becomes objects, and it is
+        put together when it is asked for: nobody who is to get a message waits for it.
+        """
+        return self.make_rest()
 
     def all(self) -> list[Decision]:
         """All of them, oldest event first; for a few."""
@@ -142,6 +151,17 @@ def decision_rows(decisions: Sequence[Decision]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=ROW_COLUMNS, orient="row")
 
 
+@dataclass
+class _Known:
+    """What follows from the conditions of all triggers while the profile has these columns; made when it is needed."""
+
+    columns: dict[str, str]
+    parsed: dict[str, Conditions] = field(default_factory=dict)
+    needs: dict[frozenset[str], Needs] = field(default_factory=dict)
+    read: frozenset[str] | None = None
+    watched: frozenset[str] | None = None
+
+
 class Decider:
     """Judges events by all triggers.
 
@@ -153,52 +173,66 @@ class Decider:
     def __init__(self, specs: Iterable[TriggerSpec], live: Live) -> None:
         self.live = live
         self.specs = {spec.name: spec for spec in specs}
-        self._parsed: dict[str, Conditions] = {}
-        self._columns: dict[str, str] = {}
+        self._known = _Known({})
+
+    def _look(self) -> _Known:
+        """What follows from the conditions; nothing yet if the profile has other columns now."""
+        columns = self.live.columns()
+        known = self._known
+        if known.columns is not columns:
+            known = self._known = _Known(columns)
+        return known
 
     def conditions(self, spec: TriggerSpec) -> Conditions:
         """A trigger's conditions, read with the types that the profile's columns have now."""
-        columns = self.live.columns()
-        if columns != self._columns:
-            self._parsed, self._columns = {}, columns
-        if spec.name not in self._parsed:
-            self._parsed[spec.name] = conditions_of(spec, columns or None)
-        return self._parsed[spec.name]
+        known = self._look()
+        if spec.name not in known.parsed:
+            known.parsed[spec.name] = conditions_of(spec, known.columns or None)
+        return known.parsed[spec.name]
 
     @property
     def columns(self) -> frozenset[str]:
         """What all conditions read, of triggers whose conditions can be read."""
-        names: set[str] = set()
-        for spec in self.specs.values():
-            with contextlib.suppress(InputError):
-                names.update(name for one in self.conditions(spec).all for name in one.columns)
-        return frozenset(names)
+        known = self._look()
+        if known.read is None:
+            names: set[str] = set()
+            for spec in self.specs.values():
+                with contextlib.suppress(InputError):
+                    names.update(name for one in self.conditions(spec).all for name in one.columns)
+            known.read = frozenset(names)
+        return known.read
 
-    @property
+    @cached_property
     def event_types(self) -> frozenset[str]:
         """Types of events that fire anything."""
         return frozenset(kind for spec in self.specs.values() for kind in spec.event or ())
 
     def needs(self, types: Iterable[str]) -> Needs:
         """What of the state the conditions read of triggers that these types of events may fire."""
-        wanted = frozenset(types)
-        found: list[Predicate] = []
-        for spec in self.specs.values():
-            if wanted.intersection(spec.event or ()):
-                with contextlib.suppress(InputError):
-                    when = self.conditions(spec).when
-                    found += [when] if when is not None else []
-        return Needs.of(found)
+        wanted = self.event_types.intersection(types)
+        known = self._look()
+        if wanted not in known.needs:
+            found: list[Predicate] = []
+            for spec in self.specs.values():
+                if wanted.intersection(spec.event or ()):
+                    with contextlib.suppress(InputError):
+                        when = self.conditions(spec).when
+                        found += [when] if when is not None else []
+            known.needs[wanted] = Needs.of(found)
+        return known.needs[wanted]
 
     @property
     def watched_types(self) -> frozenset[str]:
         """Types of events that matter to any trigger: that fire it, that it counts, or that call it off."""
-        types = set(self.event_types)
-        for spec in self.specs.values():
-            types.update(spec.unless_events)
-            with contextlib.suppress(InputError):
-                types.update(call.event_type for one in self.conditions(spec).all for call in one.calls)
-        return frozenset(types)
+        known = self._look()
+        if known.watched is None:
+            types = set(self.event_types)
+            for spec in self.specs.values():
+                types.update(spec.unless_events)
+                with contextlib.suppress(InputError):
+                    types.update(call.event_type for one in self.conditions(spec).all for call in one.calls)
+            known.watched = frozenset(types)
+        return known.watched
 
     def decide(
         self,
@@ -228,13 +262,19 @@ class Decider:
         if names is not None and all(spec.event is None for spec in chosen):
             # due by the clock: the caller says for which triggers
             by_type = dict.fromkeys(events["type"].unique(), chosen)
-        events = (
-            events.filter(pl.col("type").is_in(list(by_type)))
-            .unique("event_id", keep="first", maintain_order=True)
-            .sort("occurred_at", "event_id")
+        if not by_type.keys() >= set(events["type"].to_list()):
+            events = events.filter(pl.col("type").is_in(list(by_type)))
+        keys = list(
+            zip(events["occurred_at"].to_physical().to_list(), events["event_id"].to_list(), strict=True)
         )
+        if len({event_id for _, event_id in keys}) < len(keys):
+            events = events.unique("event_id", keep="first", maintain_order=True).sort(
+                "occurred_at", "event_id"
+            )
+        elif any(one > other for one, other in pairwise(keys)):
+            events = events.sort("occurred_at", "event_id")
         if events.is_empty():
-            return Decided([], pl.DataFrame(schema=ROW_COLUMNS))
+            return Decided([])
         return self._decided(events, by_type, now, sent, is_history, more, ahead)
 
     def _decided(
@@ -260,8 +300,9 @@ class Decider:
                 if condition is not None:
                     when[name] = condition
         rows = judged_rows(events)
-        known = rows.filter(pl.col("contact_id") != 0)
-        judged: dict[str, list[Any]] = {}
+        is_nobody = rows["contact_id"].to_numpy() == 0
+        known = rows.filter(pl.col("contact_id") != 0) if is_nobody.any() else rows
+        judged: dict[str, Any] = {}
         if known.height and (when or more is not None):
             judged, unfit = self._judged(known, when, sent, is_history, more, ahead)
             broken |= unfit
@@ -271,8 +312,7 @@ class Decider:
         is_late = np.zeros(events.height, bool)
         if not is_history:
             is_late = (events["received_at"] - events["occurred_at"] > LATE).to_numpy()
-        is_nobody = events["contact_id"].to_numpy() == 0
-        kinds = events["type"].to_numpy()
+        kinds = np.array(events["type"].to_list(), object)
         for kind in types:
             is_kind = kinds == kind
             nobody = np.flatnonzero(is_kind & is_nobody)
@@ -305,7 +345,7 @@ class Decider:
                     due.append((place, decision))
         # in the order of the events, whose cooldowns and caps are judged in that order
         due.sort(key=lambda one: one[0])
-        return Decided([decision for _, decision in due], asked.rows(rest, now))
+        return Decided([decision for _, decision in due], partial(asked.rows, rest, now))
 
     def _judged(
         self,
@@ -315,22 +355,25 @@ class Decider:
         is_history: bool,
         more: Needs | None,
         ahead: Ahead | None,
-    ) -> tuple[dict[str, list[Any]], dict[str, str]]:
+    ) -> tuple[dict[str, Any], dict[str, str]]:
         """Columns with verdicts, in the order of `known`; a condition that does not fit leaves all others judged."""
 
-        def asked(names: Iterable[str]) -> dict[str, list[Any]]:
+        def asked(names: Iterable[str]) -> dict[str, Any]:
             conditions = {f"met {name}": when[name] for name in names}
             needs = Needs.of(conditions.values())
             needs = needs if more is None else needs.and_also(more)
-            found = self.live.judge(known, conditions, needs, sent=sent, is_history=is_history, ahead=ahead)
-            return found.to_dict(as_series=False)
+            found = self.live.judged(known, conditions, needs, sent=sent, is_history=is_history, ahead=ahead)
+            return {
+                name: np.array(values, bool) if name in conditions else values
+                for name, values in found.items()
+            }
 
         try:
             return asked(when), {}
         except WarehouseError as error:
             if error.code not in MISFITS:
                 raise
-        columns: dict[str, list[Any]] = {} if more is None else asked(())
+        columns: dict[str, Any] = {} if more is None else asked(())
         unfit: dict[str, str] = {}
         for name in when:
             try:
@@ -362,10 +405,14 @@ class _Asked:
         self,
         events: pl.DataFrame,
         known: pl.DataFrame,
-        judged: Mapping[str, Sequence[Any]],
+        judged: Mapping[str, Any],
         when: Mapping[str, Predicate],
     ) -> None:
         self._events, self._judged = events, judged
+        self._columns: dict[str, list[Any]] = {}
+        self._stated = [
+            (name, found) for name, found in judged.items() if name != "row" and not name.startswith("met ")
+        ]
         # rows of `judged` for events that lead to somebody
         self._rows = known["row"].to_numpy()
         self._at = {row: place for place, row in enumerate(self._rows.tolist())}
@@ -380,7 +427,9 @@ class _Asked:
 
     def event(self, place: int) -> dict[str, Any]:
         if place not in self._events_of:
-            self._events_of[place] = self._events.row(place, named=True)
+            if not self._columns:
+                self._columns = self._events.to_dict(as_series=False)
+            self._events_of[place] = {name: found[place] for name, found in self._columns.items()}
         return self._events_of[place]
 
     def words(self, place: int) -> dict[str, Any]:
@@ -410,11 +459,7 @@ class _Asked:
         """The state of an event's contact; empty for nobody."""
         if place not in self._states:
             at = self._at[place]
-            self._states[place] = {
-                column: found[at]
-                for column, found in self._judged.items()
-                if column != "row" and not column.startswith("met ")
-            }
+            self._states[place] = {name: found[at] for name, found in self._stated}
         return self._states[place]
 
     def rows(self, parts: Sequence[_Part], now: datetime) -> pl.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from uuid import UUID
 
 NAMESPACE = UUID("b7a1b1f5-6f0e-5b1e-9a53-2d6a3c1c7d10")
@@ -28,6 +29,7 @@ def occurrence_key(occurrence: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+@lru_cache(maxsize=8192)
 def message_id(kind: str, name: str, contact_id: int, occurrence: datetime | str) -> str:
     """The id of the one message that a thing sends to a contact in one occurrence: a UUIDv5 (RFC 9562).
 
@@ -36,6 +38,8 @@ def message_id(kind: str, name: str, contact_id: int, occurrence: datetime | str
         name: name of the campaign, `journey.step`, or trigger.
         contact_id: the contact.
         occurrence: the scheduled instant, or the text that names the occurrence.
+
+    The newest are remembered: what is sent at once is asked for its id at each step.
     """
     return message_ids(kind, name, [contact_id], occurrence)[0]
 

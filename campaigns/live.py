@@ -34,7 +34,7 @@ from typing import Any, Final
 import orjson
 import polars as pl
 
-from campaigns.evaluating import Rows, judged
+from campaigns.evaluating import Judged, Rows, judged
 from campaigns.predicates import EventCall, Predicate, property_sql
 from campaigns.recent import (
     FLIGHT,
@@ -200,6 +200,7 @@ class Live:
     _looked_at: float = field(default=-1e9, init=False)
     _tables: frozenset[str] = field(default=frozenset(), init=False)
     _columns: dict[str, str] = field(default_factory=dict, init=False)
+    _readable: dict[str, str] = field(default_factory=dict, init=False)
     _adopted: dict[tuple[str, str, int], None] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -246,9 +247,12 @@ class Live:
             self.warehouse.define(statement)
 
     def columns(self) -> dict[str, str]:
-        """Columns of `marts.contact_profiles` that conditions may read, with their types; empty before it is built."""
+        """Columns of `marts.contact_profiles` that conditions may read, with their types; empty before it is built.
+
+        The very same object as long as they are the same: what follows from them may be kept.
+        """
         self._look()
-        return {name: kind for name, kind in self._columns.items() if name not in _WATERMARKS}
+        return self._readable
 
     def require_marts(self) -> None:
         """Refuse to judge anybody by a mart that is not there, or does not say what it has taken in.
@@ -296,11 +300,13 @@ class Live:
         """
         self._look()
         found = self.resolver.resolved(events, messages, guess=guess)
-        made = events.with_columns(found.get_columns())
-        # some providers name only the message
-        return made.with_columns(
-            pl.when(pl.col("email") == "").then("message_email").otherwise("email").alias("email")
-        ).drop("message_email")
+        said = found.drop_in_place("message_email")
+        made = events.hstack(found.get_columns())
+        if (said != "").any():
+            # some providers name only the message
+            email = pl.when(pl.col("email") == "").then(said).otherwise("email")
+            made = made.with_columns(email.alias("email"))
+        return made
 
     def take(
         self, events: pl.DataFrame, messages: pl.DataFrame | None = None, *, needs: Needs | None = None
@@ -323,27 +329,36 @@ class Live:
                 answer = self._pool.submit(self._profiles, frozenset(contacts), names)
                 ahead.append(Ahead(frozenset(contacts), names, answer))
 
-        is_order = pl.col("type").is_in(("order.placed", "order.cancelled"))
-        orders = events.filter(is_order).select("event_id", "properties")
-        sold = self._pool.submit(self._sold, orders) if orders.height else None
+        types = events["type"].to_list()
+        sold = None
+        if not _ORDERS.isdisjoint(types):
+            orders = events.filter(pl.col("type").is_in(_ORDERS)).select("event_id", "properties")
+            sold = self._pool.submit(self._sold, orders)
         made = self.resolved(events, messages, guess=guess)
-        stops = [_stop_of(*one) for one in events.select("type", "properties").iter_rows()]
-        flying = made.with_columns(
-            pl.lit(NOT_LOADED).cast(UTC_MS).alias("loaded_at"),
-            pl.Series("address", [normalised_email(one) for one in events["email"]], pl.String()),
-            pl.Series("is_stop", [is_stop for is_stop, _ in stops], pl.Boolean()),
-            pl.Series("is_sms", [is_sms for _, is_sms in stops], pl.Boolean()),
+        stops = [_stop_of(*one) for one in zip(types, events["properties"].to_list(), strict=True)]
+        flying = made.hstack(
+            [
+                pl.Series(
+                    "address", [normalised_email(one) for one in events["email"].to_list()], pl.String()
+                ),
+                pl.Series("is_stop", [is_stop for is_stop, _ in stops], pl.Boolean()),
+                pl.Series("is_sms", [is_sms for _, is_sms in stops], pl.Boolean()),
+            ]
         )
         if sold is not None:
-            flying = flying.join(sold.result(), on="event_id", how="left", maintain_order="left")
-        else:
-            flying = flying.with_columns(pl.lit(None, FLIGHT[name]).alias(name) for name in _SOLD)
-        flying = flying.with_columns(
-            pl.col("order_id").fill_null(""), pl.col("order_revenue", "order_items").fill_null(0),
-            pl.col("is_sale").fill_null(False),
-        )  # fmt: skip
-        self.flight.add(cast(flying, FLIGHT))
-        if flying["is_stop"].any():
+            flying = flying.join(sold.result(), on="event_id", how="left", maintain_order="left").with_columns(
+                pl.col("order_id").fill_null(""), pl.col("order_revenue", "order_items").fill_null(0),
+                pl.col("is_sale").fill_null(False),
+            )  # fmt: skip
+        unsold = {} if sold is not None else _UNSOLD
+        given = {"loaded_at": NOT_LOADED, **unsold}
+        self.flight.add(
+            flying.select(
+                (pl.lit(given[name]) if name in given else pl.col(name)).cast(dtype).alias(name)
+                for name, dtype in FLIGHT.items()
+            )
+        )
+        if any(is_stop for is_stop, _ in stops):
             # what was handed on before does not know of it
             self.changed_at = time.monotonic()
         return made, ahead[0] if ahead else None
@@ -448,18 +463,48 @@ class Live:
         Raises:
             WarehouseError: the marts have not been built, or the warehouse does not answer.
         """
+        state, verdicts = self._judged(rows, conditions, needs, sent, is_history, ahead)
+        return state.hstack(verdicts.frame(state["row"]).get_columns()[1:]) if verdicts.schema else state
+
+    def judged(
+        self,
+        rows: pl.DataFrame,
+        conditions: Mapping[str, Predicate],
+        needs: Needs,
+        *,
+        sent: pl.DataFrame | None = None,
+        is_history: bool = False,
+        ahead: Ahead | None = None,
+    ) -> dict[str, list[Any]]:
+        """What `judge` says, column by column: a frame of many conditions costs more than judging a few rows."""
+        state, verdicts = self._judged(rows, conditions, needs, sent, is_history, ahead)
+        return state.to_dict(as_series=False) | verdicts.values
+
+    def _judged(
+        self,
+        rows: pl.DataFrame,
+        conditions: Mapping[str, Predicate],
+        needs: Needs,
+        sent: pl.DataFrame | None,
+        is_history: bool,
+        ahead: Ahead | None,
+    ) -> tuple[pl.DataFrame, Judged]:
+        """The state and what was judged, in the order of `row`."""
         self.require_marts()
-        frame = rows.select(pl.col(name).cast(dtype) for name, dtype in JUDGED_COLUMNS.items()).sort("row")
+        frame = rows
+        if rows.schema != JUDGED_COLUMNS:
+            frame = rows.select(pl.col(name).cast(dtype) for name, dtype in JUDGED_COLUMNS.items())
+        if not frame["row"].is_sorted():
+            frame = frame.sort("row")
         state = self._state(frame, needs, sent, is_history=is_history, ahead=ahead)
-        verdicts = self._verdicts(frame, state, conditions, needs)
-        return state.join(verdicts, on="row", maintain_order="left")
+        return state, self._verdicts(frame, state, conditions, needs)
 
     def _verdicts(
         self, frame: pl.DataFrame, state: pl.DataFrame, conditions: Mapping[str, Predicate], needs: Needs
-    ) -> pl.DataFrame:
+    ) -> Judged:
         """In process what can be judged so, the rest by one query over a flat table that travels with it."""
         if not conditions and not needs.properties:
-            return frame.select("row")
+            return Judged()
         types = {name: kind for name, kind in self._columns.items() if name in needs.columns}
         types |= {
             call.column: "UInt64" if call.function == "event_count" else "Nullable(DateTime64(3, 'UTC'))"
@@ -475,7 +520,7 @@ class Live:
                 values, answers = found.values[name], dict(zip(places, asked[name], strict=True))
                 for place in rows:
                     values[place] = answers[place]
-        return found.frame(frame["row"])
+        return found
 
     def _asked(
         self,
@@ -544,14 +589,21 @@ class Live:
             *(("opened", "clicked") if needs.columns & READ_COLUMNS else ()),
         }
         types = moved_types | {call.event_type for call in needs.calls}
-        contacts = frame.select("contact_id").filter(pl.col("contact_id") != 0).unique()
-        ids = frozenset(contacts["contact_id"].to_list())
+        ids = frozenset(frame["contact_id"].to_list()) - {0}
+        contacts = pl.DataFrame({"contact_id": pl.Series(list(ids), dtype=pl.Int64())})
         since = frame["as_of"].min()
         said = {normalised_email(one) for one in frame["email"].to_list() if one}
         # before the warehouse is asked: what it gets in between is in either
-        flying = self.flight.all().filter(
-            pl.col("contact_id").is_in(contacts["contact_id"].implode()) | pl.col("is_stop")
-        )
+        flying = self.flight.all()
+        is_there = set(flying["type"].unique().to_list())
+        if is_there.isdisjoint((*types, *STOPS)):
+            # nothing of it is asked about
+            flying = flying.clear()
+        else:
+            flying = flying.filter(
+                pl.col("contact_id").is_in(contacts["contact_id"].implode()) | pl.col("is_stop"),
+                pl.col("type").is_in((*types, *STOPS)),
+            )
         told = self.news.fresh() if self.news is not None and has_permission and not is_history else None
         names = self._profile_columns(needs)
 
@@ -594,18 +646,18 @@ class Live:
                 given = self._told(told, addresses, strange, through, needs, said if proofs else frozenset())
                 if proofs:
                     given = pl.concat([given, cast(proofs.result(), GIVEN)])
-            given = cast(given, GIVEN)
-            if flying.height:
+            given = cast(given, GIVEN) if given.schema != GIVEN else given
+            if flying.height and flying["is_stop"].any():
                 given = pl.concat([given, _stops_of(flying, addresses)])
             if given.height:
                 given = given.unique(
                     ("address", "type", "consent_id", "event_id"), keep="first", maintain_order=True
                 )
         happened = [cast(one.result(), HAPPENED) for one in (live, stops, recorded) if one is not None]
-        if told is not None:
+        if told is not None and told.own.height:
             happened.append(told.own.filter(pl.col("contact_id").is_in(contacts["contact_id"].implode())))
         if flying.height:
-            happened.append(cast(flying.filter(pl.col("type").is_in((*types, *STOPS))), HAPPENED))
+            happened.append(flying.select(*HAPPENED))
         messages = sends.result() if sends else None
         happened = [one for one in happened if one.height]
         history = (
@@ -616,9 +668,7 @@ class Live:
         state = frame.select(
             "row", "contact_id", "as_of", pl.col("email").alias("event_email"), "event_occurred_at"
         )
-        state = state.join(profiles, on="contact_id", how="left", maintain_order="left").with_columns(
-            pl.col("is_known").fill_null(False)
-        )
+        state = state.join(profiles, on="contact_id", how="left", maintain_order="left")
         state = self._with_defaults(state, is_history=is_history)
         near = _up_to(frame, history) if types else pl.DataFrame()
         if needs.columns & ORDER_COLUMNS:
@@ -644,7 +694,9 @@ class Live:
 
     def _profile_columns(self, needs: Needs) -> frozenset[str]:
         """Columns of the mart that the state is made of."""
-        wanted = {"email", "events_through", "messages_through"} | needs.columns
+        wanted = {"email", "events_through"} | needs.columns
+        if needs.columns & SENT:
+            wanted.add("messages_through")
         if needs.columns & ORDER_COLUMNS:
             wanted |= ORDER_COLUMNS
         if needs.has_permission or needs.columns & PERMISSION_COLUMNS:
@@ -656,10 +708,12 @@ class Live:
         if ahead is None or not names <= ahead.columns or not contacts & ahead.asked:
             return self._profiles(contacts, names)
         columns = ["contact_id", "is_known", *(name for name in self._columns if name in names)]
-        found = ahead.answer.result().filter(pl.col("contact_id").is_in(pl.Series(list(contacts)).implode()))
+        found = ahead.answer.result()
+        if not ahead.asked <= contacts:
+            found = found.filter(pl.col("contact_id").is_in(pl.Series(list(contacts)).implode()))
+        found = found.select(columns)
         others = contacts - ahead.asked
-        more = [self._profiles(others, names).select(columns)] if others else []
-        return pl.concat([found.select(columns), *more])
+        return pl.concat([found, self._profiles(others, names).select(columns)]) if others else found
 
     def _profiles(self, contacts: frozenset[int], names: frozenset[str]) -> pl.DataFrame:
         listed = ", ".join(f"`{name}`" for name in self._columns if name in names)
@@ -668,10 +722,10 @@ class Live:
             f"select contact_id, true as is_known, {listed} from {self.prefix}marts.contact_profiles"
             " where contact_id in {keys}",
             contacts,
-        ).with_columns(pl.col("is_known").cast(pl.Boolean))
+        )
 
     def _watermarks(self, profiles: pl.DataFrame, told: Told | None) -> tuple[datetime, datetime]:
-        """Up to when the mart has taken in events and messages."""
+        """Up to when the mart has taken in events and, if that was asked for, messages."""
         if profiles.is_empty() and told is not None:
             return told.through, told.messages_through
         if profiles.is_empty():
@@ -680,7 +734,8 @@ class Live:
             )
         if profiles.is_empty():
             return _EPOCH, _EPOCH
-        return profiles["events_through"][0], profiles["messages_through"][0]
+        sent = profiles["messages_through"][0] if "messages_through" in profiles.columns else _EPOCH
+        return profiles["events_through"][0], sent
 
     def _live(self, contacts: frozenset[int], types: Collection[str]) -> pl.DataFrame:
         return keyed_frame(
@@ -700,12 +755,15 @@ class Live:
         asked: Collection[str],
     ) -> pl.DataFrame:
         """What `_permissions` returns, of which the news are known: consents are asked for where they matter."""
-        is_consent = pl.col("type") == "consent"
-        news = told.given.filter(
-            pl.col("address").is_in(pl.Series(list(addresses), dtype=pl.String()).implode())
-            & (is_consent | (pl.col("loaded_at") > through))
-        )
-        matters = {*strange, *news.filter(is_consent)["address"]} & set(addresses)
+        news = told.given
+        if news.height:
+            is_consent = pl.col("type") == "consent"
+            news = news.filter(
+                pl.col("address").is_in(pl.Series(list(addresses), dtype=pl.String()).implode())
+                & (is_consent | (pl.col("loaded_at") > through))
+            )
+            strange = {*strange, *news.filter(is_consent)["address"]}
+        matters = set(strange) & set(addresses)
         wanted = (set(addresses) if needs.has_proof else matters) - set(asked)
         if wanted:
             news = pl.concat([news, cast(self._consents(frozenset(wanted)), GIVEN)])
@@ -796,16 +854,20 @@ class Live:
 
     def _with_defaults(self, state: pl.DataFrame, *, is_history: bool) -> pl.DataFrame:
         """Values of contacts that marts do not have yet, and of those whose past is added up from events."""
-        values: list[pl.Expr] = []
+        is_whole = state["is_known"].null_count() == 0
+        values: list[pl.Expr] = [] if is_whole else [pl.col("is_known").fill_null(False)]
         for name in state.columns:
             kind = self._columns.get(name, "")
             if name in ("row", "contact_id") or not kind:
                 continue
+            if is_whole and not is_history and state[name].null_count() == 0:
+                continue  # marts have said it
             value = pl.col(name)
             if is_history and name in (MOVED_COLUMNS - PERMISSION_COLUMNS):
                 value = pl.lit(None, state.schema[name])
             if name == "email":
-                value = pl.when(pl.col("is_known")).then(value).otherwise(_normalised("event_email"))
+                is_known = pl.col("is_known").fill_null(False)
+                value = pl.when(is_known).then(value).otherwise(_normalised("event_email"))
             elif name == "created_at":
                 value = value.fill_null(pl.col("event_occurred_at"))
             elif name == "engagement_band":
@@ -813,7 +875,7 @@ class Live:
             elif "Nullable" not in kind:
                 value = value.fill_null(_zero(state.schema[name]))
             values.append(value.alias(name))
-        return state.with_columns(values)
+        return state.with_columns(values) if values else state
 
     def _with_orders(
         self, state: pl.DataFrame, happened: pl.DataFrame, through: datetime | None
@@ -960,10 +1022,15 @@ class Live:
             {"database": f"{self.prefix}marts"},
         )
         self._columns = dict(columns.iter_rows())
+        readable = {name: kind for name, kind in self._columns.items() if name not in _WATERMARKS}
+        if list(readable.items()) != list(self._readable.items()):
+            self._readable = readable
         self._looked_at = now
 
 
+_ORDERS: Final = frozenset(("order.placed", "order.cancelled"))
 _SOLD = ("order_id", "order_revenue", "order_items", "is_sale")
+_UNSOLD: Final = {"order_id": "", "order_revenue": 0.0, "order_items": 0, "is_sale": False}
 _KEPT = (
     "event_id", "contact_id", "type", "source", "message_id", "is_machine", "occurred_at", "received_at", "properties",
     "loaded_at",
@@ -1139,20 +1206,17 @@ def _with_permissions(
     state: pl.DataFrame, history: pl.DataFrame, given: pl.DataFrame | None, through: datetime
 ) -> pl.DataFrame:
     """Suppression and consent of now, whatever `as_of` is: nobody is written to by what they once allowed."""
-    if given is None:
-        given = pl.DataFrame(schema=GIVEN)
-    given = given.select(pl.col(name).cast(dtype) for name, dtype in GIVEN.items())
-    stops = given.filter(pl.col("type") != "consent")
-    by_address = _stopped(stops, "address", "a")
     # what a person decided holds for every address of theirs; a dead mailbox is one address
-    own = history.filter(
-        pl.col("type").is_in(STOPS)
-        & (pl.col("type") != "bounced")
-        & (pl.col("loaded_at") > through)
-        & ~pl.col("is_machine")
-        & ~pl.col("is_sms")
-    )
-    if given.is_empty() and own.is_empty():
+    own = history
+    if history.height:
+        own = history.filter(
+            pl.col("type").is_in(STOPS)
+            & (pl.col("type") != "bounced")
+            & (pl.col("loaded_at") > through)
+            & ~pl.col("is_machine")
+            & ~pl.col("is_sms")
+        )
+    if (given is None or given.is_empty()) and own.is_empty():
         # nearly all: nobody has decided anything since the mart was built
         return state.with_columns(
             pl.col("is_suppressed", "has_marketing_consent").fill_null(False),
@@ -1160,6 +1224,11 @@ def _with_permissions(
             pl.lit("").alias("suppression_event_id"),
             pl.lit("").alias("consent_id"),
         )
+    if given is None:
+        given = pl.DataFrame(schema=GIVEN)
+    given = given.select(pl.col(name).cast(dtype) for name, dtype in GIVEN.items())
+    stops = given.filter(pl.col("type") != "consent")
+    by_address = _stopped(stops, "address", "a")
     by_contact = _stopped(own, "contact_id", "c")
     newest = pl.col("occurred_at") == pl.col("occurred_at").max()
     consents = (

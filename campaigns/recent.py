@@ -63,7 +63,7 @@ NOT_LOADED: Final = datetime(2200, 1, 1, tzinfo=UTC)
 NEWS_SECONDS: Final = 1.0
 """How old the answer of the warehouse about stops and consents may be."""
 MOST_NEWS: Final = 50_000
-_ASK_EVERY = 0.4
+_ASK_EVERY = 0.5
 _ASKS_AFTER = 10.0  # seconds for which it goes on asking when nobody wanted to know
 
 

@@ -119,7 +119,10 @@ class Resolver:
             self._look_at_merges()
 
         def texts(name: str) -> list[str]:
-            return hints[name].fill_null("").to_list() if name in hints.columns else [""] * height
+            if name not in hints.columns:
+                return [""] * height
+            found = hints[name].to_list()
+            return [one or "" for one in found] if hints[name].null_count() else found
 
         sources, records, emails = texts("source"), texts("external_id"), texts("email")
         about = self._about(texts("message_id"), messages)

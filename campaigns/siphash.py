@@ -39,7 +39,10 @@ def identity_of(source: str, external_id: str, email: str) -> int:
     """The identity_id of a record or a normalised address; 0 if there is neither."""
     if not external_id and not email:
         return 0
-    return sip_hash(source if external_id else "", external_id, email) >> 1
+    if not external_id:
+        # of an address alone the first two parts are always the same
+        return int.from_bytes(crypto_shorthash_siphash24(_NO_RECORD + _hashed(email), _KEY), "little") >> 1
+    return sip_hash(source, external_id, email) >> 1
 
 
 def visitor_of(source: str, anonymous_id: str) -> int:
@@ -61,3 +64,6 @@ def _hashed(part: str | int) -> bytes:
     if isinstance(part, int):
         return crypto_shorthash_siphash24(part.to_bytes(8, "little", signed=True), _KEY)
     return crypto_shorthash_siphash24(part.encode("utf-8", "surrogatepass"), _KEY)
+
+
+_NO_RECORD = crypto_shorthash_siphash24(2 * _hashed(""), _KEY)

@@ -1,15 +1,16 @@
 """Out of the stream to whoever acts on events, and into the warehouse.
 
-Acting comes first: the stream is on disk already, so events need not be in the warehouse before they are judged. Three
+Acting comes first: the stream is on disk already, so events need not be in the warehouse before they are judged. Four
 threads: one reads; one hands what was read to the handlers, all that waits at once; one loads it into `raw.events`
-behind them, each event once by its id, in bigger batches, lets the handlers write down what they have to (`keep`), and
-only then acknowledges it. A handler that fails is tried again with the same events, while later ones go on into the
-warehouse. What is not acknowledged when the process dies is read again: `raw.events` has it once all the same, and
-handlers are idempotent by event_id.
+behind them, each event once by its id, in bigger batches, lets the handlers write down what they have to (`keep`),
+and only then acknowledges it; one looks now and then who was erased, for whom nobody has to wait then. A handler that
+fails is tried again with the same events, while later ones go on into the warehouse. What is not acknowledged when
+the process dies is read again: `raw.events` has it once all the same, and handlers are idempotent by event_id.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -27,7 +28,7 @@ from gateway.leading import Lead
 from gateway.metrics import Metrics
 from gateway.streams import Batch, EventStream
 from warehouse.client import Warehouse
-from warehouse.erasures import without_erased
+from warehouse.erasures import REFRESH_SECONDS, erased_people, without_erased
 from warehouse.errors import MailhouseError
 from warehouse.loads import append_events, quarantine
 
@@ -40,10 +41,13 @@ MOST_IN_FLIGHT = 20_000
 
 _MOST_LOADED = 5_000  # events of one load
 _HEAD_START = 0.5  # seconds that handlers have before events are loaded beside them rather than behind
-_PACE = 0.5  # seconds from one load to the next at least, unless a batch is full: each load makes a part
+_PACE = 1.0  # seconds from one load to the next at least, unless a batch is full: each load makes parts of tables, and
+# takes a tenth of a second of a core from what is on its way to people
 # parts of raw.events of one month -> seconds between loads: merging must keep up
-_PACES = ((300, 1.0), (0, _PACE))
+_PACES = ((300, 2.0), (0, _PACE))
 _PARTS_EVERY = 5.0
+_LOOK_AROUND = 0.1
+_GATHER = 0.01
 _STANDBY = 0.5
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 10.0
 _LOADS = {"event_id": pl.String(), "loaded_at": pl.Datetime("ms", "UTC")}
@@ -66,7 +70,8 @@ class BatchHandler(Protocol):
         Called by another thread than `handle`. May be called again with the same events; must be idempotent.
 
         Args:
-            loads: `event_id`, and `loaded_at` as `raw.events` has it; null for what is in quarantine instead.
+            loads: `event_id`, and `loaded_at` as `raw.events` has it; null for what it does not get: what is in
+                quarantine instead, or is about people who were erased, of which `handle` may have seen nothing.
         """
         ...
 
@@ -81,10 +86,15 @@ class BatchHandler(Protocol):
 
 @dataclass(eq=False)
 class _Entry:
-    """Events that were read together."""
+    """Events that were read together; they become frames where many entries are dealt with at once.
+
+    Attributes:
+        events: each id once.
+        strange: entries of the stream that are none, which are in quarantine.
+    """
 
     batch: Batch
-    frame: pl.DataFrame
+    events: Sequence[Event]
     read_at: float
     strange: int
     is_handled: bool = False
@@ -115,7 +125,7 @@ class _Patience:
 
 
 class Consumer:
-    """Consumes a stream in three threads.
+    """Consumes a stream in threads of its own.
 
     Args:
         lead: who consumes, if several gateways run.
@@ -142,6 +152,7 @@ class Consumer:
                 ("reader", self._read_all),
                 ("handler", self._handle_all),
                 ("loader", self._load_all),
+                ("watcher", self._watch_erased),
             )
         ]
         # oldest first; an entry leaves the last of them when it is acknowledged
@@ -207,30 +218,31 @@ class Consumer:
             if self._in_flight >= MOST_IN_FLIGHT:
                 self._change.wait(TICK)
                 return
+            if self._unhandled:
+                # the handler is at work: what comes meanwhile is read together
+                self._change.wait(_GATHER)
         batch = self._stream.read(MOST_EVENTS, TICK)
         if batch is None:
             return
         wait = _FIRST_WAIT
         while True:
             try:
-                frame, strange = self._unique(batch)
+                events, strange = self._unique(batch)
                 break
             except Exception as error:  # noqa: BLE001 - going on without the batch would lose it
                 self._note("read", error)
                 if self._stopping.wait(wait):
                     return  # never acknowledged, so it is read again
                 wait = min(_LONGEST_WAIT, wait * 2)
-        entry = _Entry(batch, frame, time.monotonic(), strange)
+        entry = _Entry(batch, events, time.monotonic(), strange)
         with self._change:
             self._unhandled.append(entry)
             self._unloaded.append(entry)
             self._in_flight += len(batch)
             self._change.notify_all()
 
-    def _unique(self, batch: Batch) -> tuple[pl.DataFrame, int]:
-        """The events of a batch, each id once: the first counts; and how many are none, which are in quarantine, or are
-        about people who were erased.
-        """
+    def _unique(self, batch: Batch) -> tuple[list[Event], int]:
+        """The events of a batch, each id once: the first counts; and how many are none, which are in quarantine."""
         events: dict[str, Event] = {}
         strange: list[bytes] = []
         for payload in batch.payloads:
@@ -251,10 +263,15 @@ class Consumer:
             )
             self._metrics.quarantined.inc(len(strange))
             _log.error("%d entries of the stream are no events; see raw.quarantined_rows", len(strange))
-        frame = frame_of(list(events.values()))
-        kept = without_erased(self._warehouse, frame)
-        # nobody who was erased is judged, written to or loaded
-        return kept, len(strange) + frame.height - kept.height
+        return list(events.values()), len(strange)
+
+    def _watch_erased(self) -> None:
+        """See who was erased, while events come, so that nobody who judges or loads them has to wait for it."""
+        while not self._stopping.wait(_LOOK_AROUND):
+            if self._in_flight and self._leads:
+                # whoever needs to know asks again, and fails loudly
+                with contextlib.suppress(MailhouseError):
+                    erased_people(self._warehouse, max_age=REFRESH_SECONDS / 2)
 
     # loading
 
@@ -319,10 +336,7 @@ class Consumer:
 
     def _load_entries(self, entries: Sequence[_Entry]) -> None:
         started = time.monotonic()
-        # several reads may have brought the same event
-        frame = pl.concat([entry.frame for entry in entries]).unique(
-            "event_id", keep="first", maintain_order=True
-        )
+        frame = _frame(entries)
         loads = self._load(frame)
         read = sum(len(entry.batch) - entry.strange for entry in entries)
         self._metrics.duplicates.inc(read - frame.height)
@@ -336,9 +350,10 @@ class Consumer:
 
     def _keep_entries(self, entries: Sequence[_Entry]) -> None:
         frames = list({id(one): one for entry in entries if (one := entry.loads) is not None}.values())
-        ids = pl.concat([entry.frame.select("event_id") for entry in entries]).unique(maintain_order=True)
+        ids = {event.event_id for entry in entries for event in entry.events}
         loads = pl.concat(frames).unique("event_id", keep="first", maintain_order=True)
-        loads = loads.join(ids, on="event_id", how="semi", maintain_order="left")
+        if not ids.issuperset(loads["event_id"].to_list()):
+            loads = loads.filter(pl.col("event_id").is_in(pl.Series(list(ids)).implode()))
         if loads.height:
             for handler in self._handlers:
                 handler.keep(loads)
@@ -453,12 +468,10 @@ class Consumer:
                     current, done, wait, not_before = first, 0, _FIRST_WAIT, 0.0
                     together = self._waiting()
             if first is not None and time.monotonic() >= not_before:
-                if done == 0:
-                    # several reads may have brought the same event
-                    frame = pl.concat([entry.frame for entry in together]).unique(
-                        "event_id", keep="first", maintain_order=True
-                    )
                 try:
+                    if done == 0:
+                        # nobody who was erased is judged or written to, nor loaded, to which `append_events` sees
+                        frame = without_erased(self._warehouse, _frame(together))
                     while done < len(self._handlers):
                         if frame.height:
                             self._handlers[done].handle(frame, self._now())
@@ -507,3 +520,12 @@ class Consumer:
             _log.error("%s failed and is tried again: %s", place, error.message)
         else:
             _log.error("%s failed and is tried again", place, exc_info=error)
+
+
+def _frame(entries: Sequence[_Entry]) -> pl.DataFrame:
+    """The events of entries, each id once: several reads may have brought the same."""
+    events: dict[str, Event] = {}
+    for entry in entries:
+        for event in entry.events:
+            events.setdefault(event.event_id, event)
+    return frame_of(list(events.values()))

@@ -19,10 +19,11 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -67,8 +68,8 @@ _RECOVER_SECONDS, _CLEAR_SECONDS, _RELOAD_SECONDS = 30.0, 3600.0, 5.0
 _CALL_SECONDS = 10.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 10.0
 _LOOK_AROUND = 0.1  # seconds between looks whether something is to be asked in the background
-_SCRIBE_PACE = 0.25  # seconds between two writings of what became of firings: each is a part and a commit
-_ALWAYS = ("email", "timezone", "is_deleted")  # columns of a profile that every firing needs
+_SCRIBE_PACE = 1.0  # seconds between two writings of what became of firings: each is a part and a commit
+_ALWAYS = ("email", "is_deleted")  # columns of a profile that every firing needs
 _FIRES = frozenset(("fired", "unknown", "failed"))  # outcomes that a cooldown counts
 _SKIPPED = frozenset(
     ("no_consent", "suppressed", "invalid", "deleted", "restricted", "frequency_cap", "quiet_hours")
@@ -81,6 +82,11 @@ JourneyMoves = Callable[[Warehouse, pl.DataFrame], int]
 def retry_wait(tries: int, retry_after: float | None = None) -> timedelta:
     """How long what was put off waits: 30 seconds, two minutes, eight ... four hours; what was asked for is a floor."""
     return max(min(FIRST_RETRY * 4 ** min(tries, 8), LONGEST_RETRY), timedelta(seconds=retry_after or 0.0))
+
+
+def _always(spec: TriggerSpec) -> tuple[str, ...]:
+    """Columns of a profile that a trigger needs whatever it does."""
+    return (*_ALWAYS, "timezone") if spec.quiet_hours else _ALWAYS
 
 
 def plan_of(spec: TriggerSpec) -> SendPlan:
@@ -148,6 +154,10 @@ class Performer:
         self._bounced: dict[str, tuple[float, bool]] = {}
         #: columns of a profile that triggers need, by name and version; None for all
         self.columns: dict[tuple[str, str], frozenset[str] | None] = {}
+        # what a state must have so that they need ask nothing; None: they always ask
+        self._wanted: dict[tuple[str, str], Set[str] | None] = {}
+        self._wanted_of: object = None
+        self._plans: dict[tuple[str, str], SendPlan] = {}
 
     def warm_up(self) -> bool:
         """Compile what the lane's triggers send, before the first is due; False if it is too early for that."""
@@ -172,8 +182,15 @@ class Performer:
             return self.columns[key]
         templates = self._templates()
         if key not in self.columns:
-            self.columns[key] = self._sender().columns(plan_of(spec), templates)
+            self.columns[key] = self._sender().columns(self._plan(spec), templates)
         return self.columns[key]
+
+    def _plan(self, spec: TriggerSpec) -> SendPlan:
+        """`plan_of`, once a version; ask for templates before, which forgets what has changed."""
+        key = (spec.name, spec.version)
+        if key not in self._plans:
+            self._plans[key] = plan_of(spec)
+        return self._plans[key]
 
     def _columns(self, specs: Iterable[TriggerSpec]) -> frozenset[str] | None:
         """Columns of profiles that triggers need when they act; None for all."""
@@ -247,6 +264,9 @@ class Performer:
         asked = [one for one in left if one.row_id in people and one.row_id not in handed]
         called_off = engine.called_off(asked, [people[one.row_id] for one in asked], now) if asked else {}
         off = {asked[place].row_id: reason for place, reason in called_off.items()}
+        for one in asked:
+            known = people[one.row_id]
+            people[one.row_id] = {name: known[name] for name in known if not name.startswith("unless ")}
         ready: list[_Entry] = []
         for one in left:
             spec, person = specs[one.row_id], people[one.row_id]
@@ -297,12 +317,18 @@ class Performer:
     def _suffices(self, firing: Firing, state: Mapping[str, Any]) -> bool:
         """Whether a state has what the trigger, which may have changed meanwhile, needs."""
         spec = self.engine.decider.specs[firing.name]
-        if spec.unless_events or spec.unless_conditions:
-            return False
-        known = self.engine.live.columns().keys()
-        columns = self._columns([spec])
-        wanted = known if columns is None else known & {*columns, *_ALWAYS}
-        return wanted <= state.keys()
+        readable = self.engine.live.columns()
+        if self._wanted_of is not readable:
+            self._wanted_of, self._wanted = readable, {}
+        key = (spec.name, spec.version)
+        if key not in self._wanted:
+            wanted = None
+            if not (spec.unless_events or spec.unless_conditions):
+                columns = self._columns([spec])
+                wanted = readable.keys() if columns is None else readable.keys() & {*columns, *_always(spec)}
+            self._wanted[key] = wanted
+        wanted = self._wanted[key]
+        return wanted is not None and wanted <= state.keys()
 
     def _acted(self, ready: Sequence[_Entry], now: datetime) -> dict[int, Outcome]:
         """Judge cooldowns and act: all messages together, everything else by trigger."""
@@ -398,8 +424,9 @@ class Performer:
                         one.row_id: Outcome("put_off", "the provider is away", again) for one, _, _ in entries
                     }
                     continue
-                plan = plan_of(spec)
-                columns = sender.columns(plan, self._templates())
+                templates = self._templates()
+                plan = self._plan(spec)
+                columns = sender.columns(plan, templates)
                 items = (
                     engine.recommended({one.contact_id for one, _, _ in entries}, send.recommendations)
                     if send.recommendations
@@ -417,7 +444,7 @@ class Performer:
             people: list[dict[str, Any]] = []
             details: list[dict[str, object]] = []
             for one, _, person in judged:
-                row = {key: value for key, value in person.items() if not key.startswith("unless ")}
+                row = dict(person)
                 if "skip_reason" not in row:
                     row["skip_reason"] = self._skip_reason(send, person)
                 if columns is None or EVENT_COLUMN in columns:
@@ -532,7 +559,7 @@ class Performer:
                 settings.content_dir / "templates", columns, assets_url=settings.assets_url
             )
             self._loaded = self.engine.loads
-            self.columns = {}
+            self.columns, self._wanted, self._plans = {}, {}, {}
             if self.sender is not None:
                 self.sender.forget()
         return self.templates
@@ -754,13 +781,27 @@ class _Lane(threading.Thread):
     def __init__(self, engine: TriggerHandler, name: str) -> None:
         super().__init__(name=f"triggers {name or 'actions'}", daemon=True)
         self.engine = engine
-        self.queue: queue.Queue[tuple[Firing, Handed | None]] = queue.Queue(QUEUE)
         self.performer = Performer(engine, name)
         self._warm = -1
+        self._waiting: deque[tuple[Firing, Handed | None]] = deque()
+        self._change = threading.Condition()
 
     @property
     def room(self) -> int:
-        return QUEUE - self.queue.qsize()
+        return QUEUE - len(self._waiting)
+
+    def give(self, entries: Iterable[tuple[Firing, Handed | None]]) -> None:
+        """Let firings wait here, no more than there is room for."""
+        with self._change:
+            self._waiting.extend(entries)
+            self._change.notify()
+
+    def _next(self, seconds: float) -> list[tuple[Firing, Handed | None]]:
+        """What waits, as much as is judged together; nothing if nothing comes for so long."""
+        with self._change:
+            if not self._waiting:
+                self._change.wait(seconds)
+            return [self._waiting.popleft() for _ in range(min(WINDOW, len(self._waiting)))]
 
     def run(self) -> None:
         while not self.engine.stop.is_set():
@@ -768,13 +809,9 @@ class _Lane(threading.Thread):
                 loads = self.engine.loads
                 with contextlib.suppress(MailhouseError):
                     self._warm = loads if self.performer.warm_up() else self._warm
-            try:
-                entries = [self.queue.get(timeout=0.2)]
-            except queue.Empty:
+            entries = self._next(0.2)
+            if not entries:
                 continue
-            with contextlib.suppress(queue.Empty):
-                while len(entries) < WINDOW:
-                    entries.append(self.queue.get_nowait())
             firings = [one for one, _ in entries]
             handed = {one.row_id: known for one, known in entries if known is not None}
             try:
@@ -827,26 +864,41 @@ class _Scribe(threading.Thread):
                 return
 
 
-@dataclass
+@dataclass(eq=False)
 class _Held:
     """A micro-batch that was judged, until it is kept.
 
     Attributes:
         events: that no trigger watches; nobody has looked yet whom they concern.
         resolved: the others, as `Live.take` returns them.
-        decisions: rows of `campaigns.trigger_decisions`.
+        decided: what came of it, and what was begun of that.
+        decisions: the same as rows of `campaigns.trigger_decisions`; made by the thread that keeps it.
     """
 
     events: pl.DataFrame
     resolved: pl.DataFrame
+    decided: tuple[Decided, list[Decision]] | None = None
     decisions: list[pl.DataFrame] = field(default_factory=list)
+
+    @cached_property
+    def event_ids(self) -> frozenset[str]:
+        """Of all of its events."""
+        return frozenset((*self.events["event_id"].to_list(), *self.resolved["event_id"].to_list()))
+
+    def told(self) -> _Held:
+        """The same with its decisions as rows."""
+        if self.decided is None:
+            return self
+        decided, named = self.decided
+        return _Held(self.events, self.resolved, None, [decision_rows(named), decided.rest])
 
     def only(self, is_wanted: pl.Expr) -> _Held:
         """The part of some events."""
         return _Held(
             self.events.filter(is_wanted),
             self.resolved.filter(is_wanted),
-            [one.filter(is_wanted) for one in self.decisions],
+            None,
+            [one.filter(is_wanted) for one in self.told().decisions],
         )
 
 
@@ -889,6 +941,8 @@ class TriggerHandler:
         self.loads = 0
         self.counts: Counter[tuple[str, str]] = Counter()
         self._held: list[_Held] = []
+        self._acting: dict[frozenset[str], Needs | None] = {}
+        self._acting_of: tuple[object, object] = (None, None)
         self._lanes: dict[str, _Lane] = {}
         self._performers: dict[str, Performer] = {}
         self._lock = threading.Lock()
@@ -944,8 +998,11 @@ class TriggerHandler:
         self.prepare()
         if events.is_empty():
             return
-        is_watched = pl.col("type").is_in(list(MOVING_TYPES | self.decider.watched_types))
-        watched, others = events.filter(is_watched), events.filter(~is_watched)
+        types = MOVING_TYPES | self.decider.watched_types
+        watched, others = events, events.clear()
+        if not types.issuperset(events["type"].to_list()):
+            is_watched = pl.col("type").is_in(list(types))
+            watched, others = events.filter(is_watched), events.filter(~is_watched)
         held = _Held(others, pl.DataFrame({"event_id": pl.Series([], dtype=pl.String())}))
         if watched.height:
             types = set(watched["type"]) & self.decider.event_types
@@ -967,7 +1024,7 @@ class TriggerHandler:
                     if one.state is not None
                 }
                 _, named = self._begin(decided.due, now, handed)
-                held.decisions = [decision_rows(named), decided.rest]
+                held.decided = decided, named
         with self._lock:
             self._held.append(held)
 
@@ -980,9 +1037,11 @@ class TriggerHandler:
         Raises:
             WarehouseError: nothing was lost; call again.
         """
+        meant = set(loads["event_id"].to_list())
         is_meant = pl.col("event_id").is_in(loads["event_id"].implode())
         with self._lock:
-            parts = [one.only(is_meant) for one in self._held]
+            held = [one for one in self._held if not one.event_ids.isdisjoint(meant)]
+        parts = [one.told() if one.event_ids <= meant else one.only(is_meant) for one in held]
         resolved = [one.resolved for one in parts if one.resolved.height]
         if others := [one.events for one in parts if one.events.height]:
             rest = pl.concat(others).unique("event_id", keep="first", maintain_order=True)
@@ -993,8 +1052,11 @@ class TriggerHandler:
         if decisions := [rows for one in parts for rows in one.decisions if rows.height]:
             self.note(pl.concat(decisions))
         with self._lock:
-            left = (one.only(~is_meant) for one in self._held)
-            self._held = [one for one in left if one.events.height or one.resolved.height]
+            self._held = [
+                one if one.event_ids.isdisjoint(meant) else one.only(~is_meant)
+                for one in self._held
+                if not one.event_ids <= meant
+            ]
 
     def forget(self) -> None:
         """See `BatchHandler.forget`."""
@@ -1009,10 +1071,16 @@ class TriggerHandler:
 
     def _acting_needs(self, types: Iterable[str]) -> Needs | None:
         """What acting at once on events of these types needs; None if nothing acts at once."""
-        wanted = set(types)
-        known = self.live.columns().keys()
+        wanted = self.decider.event_types.intersection(types)
+        readable = self.live.columns()
+        if self._acting_of[0] is not self.decider or self._acting_of[1] is not readable:
+            self._acting_of, self._acting = (self.decider, readable), {}
+        if wanted in self._acting:
+            return self._acting[wanted]
+        known = readable.keys()
         columns: set[str] = set()
         has_proof = is_any = False
+        is_ready = True
         for spec in self.decider.specs.values():
             if (
                 not wanted.intersection(spec.event or ())
@@ -1024,17 +1092,21 @@ class TriggerHandler:
             performer = self._performer(self.lane_of(spec))
             key = (spec.name, spec.version)
             if performer is None or (not self.is_inline and key not in performer.columns):
+                is_ready = False
                 continue  # its lane has not got ready: it asks when it acts
             if self.is_inline:
                 with contextlib.suppress(MailhouseError):
                     performer.columns_of(spec)
             needed = performer.columns.get(key, frozenset[str]())
-            columns |= known if needed is None else known & needed
+            columns |= known if needed is None else known & {*needed, *_always(spec)}
             has_proof |= spec.send is not None and spec.send.category == "marketing"
             is_any = True
-        if not is_any:
-            return None
-        return Needs(frozenset(columns | (known & set(_ALWAYS))), has_permission=True, has_proof=has_proof)
+        needs = None
+        if is_any:
+            needs = Needs(frozenset(columns), has_permission=True, has_proof=has_proof)
+        if is_ready and known and not self.is_inline:
+            self._acting[wanted] = needs
+        return needs
 
     def tick(self, now: datetime) -> None:
         """Take what is due by the clock, as far as lanes have room."""
@@ -1101,17 +1173,23 @@ class TriggerHandler:
                 named.append(one)
         begun: list[Firing] = []
         if fired:
-            paused = self.ledger.paused(KIND)
-            room = Counter[str]()
+            lanes = {
+                name: self.lane_of(self.decider.specs[name]) for name in {one.name for one in fired.values()}
+            }
+            room = {lane: self._room(lane) for lane in set(lanes.values())}
             at_once: set[str] = set()
-            for key, one in fired.items():
-                lane = self.lane_of(self.decider.specs[one.name])
-                if one.due_at <= now and one.name not in paused and room[lane] < self._room(lane):
-                    room[lane] += 1
-                    at_once.add(key)
-            begun = self.firings.add(self.run, fired, now, taken=at_once)
-            for lane in room:
-                mine = [one for one in begun if self.lane_of(self.decider.specs[one.name]) == lane]
+            with self.ledger.transaction():
+                paused = self.ledger.paused(KIND)
+                for key, one in fired.items():
+                    lane = lanes[one.name]
+                    if one.due_at <= now and one.name not in paused and room[lane] > 0:
+                        room[lane] -= 1
+                        at_once.add(key)
+                begun = self.firings.add(self.run, fired, now, taken=at_once)
+            by_lane: dict[str, list[Firing]] = {}
+            for one in begun:
+                by_lane.setdefault(lanes[one.name], []).append(one)
+            for lane, mine in by_lane.items():
                 self._give(lane, mine, handed)
         return begun, named
 
@@ -1155,7 +1233,8 @@ class TriggerHandler:
         }
         needs = Needs.of(conditions.values(), has_permission=True)
         known = self.live.columns().keys()
-        wanted = known if columns is None else known & {*columns, *needs.columns, *_ALWAYS}
+        always = {name for one in firings for name in _always(self.decider.specs[one.name])}
+        wanted = known if columns is None else known & {*columns, *needs.columns, *always}
         needs = replace(needs, columns=frozenset(wanted))
         rows = firing_rows(firings, now)
         sent = self.sent({one.contact_id for one in firings}) if needs.columns & SENT else None
@@ -1275,8 +1354,7 @@ class TriggerHandler:
             self._perform(firings, by_row)
             return
         self._start(lane)
-        for one in firings:
-            self._lanes[lane].queue.put((one, known.get((one.name, one.event_id))))
+        self._lanes[lane].give((one, known.get((one.name, one.event_id))) for one in firings)
 
     def _performer(self, lane: str) -> Performer | None:
         """Who acts in a lane, if there is anybody yet."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from campaigns.deciding import OUTCOMES, ROW_COLUMNS, Decided, Decider, DecisionLog
+from campaigns.deciding import OUTCOMES, Decided, Decider, DecisionLog
 from campaigns.live import Live
 from campaigns.replaying import parse_moment, replay
 from campaigns.triggers import (
@@ -176,7 +176,7 @@ def run_replay(name: str, since: str, until: str, *, send: bool) -> None:
                 for one in decisions
                 if one.outcome == "fired"
             ]
-            handler.act(Decided(fired, pl.DataFrame(schema=ROW_COLUMNS)), now)
+            handler.act(Decided(fired), now)
             handler.drain(now)
             done = Counter(one for _, one in handler.counts.elements() if one != "due")
     said = ", ".join(f"{number:,} {outcome}" for outcome, number in sorted(done.items()))

@@ -65,6 +65,7 @@ PLAN_COLUMNS = (
     "kind", "name", "version", "occurrence", "channel", "provider", "category", "template", "template_version",
     "segment", "segment_version", "experiment",
 )  # fmt: skip
+_OCCURRENCE = PLAN_COLUMNS.index("occurrence")
 
 
 class LedgerError(MailhouseError):
@@ -203,6 +204,7 @@ class Ledger:
         # runs of this very process, which end without the process ending; shared by all its ledgers of one database
         self._active = _ACTIVE.setdefault(place, set())
         self._joined = _Joined()
+        self._turn = threading.Lock()
 
     @classmethod
     def open(cls, settings: SenderSettings) -> Ledger:
@@ -474,11 +476,19 @@ class Ledger:
     ) -> dict[tuple[int, str], int]:
         """The row for each plan, by its place, and occurrence, made where there is none; under the lock of claims."""
         rows: dict[tuple[int, str], tuple[str, ...]] = {}
+        shared: dict[int, tuple[list[str], list[str], Any, bytes]] = {}
         for place, occurrence in wanted:
-            values = {**given[place], "occurrence": occurrence}
-            columns = [values.get(name, "") for name in PLAN_COLUMNS]
-            digest = hashlib.sha256(json.dumps(columns, ensure_ascii=False).encode()).hexdigest()
-            rows[place, occurrence] = (digest, *columns)
+            if place not in shared:
+                # triggers have as many occurrences as messages: what they share is put together and hashed once
+                columns = [given[place].get(name, "") for name in PLAN_COLUMNS]
+                before, after = columns[:_OCCURRENCE], columns[_OCCURRENCE + 1 :]
+                head = json.dumps(before, ensure_ascii=False)[:-1] + ", "
+                tail = ", " + json.dumps(after, ensure_ascii=False)[1:]
+                shared[place] = before, after, hashlib.sha256(head.encode()), tail.encode()
+            before, after, hashed, rest = shared[place]
+            digest = hashed.copy()
+            digest.update(json.dumps(occurrence, ensure_ascii=False).encode() + rest)
+            rows[place, occurrence] = (digest.hexdigest(), *before, occurrence, *after)
         found: dict[str, int] = {}
         for is_last in (False, True):
             missing = {row[0]: row for row in rows.values() if row[0] not in found}
@@ -916,12 +926,28 @@ class Ledger:
         if self._joined.connection is not None:
             yield
             return
-        with self._errors(), self._engine.begin() as connection:
+        with self._errors(), self._in_turn(), self._engine.begin() as connection:
             self._joined.connection = connection
             try:
                 yield
             finally:
                 self._joined.connection = None
+
+    @contextlib.contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """One writing thread at a time on SQLite, which has one write lock: whoever waits for that sleeps longer and
+        longer between looks, where this process knows at once.
+        """
+        if self._engine.dialect.name != "sqlite":
+            yield
+            return
+        # another process may hold the file, which BEGIN finds out and says
+        is_mine = self._turn.acquire(timeout=_LOCK_SECONDS)
+        try:
+            yield
+        finally:
+            if is_mine:
+                self._turn.release()
 
     @contextlib.contextmanager
     def _writing(self, *, lock: str = "") -> Iterator[sa.Connection]:

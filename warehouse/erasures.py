@@ -123,6 +123,9 @@ def erased_people(warehouse: Warehouse, *, max_age: float = REFRESH_SECONDS) -> 
     """
     with _memos_lock:
         memo = _memos.setdefault(warehouse, _Memo())
+    if time.monotonic() - memo.asked_at < max_age:
+        # also while another thread asks anew
+        return memo.erased
     with memo.lock:
         now = time.monotonic()
         if now - memo.asked_at < max_age:

@@ -246,7 +246,7 @@ def test_a_batch_is_judged_as_one_query_would_judge_it(engine, seed):
     assert {"a", "b.c", "items"} <= needs.properties
     judge = live(engine)
     types = {name: TYPES[name] for name in [*needs.columns, COUNTED.column, LAST.column]}
-    ours = judge._verdicts(frame, state, conditions, needs)
+    ours = judge._verdicts(frame, state, conditions, needs).frame(frame["row"])
     theirs = judge._asked(frame, state, conditions, sorted(needs.properties), types)
     assert ours.equals(theirs.select(ours.columns))
     assert ours.schema == theirs.select(ours.columns).schema
@@ -259,7 +259,11 @@ def test_what_is_judged_in_process_asks_nobody():
     )
     text = "event.cart.value > 50 and length(event.items) = 1 and event_count('product.viewed', '1h') >= 0"
     conditions = {"met": parsed(text)}
-    found = live(NoEngine())._verdicts(frame, state, conditions, Needs.of(conditions.values()))
+    found = (
+        live(NoEngine())
+        ._verdicts(frame, state, conditions, Needs.of(conditions.values()))
+        .frame(frame["row"])
+    )
     assert found.to_dicts() == [
         {"row": 0, "met": True, "event.cart.value": "72.5", "event.items": '[{"sku":"a"}]'}
     ]

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from campaigns.resolving import loads_of
-from gateway.triggers import TriggerHandler
+from gateway.triggers import QUEUE, TriggerHandler
 from senders.ledger import Ledger
 from senders.settings import SenderSettings
 from warehouse.client import Warehouse
@@ -238,7 +238,7 @@ def main() -> None:
             spare.replace(done)
         # what is put off waits longer than this process lives
         while handler.firings.has_due(handler.clock()) or any(
-            lane.queue.qsize() for lane in handler._lanes.values()
+            lane.room < QUEUE for lane in handler._lanes.values()
         ):
             handler.tick(handler.clock())
             time.sleep(0.05)

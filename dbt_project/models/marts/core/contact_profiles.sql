@@ -1,11 +1,11 @@
 {{
     config(
         order_by='contact_id',
-        settings={'index_granularity': 256}
+        settings={'index_granularity': 256, 'min_compress_block_size': 4096}
     )
 }}
 
-{#- Small granules: the gateway looks up the few people of a micro-batch, ten times a second. -#}
+{#- Small granules and blocks: the gateway looks up the few people of a micro-batch, ten times a second. -#}
 
 with
 
