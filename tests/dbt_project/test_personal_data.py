@@ -21,9 +21,15 @@ KINDS = {
 IMPERSONAL = {
     ("products", "properties"), ("stg_catalogue__products", "properties"), ("model_evaluations", "properties"),
     ("predictions", "properties"), ("int_predictions__current", "properties"), ("consent_texts", "content"),
+    # a keyed hash
+    ("audit_log", "subject"),
 }  # fmt: skip
 #: Addresses of pages that people looked at: they may hold anything.
-ALSO = {(table, "url"): "content" for table in ("stg_events__events", "int_events__recorded", "events")}
+ALSO = {(table, "url"): "content" for table in ("stg_events__events", "int_events__recorded", "events")} | {
+    # what somebody had put right
+    ("rectifications", "wrong"): "content", ("rectifications", "value"): "content",
+    ("stg_crm__rectified", "put_right"): "content",
+}  # fmt: skip
 CLEAR = {"customers": "personal_customers", "consent_proofs": "personal_consent_proofs"}
 
 
