@@ -107,7 +107,7 @@ def live_contacts(models: Models, live: Live) -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", [1, 4])
+@pytest.mark.parametrize("seed", [4])
 def test_who_is_who_is_the_same_however_it_was_found_out(history: Models, seed: int) -> None:
     told = History(seed)
     for day in range(3):
