@@ -260,6 +260,27 @@
 
 
 {#-
+    The same for a model over raw events that may find nothing in them for years (nobody gives a number, nobody stops by text
+    message): what its rows do not tell, its notes do.
+-#}
+{% macro newest_load_or_note(loaded_at, stamp) -%}
+    greatest({{ newest_load(loaded_at, stamp) }}, {{ last_taken() }})
+{%- endmacro %}
+
+
+{#-
+    Post-hook of such models. What came while the model ran is not noted as taken, by the same measure as in `newest_load`: an
+    insert takes at most var `load_overlap_minutes`.
+-#}
+{% macro note_loads_taken() -%}
+    insert into {{ ref('int_increments__taken') }} (model, taken_at)
+    select '{{ this.identifier }}', least(max(loaded_at), {{ stamp() }} - toIntervalMinute({{ var('load_overlap_minutes') }}))
+    from {{ source('raw', 'events') }}
+    where loaded_at >= {{ last_taken() }}
+{%- endmacro %}
+
+
+{#-
     For models that keep one row a key and may take in a day twice: load days not taken in yet, and the stamp up to which
     they are; of old days only partitions that ClickHouse has written since are looked at. None on a full refresh: everything.
 

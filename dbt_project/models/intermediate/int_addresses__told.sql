@@ -5,7 +5,8 @@
         on_schema_change='fail',
         engine=engine('AggregatingMergeTree'),
         order_by=['kind', 'address', 'identity_id'],
-        query_settings={'optimize_on_insert': 0}
+        query_settings={'optimize_on_insert': 0},
+        post_hook="{{ note_loads_taken() }}"
     )
 }}
 
@@ -22,7 +23,7 @@ events as (
         max(loaded_at) as event_loaded_at
     from {{ ref('stg_events__addresses') }}
     {% if is_incremental() -%}
-    where loaded_at > {{ newest_load('event_loaded_at', 'recorded_at') }}
+    where loaded_at > {{ newest_load_or_note('event_loaded_at', 'recorded_at') }}
     {%- endif %}
     group by kind, address, identity_id
 

@@ -5,7 +5,8 @@
         on_schema_change='fail',
         engine=engine('AggregatingMergeTree'),
         order_by=['channel', 'address', 'message_hash'],
-        query_settings={'optimize_on_insert': 0}
+        query_settings={'optimize_on_insert': 0},
+        post_hook="{{ note_loads_taken() }}"
     )
 }}
 
@@ -27,7 +28,7 @@ events as (
         )
         and (phone != '' or email != '' or message_id != '')
         {% if is_incremental() -%}
-        and loaded_at > {{ newest_load('last_loaded_at', 'recorded_at') }}
+        and loaded_at > {{ newest_load_or_note('last_loaded_at', 'recorded_at') }}
         {%- endif %}
 
 )
