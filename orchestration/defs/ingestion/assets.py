@@ -34,6 +34,7 @@ RAW_TABLES = {
 WRITTEN_ELSEWHERE = {
     "model_evaluations": "How good each model version was on what came later.",
     "identity_changes": "Who is one person with whom, as people have said: merges, splits, and what took them back.",
+    "rectifications": "What people had put right in records, and the wrong values, which CRMs may go on saying.",
 }
 # what a source's object is -> the raw tables it writes; exhaustive
 TABLES_OF: Mapping[str, tuple[str, ...]] = {
