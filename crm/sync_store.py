@@ -235,7 +235,10 @@ class WarehouseStore:
         )
 
     def differing(self, crm: str, rules: CrmRules) -> Iterator[list[Shown]]:
-        """What a CRM shows that is no longer so. One query compares all; what differs comes in batches."""
+        """What a CRM shows that is no longer so. One query compares all; what differs comes in batches.
+
+        Of people whose data may not be processed nothing new is shown.
+        """
         spec = rules.push[crm]
         if not self._has("marts.contact_profiles"):
             return
@@ -254,7 +257,9 @@ class WarehouseStore:
             left any join (
                 select external_id as shown_id, fields_hash from raw.crm_shown final where source = {{crm:String}}
             ) as shown on shown.shown_id = ids.external_id
-            where {_hash(wanted, "texts")} != ifNull(shown.fields_hash, 0)
+            where
+                {_hash(wanted, "texts")} != ifNull(shown.fields_hash, 0)
+                and not {restricted_sql("ids.contact_id", "profiles.email")}
             settings join_use_nulls = 1
         """  # noqa: S608
         for batch in self._warehouse.batches(query, {"crm": crm}, rows=BATCH):
@@ -282,6 +287,7 @@ class WarehouseStore:
             {self._predicted(spec.engagement)}
             where
                 has(profiles.segments, {{segment:String}}) and profiles.email != '' and not profiles.is_deleted
+                and not {restricted_sql("profiles.contact_id", "profiles.email")}
                 and profiles.contact_id not in (
                     select contact_id from {self._identified} where kind = 'record' and source = {{crm:String}}
                 )

@@ -142,6 +142,14 @@ def test_engagement_is_pushed_where_it_changed(
     report = run()
     # the record that was deleted is left alone
     assert (report.counts["written"], report.counts["gone"]) == (1, 0)
+    # nothing new is shown of somebody whose data may not be processed
+    for is_restricted, written in ((True, 0), (False, 1)):
+        make_profiles(warehouse, people.format(score="if(number = 2, 50, number * 10)"))
+        change(
+            warehouse, Person(contact_ids={3}), is_restricted=is_restricted, allows_transactional=False, reason="",
+            actor="", now=clock(),
+        )  # fmt: skip
+        assert run().counts["written"] == written
 
 
 def test_contacts_of_a_segment_are_made_once(
