@@ -177,7 +177,7 @@ GAPS = st.lists(st.integers(1, 60), min_size=2, max_size=8)
 
 
 @pytest.mark.slow
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(content=journeys(), events=happenings, gaps=GAPS)
 def test_the_tick_takes_everybody_where_the_model_says(
     bench: Bench, content: dict[str, Any], events: list[tuple[int, str, int, int]], gaps: list[int]
