@@ -1,18 +1,25 @@
-"""What an experiment of many contacts costs: python -m benchmarks.experiments [--contacts 10000000].
+"""What an experiment of many contacts costs: python benchmarks/experiments.py [--contacts 10000000].
 
 Assignment beside a loop over SHA-256 (a tenth of the contacts, scaled), sufficient statistics beside Welch's tests by
 scipy on the contacts' own values, and the analysis that needs nothing but the sums. Times are of the processor, all
 cores together; memory is the most that the process has held by then, the frame of contacts included.
 """
 
+# ruff: noqa: E402 - the path must be set right first
+
 from __future__ import annotations
 
 import argparse
 import hashlib
 import resource
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+# the folder of this file has names of ours in it: imports must not find this very file
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 import polars as pl

@@ -1,4 +1,4 @@
-"""How good recommenders are, and what a million contacts cost: python -m benchmarks.recommend [--quick] [--check].
+"""How good recommenders are, and what a million contacts cost: python benchmarks/recommend.py [--quick] [--check].
 
 1. **Quality.** Every estimator beside popularity on real orders, learnt from what came before the last four weeks
    and judged on them: NDCG@10 and recall@10, processor seconds of fitting and of scoring everybody, peak memory.
@@ -15,6 +15,8 @@ they are those of two idle cores. The last line is JSON. `--check` fails if the 
 than 1 %, or a row of the second part takes more than 5 minutes of two cores or 6 GB.
 """
 
+# ruff: noqa: E402 - the path must be set right first
+
 from __future__ import annotations
 
 import argparse
@@ -27,6 +29,9 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+# the folder of this file has names of ours in it: imports must not find this very file
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 import polars as pl

@@ -1,13 +1,16 @@
-"""What a message costs from template to bytes: python -m benchmarks.rendering [--messages 10000].
+"""What a message costs from template to bytes: python benchmarks/rendering.py [--messages 10000].
 
 The newsletter of `benchmarks.sending`, filled in for different people: through `senders.composing` (what sends use) and
 through `senders.rendering` with `senders.mime` (previews, and what the first is tested against).
 """
 
+# ruff: noqa: E402 - the path must be set right first
+
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 import uuid
@@ -17,6 +20,9 @@ from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+# the folder of this file has names of ours in it: imports must not find this very file
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
