@@ -39,7 +39,7 @@ TICK = 0.1
 MOST_IN_FLIGHT = 20_000
 """Events that were read and are not acknowledged; beyond that they wait in the stream."""
 
-_MOST_LOADED = 5_000  # events of one load
+_MOST_LOADED = 10_000  # events of one load
 _HEAD_START = 0.5  # seconds that handlers have before events are loaded beside them rather than behind
 _PACE = 1.0  # seconds from one load to the next at least, unless a batch is full: each load makes parts of tables, and
 # takes a tenth of a second of a core from what is on its way to people

@@ -136,7 +136,7 @@ def ann(running: tuple[Gateway, GatewaySettings], warehouse: Warehouse) -> Itera
     }  # fmt: skip
     load_consents(warehouse, pl.DataFrame([row], schema_overrides={"occurred_at": pl.Datetime("ms", "UTC")}))
     yield Person(app, settings, 7)
-    until = time.monotonic() + 20
+    until = time.monotonic() + 5
     while app.stream.depth() and time.monotonic() < until:
         time.sleep(0.01)
 
