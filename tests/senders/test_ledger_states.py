@@ -359,7 +359,7 @@ def test_any_history_on_sqlite() -> None:
 @pytest.mark.timeout(900)
 def test_many_histories_on_sqlite() -> None:
     run_state_machine_as_test(
-        LedgerMachine, settings=hypothesis_settings(max_examples=120, stateful_step_count=50, deadline=None)
+        LedgerMachine, settings=hypothesis_settings(max_examples=80, stateful_step_count=50, deadline=None)
     )
 
 
@@ -368,5 +368,5 @@ def test_any_history_on_postgresql(new_postgres_ledger: Callable[[], str]) -> No
     url = new_postgres_ledger()
     run_state_machine_as_test(
         lambda: LedgerMachine(url),  # pyright: ignore[reportArgumentType]
-        settings=hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None),
+        settings=hypothesis_settings(max_examples=40, stateful_step_count=40, deadline=None),
     )
