@@ -84,6 +84,11 @@ def utc_time(value: object) -> datetime | None:
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
+def stamp(moment: datetime) -> str:
+    """A time as a parameter of type `DateTime64(3, 'UTC')` is written."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3]
+
+
 FIELDS: Final = (
     "email",
     "first_name",

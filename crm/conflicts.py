@@ -296,6 +296,18 @@ def _cells(versions: pl.DataFrame, rules: Sequence[Rule]) -> pl.DataFrame:
     )
 
 
+def _shape(rules: Sequence[Rule], column: str, otherwise: pl.Expr) -> pl.Expr:
+    """`canonical` of a column by the row's field; `otherwise` for fields that no rule is about."""
+    shape = otherwise
+    for rule in rules:
+        shape = (
+            pl.when(pl.col("field") == rule.field)
+            .then(canonical(rule.field, pl.col(column)))
+            .otherwise(shape)
+        )
+    return shape
+
+
 def _canonical_pushes(pushes: pl.DataFrame, versions: pl.DataFrame, rules: Sequence[Rule]) -> pl.DataFrame:
     """With `shape`; those of a record that was being made are taken for writes to each record that came of it."""
     made = (
@@ -305,15 +317,8 @@ def _canonical_pushes(pushes: pl.DataFrame, versions: pl.DataFrame, rules: Seque
         .select(*PUSHES)
     )
     pushes = pl.concat([pushes.filter(pl.col("external_id") != "").select(*PUSHES), made])
-    shape = pl.lit("")
-    for rule in rules:
-        shape = (
-            pl.when(pl.col("field") == rule.field)
-            .then(canonical(rule.field, pl.col("value")))
-            .otherwise(shape)
-        )
     return pushes.with_columns(
-        shape.alias("shape"),
+        _shape(rules, "value", pl.lit("")).alias("shape"),
         (pl.col("status").is_in(["written", "created"]) & pl.col("record_at").is_not_null()).alias("is_sure"),
         (
             (pl.col("status") == "sent")
@@ -371,17 +376,14 @@ def _canonical_corrections(corrections: pl.DataFrame | None, rules: Sequence[Rul
     given = (
         pl.DataFrame(schema=dict(CORRECTIONS)) if corrections is None else corrections.select(*CORRECTIONS)
     )
-    shape = pl.lit("")
-    for rule in rules:
-        shape = (
-            pl.when(pl.col("field") == rule.field)
-            .then(canonical(rule.field, pl.col("value")))
-            .otherwise(shape)
-        )
     return (
         given.filter(pl.col("field").is_in([rule.field for rule in rules]))
         .unique([*_CELL, "updated_at"], keep="last", maintain_order=True)
-        .with_columns(pl.col("value").str.strip_chars(), shape.alias("shape"), pl.lit(True).alias("is_right"))
+        .with_columns(
+            pl.col("value").str.strip_chars(),
+            _shape(rules, "value", pl.lit("")).alias("shape"),
+            pl.lit(True).alias("is_right"),
+        )
     )
 
 
@@ -430,11 +432,7 @@ def _said(
     ranks: pl.DataFrame,
 ) -> pl.DataFrame:
     """Golden values with `losers` and what their `_why` follows from."""
-    shape, other = pl.col("value"), pl.col("other")
-    for rule in rules:
-        is_it = pl.col("field") == rule.field
-        shape = pl.when(is_it).then(canonical(rule.field, pl.col("value"))).otherwise(shape)
-        other = pl.when(is_it).then(canonical(rule.field, pl.col("other"))).otherwise(other)
+    shape, other = (_shape(rules, name, pl.col(name)) for name in ("value", "other"))
     losers = (
         golden.select(*_PLACE, "value")
         .join(

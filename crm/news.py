@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from crm.base import Kind
+from crm.base import Kind, stamp
 from warehouse.client import Warehouse
 
 _KINDS: Final[dict[str, Kind]] = {"contact": "contact", "company": "company", "deal": "deal", "task": "task"}
@@ -72,7 +72,7 @@ def news(warehouse: Warehouse, crms: Collection[str], since: datetime) -> tuple[
         select told.kind as kind, max(told.loaded_at) as loaded_at, countIf(not is_echo) as strange
         from told group by kind
         """,  # noqa: S608
-        {"since": _stamp(since), "crms": list(crms)},
+        {"since": stamp(since), "crms": list(crms)},
     )
     newest = found["loaded_at"].max()
     strange: set[Kind] = {
@@ -108,7 +108,7 @@ def named(
         since: events stored until then have been looked at.
         has_whole_seconds: the CRM dates records by the second, and what is read of a second that is over is all of it.
     """
-    parameters = {"since": _stamp(since), "crms": [crm], "kind": kind}
+    parameters = {"since": stamp(since), "crms": [crm], "kind": kind}
     through = warehouse.frame(
         f"{_STRANGE} select max(loaded_at) as newest, count() as rows from told where kind = {{kind:String}}",  # noqa: S608
         parameters,
@@ -155,7 +155,3 @@ def named(
         parameters,
     )
     return Named(found["id"].to_list(), list(merges.iter_rows()), through["newest"])
-
-
-def _stamp(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M:%S.%f}"[:-3]

@@ -14,7 +14,7 @@ from typing import Final
 import orjson
 import polars as pl
 
-from crm.base import PLURALS, Connector, Kind, Pulled, require
+from crm.base import PLURALS, Connector, Kind, Pulled, require, stamp
 from crm.connectors import source_name
 from crm.locks import one_at_a_time
 from crm.news import named
@@ -294,7 +294,7 @@ def _forget_repeated(warehouse: Warehouse, source: str, kind: Kind, place: str, 
         "source": source,
         "object": kind,
         "file": place,
-        "begun_at": f"{begun_at:%Y-%m-%d %H:%M:%S.%f}"[:-3],
+        "begun_at": stamp(begun_at),
     }
     rows = """
         from raw.quarantined_rows

@@ -16,7 +16,7 @@ from typing import Any, Final
 import polars as pl
 
 from campaigns.permissions import restricted_sql
-from crm.base import Connector, Kind
+from crm.base import Connector, Kind, stamp
 from crm.conflicts import CANDIDATES, CORRECTIONS, DECIDED, DECISIONS, OWN, PUSHES, UTC_MS, VERSIONS
 from crm.pulling import Told, load, stored_cursor
 from crm.rules import ENGAGEMENT, OPT_OUTS, CrmRules
@@ -136,9 +136,9 @@ class WarehouseStore:
         others = self._warehouse.frame(
             f"select distinct contact_id from ({' union all '.join(parts)}) where contact_id != 0",  # noqa: S608
             {
-                "moved": _stamp(since.identities_through),
-                "started": _stamp(since.started_at),
-                "consents": _stamp(since.consents_through),
+                "moved": stamp(since.identities_through),
+                "started": stamp(since.started_at),
+                "consents": stamp(since.consents_through),
             },
         )
         ids = pl.concat([records.select("contact_id").drop_nulls(), others]).unique().sort("contact_id")
@@ -327,7 +327,7 @@ class WarehouseStore:
                 {_hash("names", "texts")}, {{at:DateTime64(3, 'UTC')}}
             from given
             """,  # noqa: S608
-            {"crm": crm, "at": _stamp(self._settings.now())},
+            {"crm": crm, "at": stamp(self._settings.now())},
             external={"given": frame},
         )
 
@@ -357,7 +357,7 @@ class WarehouseStore:
             order by asked_at, event_id
             limit {BATCH}
             """,  # noqa: S608
-            {"crm": crm, "since": _stamp(self._settings.now() - within)},
+            {"crm": crm, "since": stamp(self._settings.now() - within)},
         ).with_columns(pl.col("contact_id").cast(pl.Int64, strict=False).fill_null(0))
         records: dict[int, str] = {}
         if has_identity and found.height:
@@ -404,11 +404,11 @@ class WarehouseStore:
                 mapFromArrays({failed_names:Array(String)}, {failed_texts:Array(String)}), {run_id:String}
             """,
             {
-                "started_at": _stamp(mark.started_at),
-                "finished_at": _stamp(self._settings.now()),
-                "records_through": _stamp(mark.records_through),
-                "identities_through": _stamp(mark.identities_through),
-                "consents_through": _stamp(mark.consents_through),
+                "started_at": stamp(mark.started_at),
+                "finished_at": stamp(self._settings.now()),
+                "records_through": stamp(mark.records_through),
+                "identities_through": stamp(mark.identities_through),
+                "consents_through": stamp(mark.consents_through),
                 "rules_version": mark.rules_version,
                 "profiles_version": mark.profiles_version,
                 "is_complete": mark.is_complete,
@@ -436,7 +436,7 @@ class WarehouseStore:
             )
             group by source
             """,
-            {"since": _stamp(self._settings.now() - timedelta(days=7))},
+            {"since": stamp(self._settings.now() - timedelta(days=7))},
         )
         return {
             row["source"]: {**row, "last_written_at": row["last_written_at"] if row["written"] else None}
@@ -451,7 +451,7 @@ class WarehouseStore:
             where status in ('invalid', 'failed') and recorded_at >= {{since:DateTime64(3, 'UTC')}}
             order by recorded_at desc limit {limit:d}
             """,  # noqa: S608
-            {"since": _stamp(self._settings.now() - timedelta(days=7))},
+            {"since": stamp(self._settings.now() - timedelta(days=7))},
         ).rows()  # pyright: ignore[reportReturnType]
 
     def decisions(self, contact_id: int, *, every: bool = False) -> list[dict[str, Any]]:
@@ -517,7 +517,7 @@ class WarehouseStore:
             settings join_use_nulls = 1
             """,  # noqa: S608
             {
-                "since": _stamp(
+                "since": stamp(
                     max(EPOCH, since.records_through - OVERLAP) if since.records_through > EPOCH else EPOCH
                 )
             },
@@ -617,7 +617,7 @@ class WarehouseStore:
             where ids.contact_id in (select contact_id from given)
             group by contact_id, channel
             """,  # noqa: S608
-            {"now": _stamp(self._settings.now()), "channels": channels},
+            {"now": stamp(self._settings.now()), "channels": channels},
             external={"given": contact_ids},
         )
         return found.select(
@@ -794,7 +794,3 @@ def _due(text: str) -> str | None:
 
 def _parsed(text: str) -> dict[str, Any]:
     return {name: int(value) if str(value).isdigit() else value for name, value in json.loads(text).items()}
-
-
-def _stamp(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3]

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 import pytest
 
-from crm.conflicts import CANDIDATES, DECIDED, PUSHES, VERSIONS, Resolution, resolve
+from crm.conflicts import CANDIDATES, CORRECTIONS, DECIDED, PUSHES, VERSIONS, Resolution, resolve
 from crm.rules import Rule
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -43,6 +43,8 @@ def decide(
     pushes: list[dict[str, object]] | None = None,
     *rules: Rule,
     own: list[dict[str, object]] | None = None,
+    decided: list[dict[str, object]] | None = None,
+    corrections: list[dict[str, object]] | None = None,
 ) -> Resolution:
     columns = dict.fromkeys(("city", "phone", "email_opt_out"), pl.String)
     return resolve(
@@ -50,8 +52,9 @@ def decide(
         BOTH,
         pl.DataFrame(versions, schema={**VERSIONS, **columns}),
         pl.DataFrame(pushes or [], schema=dict(PUSHES)),
-        pl.DataFrame(schema=dict(DECIDED)),
+        pl.DataFrame(decided or [], schema=dict(DECIDED)),
         pl.DataFrame(own or [], schema=dict(CANDIDATES)),
+        pl.DataFrame(corrections or [], schema=dict(CORRECTIONS)),
     )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 
-import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_conflicts import BOTH, NEWEST, at, changes, golden, push, version
+from test_conflicts import NEWEST, at, changes, golden, push, version
+from test_conflicts import decide as decide_all
 
-from crm.conflicts import CORRECTIONS, DECIDED, PUSHES, VERSIONS, Resolution, resolve
+from crm.conflicts import DECIDED, Resolution
 from crm.rules import Rule
 
 
@@ -28,16 +28,7 @@ def decide(
     pushes: list[dict[str, object]] | None = None,
     decided: list[dict[str, object]] | None = None,
 ) -> Resolution:
-    columns = dict.fromkeys(("city", "phone", "email_opt_out"), pl.String)
-    return resolve(
-        rules or (NEWEST,),
-        BOTH,
-        pl.DataFrame(versions, schema={**VERSIONS, **columns}),
-        pl.DataFrame(pushes or [], schema=dict(PUSHES)),
-        pl.DataFrame(decided or [], schema=dict(DECIDED)),
-        None,
-        pl.DataFrame(corrections, schema=dict(CORRECTIONS)),
-    )
+    return decide_all(versions, pushes, *rules, decided=decided, corrections=corrections)
 
 
 def test_one_record_alone_is_put_right_where_it_comes_from() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 import pytest
+from command_line import mailhouse
 
-from mailhouse.cli import main
 from warehouse.client import Warehouse
 from warehouse.settings import MailhouseSettings
 
@@ -25,14 +24,7 @@ def contacts(
     monkeypatch.chdir(settings.home)
 
     def run(*args: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["mailhouse", "contacts", "import", *args])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        said = capsys.readouterr()
-        return code, " ".join((said.out + said.err).split())
+        return mailhouse(monkeypatch, capsys, "contacts", "import", *args)
 
     return run
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -12,12 +11,12 @@ from typing import Any
 
 import polars as pl
 import pytest
+from command_line import mailhouse
 from empty_raw import empty_raw
 
 from crm.connectors import connect
 from crm.pulling import load, load_ids
 from crm.settings import CrmSettings
-from mailhouse.cli import main
 from mailhouse.console import console
 from privacy.erasing import Place, unfinished
 from warehouse.client import Warehouse
@@ -99,15 +98,7 @@ def gdpr(
     monkeypatch.setattr(Place.__init__, "__defaults__", (*Place.__init__.__defaults__[:-1], 0.0))  # pyright: ignore
 
     def run(*args: str, answer: str = "", of: str = "gdpr") -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["mailhouse", of, *args])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        said = capsys.readouterr()
-        return code, " ".join((said.out + said.err).split())
+        return mailhouse(monkeypatch, capsys, of, *args, answer=answer)
 
     return run
 
