@@ -193,6 +193,19 @@ def test_a_timeline_tells_one_customers_story(built: Models) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("view", ["marts.messages", "intermediate.int_messages__owned"])
+def test_messages_of_other_months_are_not_read(built: Models, view: str) -> None:
+    # all of these were sent in June
+    plans = [
+        "\n".join(row[0] for row in built.rows(f"explain indexes = 1 select count() from {view} where {condition}"))
+        for condition in ("created_at < '2011-06-01'", "created_at >= '2011-06-01'")
+    ]
+    read = [re.findall(r"int_messages__followed\).*?Parts: (\d+)", plan, re.DOTALL) for plan in plans]
+    assert read[0] in (["0"], []), plans[0]
+    assert read[1] == ["1"], plans[1]
+
+
+@pytest.mark.slow
 def test_views_read_the_same_with_either_join_setting(built: Models, manifest: Any) -> None:
     for view in bi_views(manifest):
         # scores age between two reads

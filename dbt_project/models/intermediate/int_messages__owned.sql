@@ -1,8 +1,11 @@
 {{
     config(
-        materialized='view'
+        materialized='view',
+        query_settings={'do_not_merge_across_partitions_select_final': 1}
     )
 }}
+
+{#- with the setting, whoever asks for some months reads these alone (profiles.yml) -#}
 
 with
 

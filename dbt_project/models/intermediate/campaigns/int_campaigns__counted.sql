@@ -5,10 +5,7 @@
         on_schema_change='fail',
         partition_by='month',
         order_by=['kind', 'campaign', 'occurrence', 'variant', 'chosen_hour_at', 'mailbox_provider'],
-        query_settings={
-            'throw_on_max_partitions_per_insert_block': 0,
-            'do_not_merge_across_partitions_select_final': 1
-        },
+        query_settings={'throw_on_max_partitions_per_insert_block': 0},
         post_hook="{{ note_messages_taken(ref('int_messages__segmented')) }}"
     )
 }}

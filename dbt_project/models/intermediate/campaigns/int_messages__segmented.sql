@@ -6,10 +6,7 @@
         engine=engine('ReplacingMergeTree', 'rebuilt_at'),
         partition_by='toYYYYMM(created_at)',
         order_by=['campaign', 'occurrence', 'message_hash'],
-        query_settings={
-            'throw_on_max_partitions_per_insert_block': 0,
-            'do_not_merge_across_partitions_select_final': 1
-        },
+        query_settings={'throw_on_max_partitions_per_insert_block': 0},
         post_hook="{{ note_messages_taken(this) }}"
     )
 }}
