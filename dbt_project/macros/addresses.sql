@@ -18,17 +18,25 @@
     `(415) 555-0123`), or with letters or an extension, is null.
 -#}
 {% macro e164(text) -%}
-    {%- set plain -%}
-        replaceRegexpOne(replaceRegexpAll(coalesce({{ text }}, ''), '[\\s\\x{00a0}\\x{2010}-\\x{2015}./-]+', ''), '^(\\+|00)', '+')
-    {%- endset -%}
-    {%- set number -%}
-        replaceRegexpAll(replaceRegexpOne({{ plain }}, '^(\\+(?:[124-9]\\d{0,2}|3[0-8]\\d?))\\(0\\)', '\\1'), '[()]', '')
-    {%- endset -%}
-    if(
-        {{ text }} is null or not match({{ number }}, '^\\+(?:{{ calling_codes() }})$')
-            or length({{ number }}) not between 8 and 16,
-        null,
-        {{ number }}
+    {{ e164_of('[' ~ text ~ ']') }}[1]
+{%- endmacro %}
+
+
+{#- The same for a list of texts, in its order. Each step has its own name: a number is worked out once, not where it stands. -#}
+{% macro e164_of(texts) -%}
+    arrayMap(
+        number -> if(match(number, '^\\+(?:{{ calling_codes() }})$') and length(number) between 8 and 16, number, null),
+        arrayMap(
+            plain -> replaceRegexpAll(
+                replaceRegexpOne(plain, '^(\\+(?:[124-9]\\d{0,2}|3[0-8]\\d?))\\(0\\)', '\\1'), '[()]', ''
+            ),
+            arrayMap(
+                text -> replaceRegexpOne(
+                    replaceRegexpAll(coalesce(text, ''), '[\\s\\x{00a0}\\x{2010}-\\x{2015}./-]+', ''), '^(\\+|00)', '+'
+                ),
+                {{ texts }}
+            )
+        )
     )
 {%- endmacro %}
 

@@ -19,11 +19,6 @@
 
 
 {#- A property of a record; of a version that was put right, as it reads since (`stg_crm__rectified`). -#}
-{% macro told_or_right(name, is_rectified) -%}
-    {%- set told = 'properties.' ~ name ~ '::Nullable(String)' -%}
-    {%- if is_rectified -%}
-    if(mapContains(put_right, '{{ name }}'), put_right['{{ name }}'], {{ told }})
-    {%- else -%}
-    {{ told }}
-    {%- endif -%}
+{% macro told_or_right(name) -%}
+    if(mapContains(put_right, '{{ name }}'), put_right['{{ name }}'], properties.{{ name }}::Nullable(String))
 {%- endmacro %}

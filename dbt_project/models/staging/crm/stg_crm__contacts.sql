@@ -8,19 +8,17 @@ records as (
 
 ),
 
-as_told as (
+versions as (
 
-    select * from records
-    where (source, external_id) not in (select source, external_id from {{ source('raw', 'rectifications') }})
-
-),
-
--- few: records of people who had something put right
-rectified as (
-
+    -- one select, and not one more for the few who had something put right: each reader is a copy of all this
     select
         records.*,
-        rights.put_right as put_right
+        rights.put_right as put_right,
+        [
+            {%- for name in phones %}
+            {{ told_or_right(name) }}{{ ',' if not loop.last }}
+            {%- endfor %}
+        ] as told_phones
     from records
     left any join {{ ref('stg_crm__rectified') }} as rights
         on
@@ -28,33 +26,23 @@ rectified as (
             and rights.external_id = records.external_id
             and rights.updated_at = records.updated_at
             and rights.loaded_at = records.loaded_at
-    where
-        (records.source, records.external_id) in (
-            select source, external_id from {{ source('raw', 'rectifications') }}
-        )
 
 )
 
-{% for relation in ['as_told', 'rectified'] -%}
-{%- set is_rectified = relation == 'rectified' -%}
 select
     ---------- ids
     source,
     external_id,
 
     ---------- text
-    {{ normalised_email("coalesce(" ~ told_or_right('email', is_rectified) ~ ", '')") }} as email,
+    {{ normalised_email("coalesce(" ~ told_or_right('email') ~ ", '')") }} as email,
     {%- for name in ['first_name', 'last_name', 'country', 'city', 'timezone', 'locale'] %}
-    nullIf(trim({{ told_or_right(name, is_rectified) }}), '') as {{ name }},
+    nullIf(trim({{ told_or_right(name) }}), '') as {{ name }},
     {%- endfor %}
     -- the first that names its country, a mobile before a landline; else the first as it was given
-    coalesce(
-        {%- for name in phones %}
-        {{ e164(told_or_right(name, is_rectified)) }},
-        {%- endfor %}
-        {%- for name in phones %}
-        nullIf(trim({{ told_or_right(name, is_rectified) }}), ''){{ ',' if not loop.last }}
-        {%- endfor %}
+    arrayFirst(
+        number -> number is not null,
+        arrayConcat({{ e164_of('told_phones') }}, arrayMap(told -> nullIf(trim(told), ''), told_phones))
     ) as phone,
     nullIf(trim(properties.push_token::Nullable(String)), '') as push_token,
 
@@ -68,9 +56,4 @@ select
     parseDateTime64BestEffortOrNull(properties.created_at::Nullable(String), 3, 'UTC') as created_at,
     updated_at,
     loaded_at
-from {{ relation }}
-{% if not loop.last %}
-union all
-
-{% endif %}
-{%- endfor %}
+from versions

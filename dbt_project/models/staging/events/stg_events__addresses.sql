@@ -23,6 +23,23 @@ events as (
     from {{ source('raw', 'events') }}
     where type in ('{{ (registering + removing) | join("', '") }}')
 
+),
+
+told as (
+
+    select
+        event_id,
+        type,
+        source,
+        external_id,
+        email,
+        arrayJoin([
+            tuple('phone', if(type = 'contact.identified', given_phone, null)), tuple('push_token', nullIf(push_token, ''))
+        ]) as kind_and_address,
+        occurred_at,
+        loaded_at
+    from events
+
 )
 
 select
@@ -33,36 +50,14 @@ select
     ---------- text
     source,
     email,
-    'phone'::LowCardinality(String) as kind,
-    coalesce({{ e164('given_phone') }}, '') as address,
+    kind_and_address.1::LowCardinality(String) as kind,
+    if(kind = 'phone', coalesce({{ e164('kind_and_address.2') }}, ''), assumeNotNull(kind_and_address.2)) as address,
 
     ---------- booleans
-    false as is_removed,
+    (kind = 'push_token' and type in ('{{ removing | join("', '") }}')) as is_removed,
 
     ---------- timestamps
     occurred_at,
     loaded_at
-from events
-where type = 'contact.identified' and given_phone is not null
-
-union all
-
-select
-    ---------- ids
-    event_id,
-    external_id,
-
-    ---------- text
-    source,
-    email,
-    'push_token'::LowCardinality(String) as kind,
-    push_token as address,
-
-    ---------- booleans
-    type in ('{{ removing | join("', '") }}') as is_removed,
-
-    ---------- timestamps
-    occurred_at,
-    loaded_at
-from events
-where push_token != ''
+from told
+where kind_and_address.2 is not null
