@@ -11,78 +11,24 @@
 }}
 
 {%- set days = days_to_take() %}
+{%- set is_told %}
+        type in ('order.placed', 'order.cancelled')
+        {%- if days is not none %}
+        and {{ is_recorded_on(days) }}
+        {%- endif %}
+{%- endset %}
+{%- set columns = [
+    'source', 'order_id', 'order_hash', 'content_rank', 'content', 'identity_ids', 'months', 'placed_at', 'cancelled_at',
+    'first_event_at', 'recorded_at'
+] %}
 
 with
 
-events as (
-
-    select * from {{ ref('int_events__recorded') }}
-    where
-        type in ('order.placed', 'order.cancelled')
-        {% if days is not none -%}
-        and {{ is_recorded_on(days) }}
-        {%- endif %}
-
-),
-
-order_events as (
-
-    select
-        source,
-        coalesce(nullIf(properties.order_id::Nullable(String), ''), event_id) as order_id,
-        type = 'order.cancelled' as is_cancellation,
-        -- a cancellation need not repeat what was ordered: the last placement counts, if there is one
-        tuple(not is_cancellation, occurred_at, event_id, recorded_at) as content_rank,
-        identity_id,
-        occurred_at,
-        recorded_at,
-        coalesce(properties.currency::Nullable(String), '') as currency,
-        coalesce(properties.country::Nullable(String), '') as country,
-        -- texts of every item: what a source writes as a number or as a text reads the same
-        arrayZip(
-            properties.items[].line_number::Array(Nullable(String)),
-            properties.items[].product_id::Array(Nullable(String)),
-            properties.items[].name::Array(Nullable(String)),
-            properties.items[].quantity::Array(Nullable(String)),
-            properties.items[].unit_price::Array(Nullable(String))
-        ) as items
-    from events
-
-),
-
+{% if is_incremental() -%}
 versions as (
 
-    select
-        source,
-        order_id,
-        sipHash64(source, order_id) as order_hash,
-        content_rank,
-        tuple(
-            identity_id,
-            currency,
-            country,
-            arrayMap(
-                (item, position) -> (
-                    coalesce(toUInt32OrNull(item.1), position)::UInt32,
-                    coalesce(item.2, ''),
-                    coalesce(trim(item.3), ''),
-                    coalesce(toInt64OrNull(item.4), 0)::Int64,
-                    coalesce(toDecimal64OrNull(item.5, 4), 0)::Decimal(18, 4)
-                ),
-                items,
-                arrayEnumerate(items)
-            )::Array(Tuple(
-                line_number UInt32, product_id String, product_name String, quantity Int64, unit_price Decimal(18, 4)
-            ))
-        ) as content,
-        [identity_id] as identity_ids,
-        []::Array(UInt32) as months,
-        if(is_cancellation, null, occurred_at) as placed_at,
-        if(is_cancellation, occurred_at, null) as cancelled_at,
-        occurred_at as first_event_at,
-        recorded_at
-    from order_events
-    {% if is_incremental() %}
+    {{ told_orders(is_told) }}
+
     union all
 
     select
@@ -99,38 +45,60 @@ versions as (
         recorded_at
     -- rows that newer ones have outdone do no harm: what they know, the newer ones know, too
     from {{ this }}
-    where (source, order_id) in (select source, order_id from order_events)
-    {% endif %}
+    where (source, order_id) in (
+        select source, {{ told_order_id() }}
+        from {{ ref('int_events__recorded') }}
+        where {{ is_told }}
+    )
 
 ),
 
-several as (
+{% else -%}
+(
 
-    select order_hash from versions
-    group by order_hash
-    having count() > 1
+    -- told of more than once, or only as cancelled: all others need no comparison
+    select groupArrayIf(told_hash, placed_count != 1)
+    from (
+        select
+            sipHash64(source, {{ told_order_id() }}) as told_hash,
+            countIf(type = 'order.placed') as placed_count
+        from {{ ref('int_events__recorded') }}
+        where {{ is_told }}
+        group by told_hash
+    )
+
+) as several,
+
+versions as (
+
+    {{ told_orders(is_told ~ " and sipHash64(source, " ~ told_order_id() ~ ") in (select arrayJoin(several))") }}
 
 ),
 
--- most orders are told of once, and nothing has to be compared
-orders as (
+placed_once as (
+
+    {{ told_orders(
+        "type = 'order.placed' and sipHash64(source, " ~ told_order_id() ~ ") not in (select arrayJoin(several))"
+    ) }}
+
+),
+
+cancellations as (
 
     select
-        source,
-        order_id,
-        order_hash,
-        content,
-        content_rank,
-        identity_ids,
-        months,
-        placed_at,
-        cancelled_at,
-        first_event_at,
-        recorded_at
-    from versions
-    where order_hash not in (select order_hash from several)
+        sipHash64(source, {{ told_order_id() }}) as cancelled_hash,
+        groupUniqArray(identity_id) as cancelled_identity_ids,
+        max(occurred_at) as last_cancelled_at,
+        min(occurred_at) as first_cancelled_at,
+        max(recorded_at) as cancellation_recorded_at
+    from {{ ref('int_events__recorded') }}
+    where type = 'order.cancelled'
+    group by cancelled_hash
 
-    union all
+),
+
+{% endif -%}
+combined as (
 
     select
         source,
@@ -145,8 +113,35 @@ orders as (
         min(versions.first_event_at) as first_event_at,
         max(versions.recorded_at) as recorded_at
     from versions
-    where versions.order_hash in (select order_hash from several)
     group by source, order_id
+
+),
+
+orders as (
+
+    select {{ columns | join(', ') }} from combined
+    {% if not is_incremental() %}
+    union all
+
+    select
+        placed_once.source as source,
+        placed_once.order_id as order_id,
+        placed_once.order_hash as order_hash,
+        placed_once.content_rank as content_rank,
+        placed_once.content as content,
+        arraySort(arrayDistinct(arrayConcat(placed_once.identity_ids, cancellations.cancelled_identity_ids))) as identity_ids,
+        placed_once.months as months,
+        placed_once.placed_at as placed_at,
+        cancellations.last_cancelled_at as cancelled_at,
+        least(
+            placed_once.first_event_at, coalesce(cancellations.first_cancelled_at, placed_once.first_event_at)
+        ) as first_event_at,
+        greatest(
+            placed_once.recorded_at, coalesce(cancellations.cancellation_recorded_at, placed_once.recorded_at)
+        ) as recorded_at
+    from placed_once
+    left any join cancellations on cancellations.cancelled_hash = placed_once.order_hash
+    {%- endif %}
 
 ),
 
