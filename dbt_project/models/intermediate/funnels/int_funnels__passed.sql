@@ -44,24 +44,22 @@ steps as (
 
 moved as (
 
-    select identity_id, contact_id, previous_contact_id
+    select identity_id, previous_contact_id
     from {{ ref('int_contacts__identified') }}
     where moved_at >= {{ last_taken() }}
 
 ),
 
-new_orders as (
+news as (
 
-    select identity_ids, ordered_at
+    select identity_ids, ordered_at as occurred_at
     from {{ ref('int_orders__combined') }}
     where
         recorded_at > {{ last_taken() }}
         or ordered_at > looked_at
         or identity_id in (select identity_id from moved)
 
-),
-
-new_events as (
+    union all
 
     -- whose it was before the ledger told whose message it was about, is another's way now
     select
@@ -72,9 +70,7 @@ new_events as (
 
     union all
 
-    select
-        [identity_id] as identity_ids,
-        occurred_at
+    select [identity_id] as identity_ids, occurred_at
     from {{ ref('int_events__recorded') }}
     where
         type in (select event_type from steps)
@@ -84,42 +80,52 @@ new_events as (
 
 ),
 
-(
+seen as (
 
-    select toStartOfMonth(greatest(
-        {{ funnels_from() }},
-        toDate(least(
-            coalesce((select minOrNull(occurred_at) from new_events), {{ now() }}),
-            coalesce((select minOrNull(ordered_at) from new_orders), {{ now() }})
-        ) - toIntervalDay(longest))
-    ))
-
-) as changed_from,
-
-(
-
-    -- who is looked at: a list, since each name of a CTE is a copy of it that is run again
-    select groupUniqArray(contact_id)
+    -- who is looked at, and from which month on: those who lost what was theirs, from the first
+    select
+        contact_id,
+        min(from_month) as from_month
     from (
-        select contact_id
-        from {{ ref('int_contacts__identified') }}
-        where
-            identity_id in (select arrayJoin(identity_ids) from new_events)
-            or identity_id in (select arrayJoin(identity_ids) from new_orders)
+        select
+            identities.contact_id as contact_id,
+            toStartOfMonth(greatest({{ funnels_from() }}, toDate(told.first_at - toIntervalDay(longest)))) as from_month
+        from {{ ref('int_contacts__identified') }} as identities
+        inner join (
+            select arrayJoin(identity_ids) as told_identity_id, min(occurred_at) as first_at
+            from news
+            group by told_identity_id
+        ) as told
+            on told.told_identity_id = identities.identity_id
 
         union all
 
-        select arrayJoin([contact_id, previous_contact_id]) as contact_id from moved
+        select previous_contact_id as contact_id, toDate({{ funnels_from() }}) as from_month
+        from moved
+        where previous_contact_id != 0
     )
+    group by contact_id
+
+),
+
+(
+
+    -- a list, since each name of a CTE is a copy of it that is run again
+    select groupArray(tuple(contact_id, from_month)) from seen
 
 ) as due_contacts,
+
+arrayMin(arrayPushBack(due_contacts.2, toDate({{ now() }}))) as changed_from,
 
 -- not the marts: those look everybody up who ever did anything
 owners as (
 
-    select identity_id as owner_identity_id, contact_id as owner_contact_id
-    from {{ ref('int_contacts__identified') }}
-    where contact_id in (select arrayJoin(due_contacts))
+    select
+        identities.identity_id as owner_identity_id,
+        identities.contact_id as owner_contact_id,
+        seen_from.2 as owner_from_month
+    from {{ ref('int_contacts__identified') }} as identities
+    inner join (select arrayJoin(due_contacts) as seen_from) as seen_list on seen_list.seen_from.1 = identities.contact_id
 
 ),
 
@@ -138,7 +144,7 @@ orders as (
     inner join owners on owners.owner_identity_id = orders.identity_id
     where
         orders.is_sale
-        and orders.ordered_at >= changed_from
+        and orders.ordered_at >= owners.owner_from_month
         and orders.ordered_at <= {{ now() }}
 
 ),
@@ -154,7 +160,7 @@ events as (
     where
         recorded.type in (select event_type from steps where event_type != 'order.placed')
         and not is_machine
-        and recorded.occurred_at >= changed_from
+        and recorded.occurred_at >= owners.owner_from_month
         and recorded.occurred_at <= {{ now() }}
         and {{ loaded_after('loaded_on', 'toDateTime64(changed_from, 3, \'UTC\')') }}
         and recorded.identity_id in (select owner_identity_id from owners)
@@ -246,11 +252,13 @@ compared as (
     -- the column's own name, or ClickHouse would take the 0 beside it for it
     select funnel, contact_id, entry_month, 0 as steps_passed, known.steps_passed as steps_known
     from {{ this }} as known final
+    {% if not are_all_due -%}
+    inner join (select arrayJoin(due_contacts) as seen_from) as seen_list on seen_list.seen_from.1 = known.contact_id
+    {% endif -%}
     where
         known.steps_passed > 0
         {%- if not are_all_due %}
-        and entry_month >= toYYYYMM(changed_from)
-        and contact_id in (select arrayJoin(due_contacts))
+        and entry_month >= toYYYYMM(seen_from.2)
         {%- endif %}
 
 ),

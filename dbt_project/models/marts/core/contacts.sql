@@ -19,14 +19,14 @@ moved as (
 
 ),
 
-split_emails as (
+(
 
-    -- addresses that were taken out of a contact by hand
-    select identifier as split_email, contact_id as split_contact_id
+    -- addresses that were taken out of a contact by hand, with whom they were given to: few, and asked for by each record
+    select groupUniqArray(tuple(identifier, contact_id))
     from {{ ref('int_contacts__identified') }}
     where kind = 'email' and named_contact_id != own_contact_id
 
-),
+) as split_emails,
 
 records as (
 
@@ -35,14 +35,14 @@ records as (
         loaded.* except (contact_id, email, last_email),
         coalesce(moved.moved_contact_id, loaded.contact_id) as contact_id,
         if(
-            loaded.email in (select split_email from split_emails)
-                and (loaded.email, contact_id) not in (select split_email, split_contact_id from split_emails),
+            loaded.email in (select arrayJoin(split_emails.1))
+                and (loaded.email, contact_id) not in (select arrayJoin(split_emails)),
             '',
             loaded.email
         ) as email,
         if(
-            loaded.last_email in (select split_email from split_emails)
-                and (loaded.last_email, contact_id) not in (select split_email, split_contact_id from split_emails),
+            loaded.last_email in (select arrayJoin(split_emails.1))
+                and (loaded.last_email, contact_id) not in (select arrayJoin(split_emails)),
             '',
             loaded.last_email
         ) as last_email
@@ -51,13 +51,18 @@ records as (
 
 ),
 
-several as (
+(
 
-    select contact_id from records
-    group by contact_id
-    having count() > 1
+    -- the records of those who have several, by the key of the table, so that no others are read for them
+    select groupArrayArray(identity_ids)
+    from (
+        select groupArray(identity_id) as identity_ids
+        from records
+        group by contact_id
+        having count() > 1
+    )
 
-),
+) as several,
 
 -- most contacts have one record, and nothing has to be compared
 single_contacts as (
@@ -77,7 +82,7 @@ single_contacts as (
         created_at,
         updated_at
     from records
-    where contact_id not in (select contact_id from several)
+    where identity_id not in (select arrayJoin(several))
 
 ),
 
@@ -104,7 +109,7 @@ combined_contacts as (
         min(records.created_at) as created_at,
         max(records.updated_at) as updated_at
     from records
-    where records.contact_id in (select contact_id from several)
+    where records.identity_id in (select arrayJoin(several))
     group by records.contact_id
 
 ),
@@ -129,17 +134,17 @@ seen_emails as (
 
     -- a record has it, but it was given to a contact of its own
     select
-        split_emails.split_contact_id as contact_id,
-        split_emails.split_email as email,
+        split.2 as contact_id,
+        split.1 as email,
         [holders.source] as sources,
         holders.created_at as first_seen_at,
         holders.updated_at as last_seen_at
     from (
         select source::String as source, arrayJoin(emails) as email, created_at, updated_at
         from {{ newest(ref('int_records__combined')) }}
-        where hasAny(emails, (select groupArray(split_email) from split_emails))
+        where hasAny(emails, split_emails.1)
     ) as holders
-    inner join split_emails on split_emails.split_email = holders.email
+    inner join (select arrayJoin(split_emails) as split) as splits on splits.split.1 = holders.email
 
 ),
 
@@ -173,14 +178,6 @@ decided as (
 
 ),
 
-both as (
-
-    -- merged: known to a CRM, and seen under an address that no CRM has
-    select contact_id from hinted_contacts
-    where contact_id in (select contact_id from records)
-
-),
-
 recorded_contacts as (
 
     select * from single_contacts
@@ -193,14 +190,10 @@ recorded_contacts as (
 
 contacts as (
 
-    select * from recorded_contacts
-    where contact_id not in (select contact_id from both)
-
-    union all
-
+    -- merged: known to a CRM, and seen under an address that no CRM has
     select
         recorded_contacts.contact_id as contact_id,
-        if(recorded_contacts.email != '', recorded_contacts.email, hinted_contacts.email) as email,
+        if(recorded_contacts.email != '', recorded_contacts.email, coalesce(hinted_contacts.email, '')) as email,
         recorded_contacts.first_name as first_name,
         recorded_contacts.last_name as last_name,
         recorded_contacts.country as country,
@@ -208,12 +201,16 @@ contacts as (
         recorded_contacts.timezone as timezone,
         recorded_contacts.locale as locale,
         recorded_contacts.phone as phone,
-        arraySort(arrayDistinct(arrayConcat(recorded_contacts.sources, hinted_contacts.sources))) as sources,
+        if(
+            empty(hinted_contacts.sources),
+            recorded_contacts.sources,
+            arraySort(arrayDistinct(arrayConcat(recorded_contacts.sources, hinted_contacts.sources)))
+        ) as sources,
         recorded_contacts.is_deleted as is_deleted,
-        least(recorded_contacts.created_at, hinted_contacts.created_at) as created_at,
-        greatest(recorded_contacts.updated_at, hinted_contacts.updated_at) as updated_at
+        least(recorded_contacts.created_at, coalesce(hinted_contacts.created_at, recorded_contacts.created_at)) as created_at,
+        greatest(recorded_contacts.updated_at, coalesce(hinted_contacts.updated_at, recorded_contacts.updated_at)) as updated_at
     from recorded_contacts
-    inner join hinted_contacts on hinted_contacts.contact_id = recorded_contacts.contact_id
+    left any join hinted_contacts on hinted_contacts.contact_id = recorded_contacts.contact_id
 
     union all
 
@@ -232,7 +229,7 @@ contacts as (
         created_at,
         updated_at
     from hinted_contacts
-    where contact_id not in (select contact_id from both)
+    where contact_id not in (select contact_id from records)
 
 )
 
