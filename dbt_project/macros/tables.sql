@@ -88,5 +88,5 @@
     {%- else %}
     {{ sql }}
     {%- endif %}
-    {{ adapter.get_model_query_settings(model) }}
+    {{ query_settings_of_model() }}
 {%- endmacro %}
