@@ -280,7 +280,7 @@ def comparisons(as_of: str) -> tuple[Comparison, ...]:
         from raw.events
     """
     all_orders = f"""
-        select p.*, c.cancelled_at as cancelled_at
+        select p.*, c.cancelled_at as cancelled_at, i.contact_id as contact_id
         from (
             select source, properties.order_id::String as order_id, {IDENTITY} as identity_id, occurred_at as ordered_at,
                 properties.currency::String as currency, properties.country::String as country,
@@ -297,6 +297,7 @@ def comparisons(as_of: str) -> tuple[Comparison, ...]:
             select properties.order_id::String as order_id, max(occurred_at) as cancelled_at from raw.events
             where type = 'order.cancelled' group by order_id
         ) as c using order_id
+        left any join {_IDENTITIES} as i using identity_id
     """
     return (
         Comparison(

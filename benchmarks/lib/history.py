@@ -277,8 +277,8 @@ class Shop:
 
     def _mail(self, first: date, days: int, volume: int) -> str:
         def minutes(salt: int, mean: int) -> str:
-            """SQL: a time in milliseconds, most often short, never more than ten days."""
-            return f"toInt64(least(864000000, 1000 - log(1 - {share(salt, 'd', 'k')}) * {mean * 60000}))"
+            """SQL: a time in milliseconds, most often short, never more than ten days; nor so short as only machines are."""
+            return f"toInt64(least(864000000, 4000 - log(1 - {share(salt, 'd', 'k')}) * {mean * 60000}))"
 
         human = "'Mozilla/5.0 (iPhone; CPU iPhone OS 19_0 like Mac OS X)'"
         proxy = "'Mozilla/5.0 (Windows NT 5.1; rv:11.0) Gecko Firefox/11.0 (via ggpht.com GoogleImageProxy)'"
