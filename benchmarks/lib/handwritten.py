@@ -280,23 +280,26 @@ def comparisons(as_of: str) -> tuple[Comparison, ...]:
         from raw.events
     """
     all_orders = f"""
-        select p.*, c.cancelled_at as cancelled_at, i.contact_id as contact_id
+        select o.*, i.contact_id as contact_id
         from (
-            select source, properties.order_id::String as order_id, {IDENTITY} as identity_id, occurred_at as ordered_at,
-                properties.currency::String as currency, properties.country::String as country,
-                properties.items[].product_id::Array(String) as product_ids,
-                properties.items[].name::Array(String) as names,
-                properties.items[].quantity::Array(Int64) as quantities,
-                arrayMap(price -> toDecimal64(price, 4), properties.items[].unit_price::Array(String)) as prices,
-                arraySum(
-                    (quantity, price) -> round(quantity * price, 2)::Decimal(18, 2), quantities, prices
-                ) as revenue
-            from raw.events where type = 'order.placed'
-        ) as p
-        left any join (
-            select properties.order_id::String as order_id, max(occurred_at) as cancelled_at from raw.events
-            where type = 'order.cancelled' group by order_id
-        ) as c using order_id
+            select p.*, c.cancelled_at as cancelled_at
+            from (
+                select source, properties.order_id::String as order_id, {IDENTITY} as identity_id, occurred_at as ordered_at,
+                    properties.currency::String as currency, properties.country::String as country,
+                    properties.items[].product_id::Array(String) as product_ids,
+                    properties.items[].name::Array(String) as names,
+                    properties.items[].quantity::Array(Int64) as quantities,
+                    arrayMap(price -> toDecimal64(price, 4), properties.items[].unit_price::Array(String)) as prices,
+                    arraySum(
+                        (quantity, price) -> round(quantity * price, 2)::Decimal(18, 2), quantities, prices
+                    ) as revenue
+                from raw.events where type = 'order.placed'
+            ) as p
+            left any join (
+                select properties.order_id::String as order_id, max(occurred_at) as cancelled_at from raw.events
+                where type = 'order.cancelled' group by order_id
+            ) as c using order_id
+        ) as o
         left any join {_IDENTITIES} as i using identity_id
     """
     return (

@@ -39,13 +39,17 @@ due as (
 ),
 
 {% if days is none -%}
-sizes as (
+(
 
-    select loaded_on as size_of, count() as day_loads_count
-    from due
-    group by loaded_on
+    -- rows of each load day: looked up in a list, since a join copies all that goes through it
+    select tuple(groupArray(size_of), groupArray(day_loads_count))
+    from (
+        select loaded_on as size_of, count() as day_loads_count
+        from due
+        group by loaded_on
+    )
 
-),
+) as sizes,
 
 {% endif -%}
 (
@@ -201,7 +205,7 @@ select
     ---------- numerics
     loads_count::UInt32 as loads_count,
     {% if days is none -%}
-    sizes.day_loads_count::UInt64 as day_loads_count,
+    transform(loaded_on, sizes.1, sizes.2, 0::UInt64)::UInt64 as day_loads_count,
     {%- else -%}
     {{ due_loads.count }}::UInt64 as day_loads_count,
     {%- endif %}
@@ -217,8 +221,5 @@ select
     {{ due_loads.slot }} as slot,
     {{ stamp() }} as recorded_at
 from once
-{% if days is none -%}
-left join sizes on sizes.size_of = once.loaded_on
-{% endif -%}
 left any join addressed on addressed.known_message_hash = once.message_hash
 left any join visitors on visitors.shared_visitor_id = {{ visitor_of('once.source', 'once.anonymous_id') }}
