@@ -197,7 +197,9 @@ def test_a_timeline_tells_one_customers_story(built: Models) -> None:
 def test_messages_of_other_months_are_not_read(built: Models, view: str) -> None:
     # all of these were sent in June
     plans = [
-        "\n".join(row[0] for row in built.rows(f"explain indexes = 1 select count() from {view} where {condition}"))
+        "\n".join(
+            row[0] for row in built.rows(f"explain indexes = 1 select count() from {view} where {condition}")
+        )
         for condition in ("created_at < '2011-06-01'", "created_at >= '2011-06-01'")
     ]
     read = [re.findall(r"int_messages__followed\).*?Parts: (\d+)", plan, re.DOTALL) for plan in plans]

@@ -327,7 +327,9 @@ def test_a_small_limit_leaves_both_cores_to_an_insert(tmp_path: Path) -> None:
     settings = home_settings(tmp_path)
     with launcher.start(settings, options={"memory-mb": "1500"}):
         ask(settings, "create table numbers_kept (n UInt64) engine = MergeTree order by n")
-        steps = ask(settings, "explain pipeline insert into numbers_kept select number from numbers_mt(10000000)")
+        steps = ask(
+            settings, "explain pipeline insert into numbers_kept select number from numbers_mt(10000000)"
+        )
         assert steps.count("MergeTreeSink") == min(2, os.cpu_count() or 1), steps
 
 
