@@ -25,7 +25,8 @@
 
 
 {#-
-    What events say of orders, a row an event, as `int_orders__combined` compares them. The condition stands where the table is read, so that only what it lets through is parsed.
+    What events say of orders, a row an event, as `int_orders__combined` compares them. The condition stands where the table
+    is read, so that only what it lets through is parsed.
 -#}
 {% macro told_orders(condition) -%}
     select
