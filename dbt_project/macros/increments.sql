@@ -327,10 +327,8 @@
         order by day
     {%- endset -%}
     {%- set days = run_query(query).rows | map(attribute=0) | list -%}
-    {%- if execute -%}
-        {%- do known.days.update({asked: days}) -%}
-        {%- do graph.update({'days_to_take': known}) -%}
-    {%- endif -%}
+    {%- do known.days.update({asked: days}) -%}
+    {%- do graph.update({'days_to_take': known}) -%}
     {{ return(days) }}
 {% endmacro %}
 

@@ -24,6 +24,12 @@
 {%- endmacro %}
 
 
+{#- The same as the key of `int_orders__combined`, for conditions where events are read. -#}
+{% macro told_order_hash() -%}
+    sipHash64(source, {{ told_order_id() }})
+{%- endmacro %}
+
+
 {#-
     What events say of orders, a row an event, as `int_orders__combined` compares them. The condition stands where the table
     is read, so that only what it lets through is parsed.

@@ -61,8 +61,8 @@ _PROFILE = {
     "allow_introspection_functions": "0",
     "input_format_values_interpret_expressions": "0",
     "input_format_values_deduce_templates_of_expressions": "0",
-    # The engine would take one thread for each GiB that is free to read, and one for each four to write: with 8 GB in
-    # all, one. Ours take a tenth of that (docs/warehouse.md), and what is larger is put on disk.
+    # The engine would take a thread for each GiB that is free to read with, and one for each four to write: with 8 GB
+    # in all it writes with one (docs/warehouse.md). A quarter and an eighth of that do.
     "max_threads_min_free_memory_per_thread": str(256 << 20),
     "max_insert_threads_min_free_memory_per_thread": str(512 << 20),
 }

@@ -17,10 +17,6 @@
         and {{ is_recorded_on(days) }}
         {%- endif %}
 {%- endset %}
-{%- set columns = [
-    'source', 'order_id', 'order_hash', 'content_rank', 'content', 'identity_ids', 'months', 'placed_at', 'cancelled_at',
-    'first_event_at', 'recorded_at'
-] %}
 
 with
 
@@ -60,7 +56,7 @@ versions as (
     select groupArrayIf(told_hash, placed_count != 1)
     from (
         select
-            sipHash64(source, {{ told_order_id() }}) as told_hash,
+            {{ told_order_hash() }} as told_hash,
             countIf(type = 'order.placed') as placed_count
         from {{ ref('int_events__recorded') }}
         where {{ is_told }}
@@ -71,14 +67,14 @@ versions as (
 
 versions as (
 
-    {{ told_orders(is_told ~ " and sipHash64(source, " ~ told_order_id() ~ ") in (select arrayJoin(several))") }}
+    {{ told_orders(is_told ~ " and " ~ told_order_hash() ~ " in (select arrayJoin(several))") }}
 
 ),
 
 placed_once as (
 
     {{ told_orders(
-        "type = 'order.placed' and sipHash64(source, " ~ told_order_id() ~ ") not in (select arrayJoin(several))"
+        "type = 'order.placed' and " ~ told_order_hash() ~ " not in (select arrayJoin(several))"
     ) }}
 
 ),
@@ -86,7 +82,7 @@ placed_once as (
 cancellations as (
 
     select
-        sipHash64(source, {{ told_order_id() }}) as cancelled_hash,
+        {{ told_order_hash() }} as cancelled_hash,
         groupUniqArray(identity_id) as cancelled_identity_ids,
         max(occurred_at) as last_cancelled_at,
         min(occurred_at) as first_cancelled_at,
@@ -104,8 +100,8 @@ combined as (
         source,
         order_id,
         any(versions.order_hash) as order_hash,
-        argMax(versions.content, versions.content_rank) as content,
         max(versions.content_rank) as content_rank,
+        argMax(versions.content, versions.content_rank) as content,
         arraySort(groupUniqArrayArray(versions.identity_ids)) as identity_ids,
         arraySort(groupUniqArrayArray(versions.months)) as months,
         min(versions.placed_at) as placed_at,
@@ -119,7 +115,7 @@ combined as (
 
 orders as (
 
-    select {{ columns | join(', ') }} from combined
+    select * from combined
     {% if not is_incremental() %}
     union all
 
