@@ -174,68 +174,74 @@
 
 
 {#-
-    What `int_messages__summed` has to do: `fold`, the last month (as 201106) that goes into month 0; `read`, a condition on
-    the messages to add up; `keep`, one on its own rows, called `kept`, that go into month 0 anew.
+    What a model has to do that adds rows up by month (`int_messages__summed`, `int_products__sold`) and keeps those of long ago,
+    to which nothing happens any more, added up as month 0: `fold`, the last month (as 201106) that goes into it; `read`, a
+    condition on the rows to add up; `keep`, one on its own rows, called `kept`, that go into month 0 anew. What happens to a
+    folded month all the same has all of them added up again. `touched`: months of the new rows.
+
+    rows: what is added up. moment: its time, whose month counts. is_new: condition on rows that were not seen yet. months: an
+    array of the months such a row counts in, or counted in. open_days: how long something may happen to a row.
 -#}
-{% macro due_message_months() %}
-    {%- set messages = ref('int_messages__followed') -%}
-    {%- set open_days = var('message_life_days') + 62 -%}
+{% macro due_month_sums(rows, moment, is_new, months, open_days) %}
     {%- if not execute -%}
-        {{ return({'fold': 0, 'read': 'true', 'keep': 'false'}) }}
+        {{ return({'fold': 0, 'read': 'true', 'keep': 'false', 'touched': []}) }}
     {%- endif -%}
     {%- if not is_incremental() -%}
+        {#- a clock that runs ahead closes no month -#}
         {%- set query -%}
-            select toYYYYMM(greatest(max(created_at), toDateTime64('1971-01-01 00:00:00', 3, 'UTC')) - toIntervalDay({{ open_days }}))
-            from {{ messages }}
+            select toYYYYMM(
+                greatest(least(max({{ moment }}), {{ now() }}), toDateTime64('1971-01-01 00:00:00', 3, 'UTC')) - toIntervalDay({{ open_days }})
+            )
+            from {{ rows }}
         {%- endset -%}
-        {{ return({'fold': run_query(query).rows[0][0], 'read': 'true', 'keep': 'false'}) }}
+        {{ return({'fold': run_query(query).rows[0][0], 'read': 'true', 'keep': 'false', 'touched': []}) }}
     {%- endif -%}
     {%- set query -%}
         with
 
         touched as (
 
-            select distinct toYYYYMM(created_at) as month
-            from {{ messages }}
-            where rebuilt_at > (select max(rebuilt_at) from {{ this }})
+            select distinct arrayJoin({{ months }}) as month
+            from {{ rows }}
+            where {{ is_new }}
 
         )
 
         select
             (select max(folded_through) from {{ this }} where month = 0),
             -- the newest month that there is, touched or not
-            greatest((select max(month) from touched), (select max(month) from {{ this }})),
+            least(toYYYYMM({{ now() }}), greatest((select max(month) from touched), (select max(month) from {{ this }}))),
             (select arrayStringConcat(arraySort(groupArray(toString(month))), ',') from touched)
     {%- endset -%}
     {%- set row = run_query(query).rows[0] -%}
     {%- set folded = row[0] | int -%}
     {%- set touched = row[2].split(',') | reject('equalto', '') | map('int') | list -%}
     {%- if not touched -%}
-        {{ return({'fold': folded, 'read': 'false', 'keep': 'false'}) }}
+        {{ return({'fold': folded, 'read': 'false', 'keep': 'false', 'touched': []}) }}
     {%- endif -%}
     {#- months before the newest one, counted in months -#}
     {%- set count = (row[1] | int // 100) * 12 + row[1] | int % 100 - 1 - (open_days / 30) | round(0, 'ceil') | int -%}
     {%- set fold = [folded, (count // 12) * 100 + count % 12 + 1] | max -%}
-    {%- set months = "toYYYYMM(created_at) in (" ~ touched | join(', ') ~ ")" -%}
+    {%- set read = "toYYYYMM(" ~ moment ~ ") in (" ~ touched | join(', ') ~ ")" -%}
+    {%- set keep = 'false' -%}
     {%- if touched | select('le', folded) | list -%}
-        {{ return({
-            'fold': fold, 'read': "(toYYYYMM(created_at) <= " ~ fold ~ " or " ~ months ~ ")", 'keep': 'false'
-        }) }}
+        {%- set read = "(toYYYYMM(" ~ moment ~ ") <= " ~ fold ~ " or " ~ read ~ ")" -%}
+    {%- elif fold > folded -%}
+        {%- set keep = "(kept.month = 0 or (kept.month > " ~ folded ~ " and kept.month <= " ~ fold
+            ~ " and kept.month not in (" ~ touched | join(', ') ~ ")))" -%}
     {%- endif -%}
-    {%- if fold > folded -%}
-        {{ return({
-            'fold': fold,
-            'read': months,
-            'keep': "(kept.month = 0 or (kept.month > " ~ folded ~ " and kept.month <= " ~ fold
-                ~ " and kept.month not in (" ~ touched | join(', ') ~ ")))"
-        }) }}
-    {%- endif -%}
-    {{ return({'fold': folded, 'read': months, 'keep': 'false'}) }}
+    {{ return({'fold': fold, 'read': read, 'keep': keep, 'touched': touched}) }}
 {% endmacro %}
 
 
+{#- The month that a row is added up in. -#}
+{% macro sum_month(moment, due) -%}
+    if(toYYYYMM({{ moment }}) <= {{ due.fold }}, 0, toYYYYMM({{ moment }}))::UInt32
+{%- endmacro %}
+
+
 {#- The sums by month as they count. -#}
-{% macro message_sums_of(relation) -%}
+{% macro month_sums_of(relation) -%}
     select * from {{ relation }}
     where month = 0 or month > (select max(folded_through) from {{ relation }} where month = 0)
 {%- endmacro %}

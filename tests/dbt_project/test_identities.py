@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import random
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import polars as pl
@@ -17,8 +18,10 @@ from typer.testing import CliRunner
 
 import mailhouse.contacts
 from campaigns.live import Live
+from campaigns.siphash import person_of, visitor_of
 from mailhouse.identities import Identities
 from warehouse.errors import InputError
+from warehouse.loads import EVENT_COLUMNS, append_events
 
 IDENTITY = ("+events", "+orders", "+contacts", "+suppressions", "+consents", "+int_emails__stopped")
 """What tells who is who, what they did and whether they may be written to, and nothing more."""
@@ -178,6 +181,61 @@ def test_who_is_who_is_the_same_however_it_was_found_out(history: Models, seed: 
     identify(history, minutes=9)
     assert unlike(increments, tables(history)) == {}
     assert live_contacts(history, live) == contacts_of(history)
+
+
+def turns_of(told: list[tuple[str, datetime, int]]) -> dict[int, list[tuple[datetime, int]]]:
+    """Turns of visitors who were several people, from all there ever was: visitor, time and person of each event."""
+    turns: dict[int, list[tuple[datetime, int]]] = {}
+    for visitor in {one for one, _, _ in told}:
+        persons: dict[datetime, int] = {}
+        for _, at, person in (one for one in told if one[0] == visitor):
+            persons[at] = max(person, persons.get(at, person))
+        if len({person for one, _, person in told if one == visitor}) > 1:
+            own = turns[visitor_of("web", visitor)] = []
+            for at, person in sorted(persons.items()):
+                if not own or own[-1][1] != person:
+                    own.append((at, person))
+    return turns
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_turns_of_visitors_go_on_from_where_they_were(history: Models, seed: int) -> None:
+    dice = random.Random(seed)
+    told: list[tuple[str, datetime, int]] = []
+    started = moment("06-01")
+    for day in range(6):
+        # loaded at noon of the next day: most happened since the last load, some long before, and some clocks run ahead
+        loaded = started + timedelta(days=day + 1, hours=12)
+        rows = []
+        for number in range(dice.randrange(8, 25)):
+            hours = dice.choices(
+                (dice.randrange(13, 36), -24 * dice.randrange(5), dice.randrange(37, 70)),
+                (80, 17, 3 * (day > 1)),
+            )[0]
+            at = started + timedelta(days=day, hours=hours, minutes=dice.choice((0, 30)))
+            visitor = dice.choice("abcdefgh"[: 4 + day])
+            email, account = dice.choice((("ann@x.example", ""), ("", "u1"), ("bob@x.example", "u2")))
+            told.append((visitor, at, person_of("web", account, email)))
+            named = {"anonymous_id": visitor, "email": email, "external_id": account}
+            what = {"event_id": f"{day}-{number}", "type": "page.viewed", "source": "web", "properties": "{}"}
+            rows.append(
+                dict.fromkeys(EVENT_COLUMNS, "") | what | named | {"occurred_at": at, "received_at": at}
+            )
+        append_events(history.warehouse, pl.DataFrame(rows, schema=EVENT_COLUMNS), loaded_at=loaded)
+        history.build(
+            *("--exclude-resource-type", "unit_test", "test", "--select", "+int_visitors__shared"),
+            offset=timedelta(minutes=day),
+        )
+        shared = "select visitor_id, turns from intermediate.int_visitors__shared final"
+        stored = {
+            visitor: [tuple(turn.values()) for turn in turns] for visitor, turns in history.rows(shared)
+        }
+        assert stored == turns_of(told), f"after day {day}"
+    written = history.rows(
+        "select visitor_id, count() from intermediate.int_visitors__shared group by visitor_id"
+    )
+    assert len(written) > 3
 
 
 @pytest.mark.slow

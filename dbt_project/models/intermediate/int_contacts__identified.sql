@@ -364,18 +364,6 @@ told as (
 
 ),
 
-visitors as (
-
-    -- as `int_visitors__shared`: of two people named at the same moment the one with the greater number
-    select
-        visitor_id,
-        argMin(told.person_identity_id, tuple(told.known_from, -told.person_identity_id)) as first_person,
-        count() > 1 as is_shared
-    from told
-    group by visitor_id
-
-),
-
 people as (
 
     select identity_id, contact_id, is_known_to_crm from emails
@@ -401,18 +389,37 @@ people as (
 
 ),
 
+visitors as (
+
+    -- as `int_visitors__shared`: of two people named at the same moment the one with the greater number
+    select
+        told.visitor_id as visitor_id,
+        argMin(told.person_identity_id, tuple(told.known_from, -told.person_identity_id)) as first_person,
+        any(told.source) as source,
+        any(told.anonymous_id) as anonymous_id,
+        groupArray(tuple(
+            told.person_identity_id, coalesce(people.contact_id, 0), coalesce(people.is_known_to_crm, false)
+        )) as persons,
+        -- whether what they did can pass from one contact to another: most use an address here and an account there
+        min(coalesce(people.contact_id, 0)) != max(coalesce(people.contact_id, 0)) as is_shared
+    from told
+    left any join people on people.identity_id = told.person_identity_id
+    group by visitor_id
+
+),
+
 visits as (
 
     select
-        {{ visitor_as('told.visitor_id', 'told.person_identity_id', 'visitors.first_person') }} as identity_id,
-        people.contact_id as contact_id,
-        told.source as source,
-        told.anonymous_id as anonymous_id,
-        people.is_known_to_crm as is_known_to_crm,
-        visitors.is_shared as is_shared
-    from told
-    inner join visitors on visitors.visitor_id = told.visitor_id
-    inner join people on people.identity_id = told.person_identity_id
+        {{ visitor_as('visitor_id', 'person.1', 'first_person') }} as identity_id,
+        person.2 as contact_id,
+        source,
+        anonymous_id,
+        person.3 as is_known_to_crm,
+        is_shared
+    from visitors
+    array join persons as person
+    where person.2 != 0
 
 ),
 

@@ -50,7 +50,7 @@ orders as (
     select *
     from (
         {{ newest_orders(
-            ['identity_id', 'ordered_at', 'revenue', 'items_count', 'is_sale', 'items'],
+            ['identity_id', 'ordered_at', 'revenue', 'items_count', 'is_sale', 'product_hashes'],
             'identity_id in (select identity_id from identities)'
         ) }}
     )
@@ -61,7 +61,7 @@ orders as (
         ordered_at,
         revenue,
         items_count,
-        items
+        product_hashes
     from {{ newest(ref('int_orders__combined')) }}
     where is_sale
     {%- endif %}
@@ -75,10 +75,7 @@ sold as (
         orders.items_count as items_count,
         orders.revenue as revenue,
         [tuple(orders.ordered_at, orders.revenue)] as sale,
-        arrayMap(
-            item -> sipHash64(item.product_id),
-            arrayFilter(item -> item.quantity > 0 and item.unit_price > 0, orders.items)
-        ) as product_hashes
+        orders.product_hashes as product_hashes
     from orders
     inner join identities on identities.identity_id = orders.identity_id
 

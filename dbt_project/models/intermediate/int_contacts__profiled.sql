@@ -26,7 +26,7 @@ engagement as (
 
 messages as (
 
-    {{ message_sums_of(ref('int_messages__summed')) }}
+    {{ month_sums_of(ref('int_messages__summed')) }}
 
 ),
 

@@ -38,6 +38,16 @@ due as (
 
 ),
 
+due_hashes as (
+
+    -- not `due`: each look at all that an event is costs the engine more than to read this
+    select event_hash, message_hash from {{ source('raw', 'events') }}
+    {% if days is not none -%}
+    where {{ was_loaded_on('loaded_at', days) }}
+    {%- endif %}
+
+),
+
 {% if days is none -%}
 (
 
@@ -58,11 +68,11 @@ due as (
     select groupArray(event_hash)
     from (
         select event_hash
-        from loaded
+        from {{ source('raw', 'events') }}
         {% if days is not none -%}
         where
             {{ 'toYYYYMM(occurred_at) in (' ~ months | join(', ') ~ ')' if months else 'false' }}
-            and event_hash in (select event_hash from due)
+            and event_hash in (select event_hash from due_hashes)
         {%- endif %}
         group by event_hash
         having count() > 1
@@ -156,7 +166,7 @@ addressed as (
         toDate(min(messages.first_loaded_at), 'UTC') - {{ var('load_overlap_days') }} as known_from
     from {{ ref('int_messages__addressed') }} as messages
     {% if days is not none -%}
-    where message_hash in (select message_hash from due where message_id != '')
+    where message_hash in (select message_hash from due_hashes where message_hash != 0)
     {%- endif %}
     group by message_hash
 
@@ -166,6 +176,12 @@ visitors as (
 
     select visitor_id as shared_visitor_id, turns
     from {{ newest(ref('int_visitors__shared')) }}
+    {% if days is not none -%}
+    where visitor_id in (
+        select {{ visitor_of('source', 'anonymous_id') }} from {{ source('raw', 'events') }}
+        where {{ was_loaded_on('loaded_at', days) }} and external_id = '' and email = '' and anonymous_id != ''
+    )
+    {%- endif %}
 
 )
 

@@ -4,9 +4,15 @@
     )
 }}
 
--- depends_on: {{ ref('stg_identities__changes') }}
+-- depends_on: {{ ref('stg_identities__changes') }}, {{ ref('int_visitors__shared') }}
 
 {%- set before = identities_before() %}
+{%- set visitors_seen -%}
+    assumeNotNull(greatest(
+        (select max(recorded_at) from {{ ref('int_visitors__told') }}),
+        (select max(recorded_at) from {{ ref('int_visitors__shared') }})
+    ))
+{%- endset %}
 
 {%- if before is none %}
 
@@ -20,7 +26,7 @@ select
     ---------- timestamps
     assumeNotNull((select max(recorded_at) from {{ ref('int_records__combined') }})) as records_through,
     assumeNotNull((select max(recorded_at) from {{ ref('int_contacts__hinted') }})) as hints_through,
-    assumeNotNull((select max(recorded_at) from {{ ref('int_visitors__told') }})) as visitors_through
+    {{ visitors_seen }} as visitors_through
 
 {%- else %}
 
@@ -140,15 +146,56 @@ heard as (
 
 ) as account_ids,
 
+turned as (
+
+    select visitor_id, person_identity_id
+    from {{ ref('int_visitors__told') }}
+    where visitor_id in (
+        select visitor_id from {{ ref('int_visitors__shared') }}
+        where recorded_at > toDateTime64('{{ through[2] }}', 3, 'UTC')
+    )
+
+),
+
+passed as (
+
+    -- though nobody new was told, what such a visitor did may have passed from one contact to another
+    select turned.visitor_id as visitor_id
+    from turned
+    left any join (
+        select identity_id as known_identity_id, contact_id as known_contact_id
+        from known
+        where identity_id in (select person_identity_id from turned)
+    ) as people
+        on people.known_identity_id = turned.person_identity_id
+    group by visitor_id
+    having min(coalesce(people.known_contact_id, 0)) != max(coalesce(people.known_contact_id, 0))
+
+),
+
 visitors as (
 
     select visitor_id, person_identity_id
     from {{ ref('int_visitors__told') }}
     where visitor_id in (
+        -- somebody who was not known to be there, or not so early
+        select visitor_id from {{ ref('int_visitors__told') }}
+        where visitor_id in (
+            select visitor_id from {{ ref('int_visitors__told') }}
+            where recorded_at > toDateTime64('{{ through[2] }}', 3, 'UTC')
+        )
+        group by visitor_id, person_identity_id
+        having min(first_told).2 > toDateTime64('{{ through[2] }}', 3, 'UTC')
+
+        union distinct
+
+        select visitor_id from passed
+
+        union distinct
+
         select visitor_id from {{ ref('int_visitors__told') }}
         where
-            recorded_at > toDateTime64('{{ through[2] }}', 3, 'UTC')
-            or person_identity_id in (select arrayJoin(record_ids))
+            person_identity_id in (select arrayJoin(record_ids))
             or person_identity_id in (select arrayJoin(email_ids))
             or person_identity_id in (select arrayJoin(account_ids))
     )
@@ -223,7 +270,7 @@ select
     ---------- timestamps
     assumeNotNull((select max(recorded_at) from {{ ref('int_records__combined') }})) as records_through,
     assumeNotNull((select max(recorded_at) from {{ ref('int_contacts__hinted') }})) as hints_through,
-    assumeNotNull((select max(recorded_at) from {{ ref('int_visitors__told') }})) as visitors_through
+    {{ visitors_seen }} as visitors_through
 from touched
 
 {%- endif %}

@@ -130,13 +130,21 @@ orders as (
         owners.owner_contact_id as contact_id,
         orders.ordered_at as ordered_at,
         orders.revenue as revenue
+    {% if is_incremental() -%}
+    from (
+        {{ newest_orders(
+            ['order_id', 'identity_id', 'ordered_at', 'revenue', 'is_sale'],
+            'ordered_at >= changed_from - ' ~ window ~ ' and identity_id in (select owner_identity_id from owners)'
+        ) }}
+    ) as orders
+    {%- else -%}
     from {{ newest(ref('int_orders__combined'), 'orders') }}
+    {%- endif %}
     inner join owners on owners.owner_identity_id = orders.identity_id
     where
-        is_sale
+        orders.is_sale
         {% if is_incremental() -%}
-        and ordered_at >= changed_from - {{ window }}
-        and identity_id in (select owner_identity_id from owners)
+        and orders.ordered_at >= changed_from - {{ window }}
         {%- endif %}
 
 ),

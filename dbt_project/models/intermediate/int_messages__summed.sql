@@ -11,7 +11,13 @@
 }}
 
 {#- months are added up in month 0 when nothing can happen to their messages any more: the life of a message, and a month -#}
-{%- set due = due_message_months() %}
+{%- set due = due_month_sums(
+    ref('int_messages__followed'),
+    moment='created_at',
+    is_new='rebuilt_at > (select max(rebuilt_at) from ' ~ this ~ ')',
+    months='[toYYYYMM(created_at)]',
+    open_days=var('message_life_days') + 62
+) %}
 
 {% if due.read == 'false' and due.keep == 'false' -%}
 {{ nothing_due() }}
@@ -22,7 +28,7 @@ with
 messages as (
 
     select
-        {{ 'if(toYYYYMM(created_at) <= ' ~ due.fold ~ ', 0, toYYYYMM(created_at))' }}::UInt32 as month,
+        {{ sum_month('created_at', due) }} as month,
         identity_id,
         ledger_contact_id,
         sent_at,

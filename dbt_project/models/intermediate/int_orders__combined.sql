@@ -180,6 +180,9 @@ select
 
     ---------- semi-structured
     items,
+    arrayDistinct(
+        arrayMap(item -> sipHash64(item.product_id), arrayFilter((item, is_sold) -> is_sold, items, sold))
+    ) as product_hashes,
 
     ---------- timestamps
     coalesce(placed_at, first_event_at) as ordered_at,

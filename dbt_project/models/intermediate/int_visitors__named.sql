@@ -5,6 +5,7 @@
         on_schema_change='fail',
         engine=engine('ReplacingMergeTree'),
         order_by=['visitor_id', 'occurred_at', 'person_identity_id'],
+        settings={'index_granularity': 256},
         query_settings={'optimize_on_insert': 0}
     )
 }}

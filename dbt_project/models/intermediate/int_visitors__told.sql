@@ -39,8 +39,13 @@ select
     any(source)::SimpleAggregateFunction(any, String) as source,
     any(anonymous_id)::SimpleAggregateFunction(any, String) as anonymous_id,
 
+    ---------- booleans
+    max(events.occurred_at > events.loaded_at)::SimpleAggregateFunction(max, Bool) as is_ahead,
+
     ---------- timestamps
     min(events.occurred_at)::SimpleAggregateFunction(min, DateTime64(3, 'UTC')) as first_at,
+    -- and by which run that was known
+    min(tuple(events.occurred_at, {{ stamp() }}))::SimpleAggregateFunction(min, Tuple(DateTime64(3, 'UTC'), DateTime64(3, 'UTC'))) as first_told,
     max(events.loaded_at)::SimpleAggregateFunction(max, DateTime64(3, 'UTC')) as event_loaded_at,
     {{ stamp() }}::SimpleAggregateFunction(max, DateTime64(3, 'UTC')) as recorded_at
 from events

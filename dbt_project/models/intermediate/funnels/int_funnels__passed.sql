@@ -126,26 +126,31 @@ owners as (
         seen_from.2 as owner_from_month
     from {{ ref('int_contacts__identified') }} as identities
     inner join (select arrayJoin(due_contacts) as seen_from) as seen_list on seen_list.seen_from.1 = identities.contact_id
+    -- else a table of all who are known would be made to join orders with
+    where identities.contact_id in (select arrayJoin(due_contacts.1))
 
 ),
 
-orders as (
+happened as (
 
-    select
-        owners.owner_contact_id as contact_id,
-        'order.placed' as type,
-        orders.ordered_at as occurred_at
+    select identity_id, 'order.placed' as type, ordered_at as occurred_at
     from (
         {{ newest_orders(
             ['identity_id', 'ordered_at', 'is_sale'],
             'ordered_at >= changed_from and identity_id in (select owner_identity_id from owners)'
         ) }}
-    ) as orders
-    inner join owners on owners.owner_identity_id = orders.identity_id
+    )
+    where is_sale
+
+    union all
+
+    select identity_id, type::String as type, occurred_at
+    from {{ ref('int_events__recorded') }}
     where
-        orders.is_sale
-        and orders.ordered_at >= owners.owner_from_month
-        and orders.ordered_at <= {{ now() }}
+        type in (select event_type from steps where event_type != 'order.placed')
+        and not is_machine
+        and {{ loaded_after('loaded_on', 'toDateTime64(changed_from, 3, \'UTC\')') }}
+        and identity_id in (select owner_identity_id from owners)
 
 ),
 
@@ -153,17 +158,13 @@ events as (
 
     select
         owners.owner_contact_id as contact_id,
-        recorded.type::String as type,
-        recorded.occurred_at as occurred_at
-    from {{ ref('int_events__recorded') }} as recorded
-    inner join owners on owners.owner_identity_id = recorded.identity_id
-    where
-        recorded.type in (select event_type from steps where event_type != 'order.placed')
-        and not is_machine
-        and recorded.occurred_at >= owners.owner_from_month
-        and recorded.occurred_at <= {{ now() }}
-        and {{ loaded_after('loaded_on', 'toDateTime64(changed_from, 3, \'UTC\')') }}
-        and recorded.identity_id in (select owner_identity_id from owners)
+        happened.type as type,
+        happened.occurred_at as occurred_at
+    from happened
+    inner join owners on owners.owner_identity_id = happened.identity_id
+    where happened.occurred_at >= owners.owner_from_month and happened.occurred_at <= {{ now() }}
+
+),
 
 {% else -%}
 orders as (
@@ -196,12 +197,13 @@ events as (
         and occurred_at <= {{ now() }}
         and {{ loaded_within('loaded_on', 31 * var('funnel_months')) }}
 
-{% endif -%}
     union all
 
     select * from orders
 
 ),
+
+{% endif -%}
 
 taken as (
 
@@ -249,17 +251,23 @@ compared as (
 
     union all
 
-    -- the column's own name, or ClickHouse would take the 0 beside it for it
-    select funnel, contact_id, entry_month, 0 as steps_passed, known.steps_passed as steps_known
-    from {{ this }} as known final
+    -- of each the newest row: those of a few cost less to compare than all of them with `final`
+    select
+        funnel,
+        contact_id,
+        entry_month,
+        0 as steps_passed,
+        -- the column's own name, or ClickHouse would take the 0 beside it for it
+        argMax(known.steps_passed, known.rebuilt_at) as steps_known
+    from {{ this }} as known
     {% if not are_all_due -%}
     inner join (select arrayJoin(due_contacts) as seen_from) as seen_list on seen_list.seen_from.1 = known.contact_id
-    {% endif -%}
     where
-        known.steps_passed > 0
-        {%- if not are_all_due %}
+        entry_month >= toYYYYMM(changed_from)
         and entry_month >= toYYYYMM(seen_from.2)
-        {%- endif %}
+    {% endif -%}
+    group by funnel, contact_id, entry_month
+    having steps_known > 0
 
 ),
 

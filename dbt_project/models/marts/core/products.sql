@@ -14,7 +14,7 @@ catalogue as (
 
 months as (
 
-    select * from {{ ref('int_products__sold') }}
+    {{ month_sums_of(ref('int_products__sold')) }}
 
 ),
 
