@@ -86,7 +86,7 @@
 
     rows: relation or subquery with source, external_id and email (normalised).
 -#}
-{% macro with_contacts(rows, has_messages=false) -%}
+{% macro with_contacts(rows) -%}
     select
         hinted.*,
         coalesce(

@@ -8,14 +8,26 @@ with
 
 consents as (
 
-    select * from {{ ref('stg_consents__changes') }}
+    -- by hash: a join by address would make a table of all addresses and ids that are known
+    select
+        source,
+        is_granted,
+        occurred_at,
+        {{ identity_of('source', 'external_id', 'email') }} as consent_identity_id
+    from {{ ref('stg_consents__changes') }}
     where channel = 'email' and purpose = 'marketing'
 
 ),
 
 consenting as (
 
-    {{ with_contacts('consents', has_messages=false) }}
+    select
+        identities.contact_id as contact_id,
+        consents.source as source,
+        consents.is_granted as is_granted,
+        consents.occurred_at as occurred_at
+    from {{ ref('int_contacts__identified') }} as identities
+    inner join consents on consents.consent_identity_id = identities.identity_id
 
 ),
 
@@ -33,12 +45,11 @@ events as (
 changes as (
 
     select
-        assumeNotNull(consenting.contact_id) as contact_id,
+        contact_id,
         source::String as source,
         if(is_granted, 'joined', 'withdrawn') as change,
         occurred_at as changed_at
     from consenting
-    where consenting.contact_id is not null
 
     union all
 

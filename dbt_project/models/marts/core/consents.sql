@@ -14,7 +14,7 @@ changes as (
 
 identified as (
 
-    {{ with_contacts('changes', has_messages=false) }}
+    {{ with_contacts('changes') }}
 
 ),
 
