@@ -199,6 +199,39 @@ def turns_of(told: list[tuple[str, datetime, int]]) -> dict[int, list[tuple[date
 
 
 @pytest.mark.slow
+def test_a_visitor_of_one_contact_stays_where_it_is(history: Models) -> None:
+    def seen(number: int, visitor: str, **hints: str) -> dict[str, Any]:
+        at = moment("06-20") + timedelta(hours=number)
+        return {"id": f"v{number}", "type": "page.viewed", "at": at, "anonymous_id": visitor, **hints}
+
+    def moved() -> dict[str, Any]:
+        """When each identity of a visitor moved."""
+        identified = (
+            "select identifier, identity_id, moved_at from intermediate.int_contacts__identified"
+            " where kind = 'visitor' order by identifier, identity_id"
+        )
+        return {f"{name}{identity}": at for name, identity, at in history.rows(identified)}
+
+    address, account = {"email": "ann@example.com"}, {"external_id": "1"}
+    other = {"email": "bob@example.com"}
+    history.contact("1", "ann@example.com", "01-01")
+    history.contact("2", "bob@example.com", "01-01")
+    for number, (phone, shared) in enumerate(((address, address), (account, other))):
+        history.events(seen(2 * number, "phone", **phone), seen(2 * number + 1, "shared", **shared))
+        identify(history, minutes=number)
+    before = moved()
+    assert len(before) == 4
+    # an address again, after an account of the same contact; and somebody who was there before another
+    history.events(seen(8, "phone", **address), seen(9, "shared", **address))
+    identify(history, minutes=2)
+    after = moved()
+    assert {name for name in before if before[name] != after[name]} == {
+        name for name in before if name.startswith("shared")
+    }
+    assert set(before) == set(after)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_turns_of_visitors_go_on_from_where_they_were(history: Models, seed: int) -> None:
     dice = random.Random(seed)
