@@ -39,6 +39,12 @@
 {%- endmacro %}
 
 
+{#- Whether an event says who its visitor is. -#}
+{% macro names_visitor() -%}
+    anonymous_id != '' and (external_id != '' or email != '')
+{%- endmacro %}
+
+
 {#-
     identity_id of what a visitor did while they were a certain person, below 0: the visitor's own for the first person,
     and another for each of the others, so that one mapping of identities to contacts serves all.

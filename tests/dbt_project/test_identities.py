@@ -265,10 +265,7 @@ def test_turns_of_visitors_go_on_from_where_they_were(history: Models, seed: int
             visitor: [tuple(turn.values()) for turn in turns] for visitor, turns in history.rows(shared)
         }
         assert stored == turns_of(told), f"after day {day}"
-    written = history.rows(
-        "select visitor_id, count() from intermediate.int_visitors__shared group by visitor_id"
-    )
-    assert len(written) > 3
+    assert len(stored) > 3
 
 
 @pytest.mark.slow

@@ -28,8 +28,7 @@ news as (
         arraySort(groupUniqArray(tuple(occurred_at, {{ person_of('source', 'external_id', 'email') }}))) as moments
     from {{ ref('stg_events__events') }}
     where
-        anonymous_id != ''
-        and (external_id != '' or email != '')
+        {{ names_visitor() }}
         and loaded_at > {{ last_taken() }}
     group by visitor_id
 

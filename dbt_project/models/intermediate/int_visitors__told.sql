@@ -22,8 +22,7 @@ events as (
         loaded_at
     from {{ ref('stg_events__events') }}
     where
-        anonymous_id != ''
-        and (external_id != '' or email != '')
+        {{ names_visitor() }}
         {% if is_incremental() -%}
         and loaded_at > {{ newest_load('event_loaded_at', 'recorded_at') }}
         {%- endif %}
